@@ -1,0 +1,229 @@
+"""The schema of a bundle's manifest.json: what was exported, from what, for which plans, every file with its hash."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vtexport.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+# A manifest holds a line per file and tensor of a few graphs; a longer one is not ours.
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
+
+
+class Tensor(msgspec.Struct, kw_only=True):
+    """A graph input or output; a dimension is a number or the name of a length that varies."""
+
+    name: str
+    shape: list[int | str]
+    dtype: DType
+
+
+class Graph(msgspec.Struct, kw_only=True):
+    """One ONNX file with its interface."""
+
+    file: str
+    dialect: Literal["modern", "classic"]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class PlanGraphs(msgspec.Struct, kw_only=True):
+    """The graphs that one plan runs, as keys of `Manifest.graphs`."""
+
+    vision: str
+    prune: str
+    decoder: list[str]
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """One way to run the bundle: a method with its parameters and budget."""
+
+    name: str
+    method: str
+    parameters: dict[str, Any]
+    paper: str | None
+    keep: Positive  # the budget asked for: visual tokens per image that enter the LLM
+    visual_tokens: Positive  # rows of `image_features`, separators included
+    positions: Literal["contiguous", "original"]
+    position_span: Positive  # position ids that the image takes; the text after it starts behind them
+    graphs: dict[str, PlanGraphs]  # by dialect
+
+
+class StoredTensor(msgspec.Struct, kw_only=True):
+    """Where a tensor's bytes lie, for readers that map the file."""
+
+    file: str
+    offset: Count  # bytes from the start of the file
+    shape: list[Positive]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
+class Vision(msgspec.Struct, kw_only=True):
+    """The vision tower's grid, in patches and pixels."""
+
+    image_size: Positive
+    patch_size: Positive
+    grid_height: Positive
+    grid_width: Positive
+    tokens: Positive
+    width: Positive
+
+
+class Image(msgspec.Struct, kw_only=True):
+    """How pixels become `pixel_values`: shorter side to `resize_shortest`, centre crop, rescale, normalise."""
+
+    resize_shortest: Positive
+    crop_height: Positive
+    crop_width: Positive
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    rescale: float
+    mean: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
+    std: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
+
+
+class Text(msgspec.Struct, kw_only=True):
+    """Token ids that the runtime needs beside tokenizer.json."""
+
+    image_token: str
+    image_token_id: Count
+    bos_token: str | None
+    eos_token_ids: list[Count]
+    embedding: StoredTensor
+
+
+class Segment(msgspec.Struct, kw_only=True):
+    """A run of decoder layers exported as one graph."""
+
+    first_layer: Count
+    layers: Positive
+
+
+class Decoder(msgspec.Struct, kw_only=True):
+    """Sizes of the language model, for the KV cache and the limits of a prompt."""
+
+    layers: Positive
+    width: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    vocabulary: Positive
+    max_positions: Positive
+    segments: list[Segment]
+
+
+class Source(msgspec.Struct, kw_only=True):
+    """The checkpoint the bundle was made from."""
+
+    requested: str
+    kind: Literal["alias", "hub", "folder"]
+    id: str
+    revision: str | None
+    weights: Literal["stored", "random"]
+    seed: int | None
+    files: dict[str, Sha256]
+
+
+class File(msgspec.Struct, kw_only=True):
+    """Size and hash of one file of the bundle."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """Everything a runtime or a person needs to know about a bundle. Never changes after publishing."""
+
+    schema_version: int
+    name: str
+    created_at: str  # UTC, ISO 8601
+    command: str
+    versions: dict[str, str]
+    family: str
+    precision: Literal["float32", "float16", "bfloat16"]
+    source: Source
+    vision: Vision
+    image: Image
+    text: Text
+    decoder: Decoder
+    graphs: dict[str, Graph]
+    plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
+    files: dict[str, File]
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def encode(manifest: Manifest) -> bytes:
+    """UTF-8 JSON with sorted keys, indented for people and for diffs."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`; `where` names it in errors.
+
+    Raises:
+        BundleError: not JSON, another schema version, a field missing or of a wrong type, a reference that leads
+            nowhere, or a path that leaves the bundle.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where} has {len(data)} bytes, more than a manifest can have; build the bundle again")
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{where} has schema_version {version}, this vtexport reads {SCHEMA_VERSION}; "
+                f"use the vtexport version that wrote it or build the bundle again"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where} is not a bundle manifest ({error}); build or copy the bundle again") from error
+    _check_references(manifest, where)
+    return manifest
+
+
+def is_inside(path: str) -> bool:
+    """Whether a stored path is a plain relative path that cannot leave the bundle's folder."""
+    parts = path.split("/")
+    return bool(path) and "\\" not in path and "\0" not in path and not any(part in {"", ".", ".."} for part in parts)
+
+
+def _check_references(manifest: Manifest, where: str) -> None:
+    def refuse(what: str) -> None:
+        raise BundleError(f"{where} {what}; build or copy the bundle again")
+
+    for path in manifest.files:
+        if not is_inside(path):
+            refuse(f"names the file {path!r}, which is not a plain path inside the bundle")
+    stored = [graph.file for graph in manifest.graphs.values()] + [manifest.text.embedding.file]
+    for path in stored:
+        if path not in manifest.files:
+            refuse(f"uses the file {path!r} but does not list it")
+    names = [plan.name for plan in manifest.plans]
+    if len(set(names)) != len(names):
+        refuse("has two plans of one name")
+    segments = manifest.decoder.segments
+    for plan in manifest.plans:
+        for dialect, graphs in plan.graphs.items():
+            for name in (graphs.vision, graphs.prune, *graphs.decoder):
+                if name not in manifest.graphs:
+                    refuse(f"has plan {plan.name!r} ({dialect}) use the graph {name!r}, which it does not describe")
+            if len(graphs.decoder) != len(segments):
+                refuse(f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs for {len(segments)} segments")
+    if sum(segment.layers for segment in segments) != manifest.decoder.layers:
+        refuse("has decoder segments that do not add up to its layers")
+    table = manifest.text.embedding
+    if len(table.shape) != 2:
+        refuse(f"has an embedding of shape {table.shape}")
+    itemsize = 4 if table.dtype == "float32" else 2
+    if table.offset + table.shape[0] * table.shape[1] * itemsize > manifest.files[table.file].bytes:
+        refuse(f"has an embedding that ends behind {table.file!r}")

@@ -1,0 +1,177 @@
+"""Putting a bundle in place whole or not at all.
+
+A bundle is written into a hidden folder beside its destination (`.NAME.building-*`), which its writer holds locked, and
+then exchanged with what stands at the destination in one step of the file system (`renameat2` with `RENAME_EXCHANGE`,
+Linux). Where a file system cannot exchange, the old bundle is moved aside first (`.NAME.previous-*`) and `recover` puts
+it back if the writer died in between. A crash leaves at most a hidden folder that nobody holds locked, and the next
+writer removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtexport.bundle.manifest import MANIFEST_NAME
+from vtexport.errors import InputError, UsageError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """A new folder to fill; when the block ends without an exception it takes the place of `destination`.
+
+    Raises:
+        UsageError: `destination` is something other than a bundle or an empty folder.
+        InputError: the folder's parent cannot be written.
+    """
+    destination = _absolute(destination)
+    check_destination(destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        recover(destination)
+        # One writer at a time cleans up and starts: a folder made but not yet locked would look abandoned to another.
+        with _locked(destination.parent):
+            _remove_abandoned(destination)
+            staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.building-", dir=destination.parent))
+            lock = _lock_folder(staging)
+    except OSError as error:
+        raise InputError(
+            f"{destination.parent} cannot be written ({error.strerror}); choose another -o/--output"
+        ) from error
+    try:
+        yield staging
+        _finish(staging)
+        with _locked(destination.parent):
+            check_destination(destination)
+            _exchange(staging, destination)
+    finally:
+        # After an exchange this is the old bundle, after a failure the half-written one.
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def check_destination(destination: Path) -> None:
+    """Refuses to replace anything that is not a bundle.
+
+    Raises:
+        UsageError: a file stands there, or a folder that holds something else.
+    """
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise UsageError(f"{destination} exists and is not a folder; choose another -o/--output")
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST_NAME).is_file():
+        raise UsageError(f"{destination} exists and holds something that is not a bundle; choose another -o/--output")
+
+
+def recover(destination: Path) -> None:
+    """Puts back a bundle that a writer moved aside before it died; does nothing otherwise."""
+    destination = _absolute(destination)
+    if destination.exists() or not destination.parent.is_dir():
+        return
+    aside = sorted(destination.parent.glob(f".{_escaped(destination.name)}.previous-*"))
+    if aside:
+        with _locked(destination.parent):
+            if not destination.exists() and aside[0].exists():
+                aside[0].rename(destination)
+
+
+def _finish(staging: Path) -> None:
+    """World-readable modes whatever the umask, and everything on the disk before the exchange."""
+    for folder, _, files in os.walk(staging):
+        for name in files:
+            path = Path(folder, name)
+            path.chmod(0o644)
+            _sync(path)
+        Path(folder).chmod(0o755)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(staging: Path, destination: Path) -> None:
+    if not destination.exists():
+        staging.rename(destination)
+    elif _rename_exchange(staging, destination):
+        pass
+    else:
+        aside = destination.with_name(staging.name.replace(".building-", ".previous-"))
+        destination.rename(aside)
+        staging.rename(destination)
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync(destination.parent)
+
+
+def _rename_exchange(first: Path, second: Path) -> bool:
+    """Swaps two folders in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    paths = os.fsencode(first), os.fsencode(second)
+    if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _remove_abandoned(destination: Path) -> None:
+    """Removes what dead writers of this destination left; a live writer's folder is locked and stays."""
+    name = _escaped(destination.name)
+    for path in [
+        *destination.parent.glob(f".{name}.building-*"),
+        *(destination.parent.glob(f".{name}.previous-*") if destination.exists() else ()),
+    ]:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's own lock, so that no lock file is left behind; for the moment of an exchange only."""
+    descriptor = _lock_folder(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _absolute(path: Path) -> Path:
+    """`path` without `..`, links left as they are (`Path.resolve` would follow them)."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _escaped(name: str) -> str:
+    """`name` for a glob pattern."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

@@ -1,0 +1,104 @@
+"""Opening a bundle: schema, paths and sizes at once, hashes on request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, decode
+from vtexport.bundle.publish import recover
+from vtexport.errors import BundleError, InputError, UsageError
+
+_CHUNK = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose manifest has been read and whose files have the sizes it states."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, relative: str) -> Path:
+        """The file of that name in the bundle."""
+        return self.folder / relative
+
+    def plan(self, name: str | None = None) -> Plan:
+        """The plan of that name, or the only one.
+
+        Raises:
+            UsageError: no such plan, or several to choose from.
+        """
+        plans = self.manifest.plans
+        names = ", ".join(plan.name for plan in plans)
+        if name is None:
+            if len(plans) == 1:
+                return plans[0]
+            raise UsageError(f"{self.folder} has several plans; choose one of {names} with --plan")
+        for plan in plans:
+            if plan.name == name:
+                return plan
+        raise UsageError(f"{self.folder} has no plan {name!r}; it has {names}")
+
+    def verify(self, progress: Callable[[str, int], None] | None = None) -> list[str]:
+        """Reads every file and compares its SHA-256; returns one sentence for each that differs.
+
+        `progress` is called with the file's name and the number of bytes just read.
+        """
+        problems = []
+        for relative, recorded in self.manifest.files.items():
+            digest = hashlib.sha256()
+            try:
+                with self.path(relative).open("rb") as file:
+                    while chunk := file.read(_CHUNK):
+                        digest.update(chunk)
+                        if progress is not None:
+                            progress(relative, len(chunk))
+            except OSError as error:
+                problems.append(f"{relative} cannot be read: {error.strerror}")
+                continue
+            if digest.hexdigest() != recorded.sha256:
+                problems.append(f"{relative} does not have the SHA-256 that the manifest states")
+        return problems
+
+
+def open_bundle(folder: str | Path) -> Bundle:
+    """Reads the manifest and checks that every file is there with its size.
+
+    Raises:
+        InputError: there is no such folder.
+        BundleError: it is not a bundle, or not a whole one.
+    """
+    folder = Path(folder)
+    recover(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the bundle that `vtexport build` wrote")
+    path = folder / MANIFEST_NAME
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder} holds no {MANIFEST_NAME}, so it is not a bundle; make one with `vtexport build`"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    manifest = decode(data, str(path))
+    inside = folder.resolve()
+    for relative, recorded in manifest.files.items():
+        file = folder / relative
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise BundleError(f"{file} is missing ({error.strerror}); build or copy the bundle again") from error
+        if not file.resolve().is_relative_to(inside):
+            raise BundleError(
+                f"{file} leads out of the bundle, to {file.resolve()}; copy the bundle with its files, not links"
+            )
+        if size != recorded.bytes:
+            raise BundleError(
+                f"{file} has {size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
+            )
+    return Bundle(folder, manifest)

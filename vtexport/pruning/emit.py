@@ -1,0 +1,114 @@
+"""A writer of ONNX nodes: `emitter.MatMul(a, b)` adds a MatMul node and returns the name of its output."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+
+# body(emitter, states) -> (condition to go on or None for "always", new states)
+LoopBody = Callable[["Emitter", Sequence[str]], tuple["str | None", Sequence[str]]]
+
+
+class Emitter:
+    """Collects the nodes of one function or loop body.
+
+    Any capitalised attribute is an ONNX op. Inputs are value names, or Python numbers and NumPy arrays, which become
+    Constant nodes: floats as float32, integers as int64. `outputs=2` returns two names.
+    """
+
+    def __init__(self, counter: Iterator[int] | None = None) -> None:
+        self.nodes: list[NodeProto] = []
+        self._counter = itertools.count() if counter is None else counter  # shared with loop bodies: names stay unique
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        if not op[:1].isupper():
+            raise AttributeError(op)
+
+        def add(*inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+            names = [self._name(op) for _ in range(outputs)]
+            sources = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+            self.nodes.append(helper.make_node(op, sources, names, **attributes))
+            return names[0] if outputs == 1 else tuple(names)
+
+        return add
+
+    def _name(self, hint: str) -> str:
+        return f"{hint.lower()}_{next(self._counter)}"
+
+    def constant(self, value: Any) -> str:
+        array = np.asarray(value)
+        if array.dtype.kind == "f":
+            array = array.astype(np.float32)
+        elif array.dtype.kind in "iu":
+            array = array.astype(np.int64)
+        return str(self.Constant(value=numpy_helper.from_array(array)))
+
+    def repeat_while(self, most: int, states: Sequence[str], types: Sequence[int], body: LoopBody) -> list[str]:
+        """A do-while Loop of at most `most` rounds: `body` always runs once, its condition is tested afterwards.
+
+        Bodies may read outer values by name. `types` are the ONNX element types of `states`.
+        """
+        inner = Emitter(self._counter)
+        before = [self._name("before") for _ in states]
+        round_, entered, go_on = self._name("round"), self._name("entered"), self._name("go_on")
+        condition, after = body(inner, before)
+        inner.nodes.append(helper.make_node("Identity", [entered if condition is None else condition], [go_on]))
+        describe = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            inner.nodes,
+            self._name("body"),
+            [describe(round_, INT64, []), describe(entered, BOOL, [])]
+            + [describe(name, kind, None) for name, kind in zip(before, types, strict=True)],
+            [describe(go_on, BOOL, [])] + [describe(name, kind, None) for name, kind in zip(after, types, strict=True)],
+        )
+        result = self.Loop(most, True, *states, outputs=len(states), body=graph)
+        return [result] if len(states) == 1 else list(result)
+
+    # Short forms of what selection graphs are full of; matrices are [B, rows, columns].
+
+    def transpose(self, matrix: str) -> str:
+        return str(self.Transpose(matrix, perm=[0, 2, 1]))
+
+    def total(self, value: str, axis: int, *, keepdims: bool = True) -> str:
+        return str(self.ReduceSum(value, [axis], keepdims=int(keepdims)))
+
+    def as_float(self, value: str) -> str:
+        return str(self.Cast(value, to=FLOAT))
+
+    def as_int(self, value: str) -> str:
+        return str(self.Cast(value, to=INT64))
+
+    def any_true(self, condition: str, rank: int) -> str:
+        """A scalar bool; through float32 because TensorRT reduces no bool."""
+        most = self.ReduceMax(self.as_float(condition), list(range(rank)), keepdims=0)
+        return str(self.Greater(most, 0.5))
+
+    def ranks(self, values: str, count: int, *, largest: bool) -> str:
+        """[B, count] int64: the place of every element in the sorted order, ties to the lower index."""
+        _, order = self.TopK(values, [count], outputs=2, axis=1, largest=int(largest))
+        _, places = self.TopK(order, [count], outputs=2, axis=1, largest=0)
+        return str(places)
+
+
+def live_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
+    """The nodes that `outputs` depend on, in order. ONNX Runtime would keep and run dead Loops."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed |= _reads(node)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _reads(node: NodeProto) -> set[str]:
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            names |= _reads(inner)
+    return names
