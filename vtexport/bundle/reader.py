@@ -42,7 +42,7 @@ class Bundle:
                 return plan
         raise UsageError(f"{self.folder} has no plan {name!r}; it has {names}")
 
-    def verify(self, progress: Callable[[str, int], None] | None = None) -> list[str]:
+    def verify(self, progress: Callable[[str, int], object] | None = None) -> list[str]:
         """Reads every file and compares its SHA-256; returns one sentence for each that differs.
 
         `progress` is called with the file's name and the number of bytes just read.

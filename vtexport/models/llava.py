@@ -30,6 +30,18 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "g
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
+# What LLaVA-1.5 was trained with, for checkpoints that come without a template: the image first, then the text.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{ message.role | upper }}:{{ ' ' }}
+{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{{ ' ' }}{%- endfor -%}
+{%- if message.role == 'assistant' -%}{{ eos_token }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+
 def canonical_name(stored: str) -> str:
     """The name under which vtexport knows a tensor, whatever layout the file has."""
     for prefix, replacement in _CANONICAL:

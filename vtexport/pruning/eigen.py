@@ -8,6 +8,7 @@ Every image stops on its own account, so that it gets the same vectors whatever 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ TINY = 1e-30  # floor of squared norms, so that zero matrices give zeros and not
 
 @dataclass(frozen=True)
 class Eigenvectors:
-    """Value names: `vectors` [B, T, k] by descending eigenvalue, `values` [B, 1, k], `residual` [B, 1, 1] (relative)."""
+    """Names of `vectors` [B, T, k] by descending eigenvalue, `values` [B, 1, k], `residual` [B, 1, 1] (relative)."""
 
     vectors: str
     values: str
@@ -45,7 +46,7 @@ def leading_eigenvectors(e: Emitter, gram: str, *, tokens: int, count: int) -> E
     block, rest, values = _rayleigh_ritz(e, gram, block, size, most=size // 2 + 24)
     active = e.GreaterOrEqual(e.ReduceMax(values, [2], keepdims=1), -1.0)
 
-    def correct(b: Emitter, states: list[str]) -> tuple[str, list[str]]:
+    def correct(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
         old, old_rest, old_values, active = states
         new = b.Add(old, _chebyshev_correction(b, gram, old, old_rest, old_values))
         new = _orthonormalise(b, new, size, rounds=10)
@@ -88,7 +89,7 @@ def _inverse_square_root(e: Emitter, matrix: str, size: int, rounds: int) -> str
 
 
 def _rayleigh_ritz(e: Emitter, gram: str, block: str, size: int, *, most: int) -> tuple[str, str, str]:
-    """The best eigenvectors within span(block), their residuals orthogonal to the block, their Ritz values [B, 1, size]."""
+    """The best eigenvectors in span(block), their residuals orthogonal to it, their Ritz values [B, 1, size]."""
     image = e.MatMul(gram, block)
     rotation = _diagonalise(e, e.MatMul(e.transpose(block), image), size, most=most)
     block, image = e.MatMul(block, rotation), e.MatMul(image, rotation)
@@ -112,7 +113,7 @@ def _diagonalise(e: Emitter, matrix: str, size: int, *, most: int) -> str:
     start = e.Add(e.Mul(0.0, matrix), eye)
     active = e.GreaterOrEqual(e.ReduceMax(e.Abs(start), [1, 2], keepdims=1), 0.0)
 
-    def rotate(b: Emitter, states: list[str]) -> tuple[str, list[str]]:
+    def rotate(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
         old, active = states
         projected = b.MatMul(b.transpose(old), b.MatMul(matrix, old))
         diagonal = b.total(b.Mul(projected, eye), 2)

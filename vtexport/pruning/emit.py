@@ -11,8 +11,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
-# body(emitter, states) -> (condition to go on or None for "always", new states)
-LoopBody = Callable[["Emitter", Sequence[str]], tuple["str | None", Sequence[str]]]
+# body(emitter, states) -> (condition to go on, new states)
+LoopBody = Callable[["Emitter", Sequence[str]], tuple[str, Sequence[str]]]
 
 
 class Emitter:
@@ -22,9 +22,11 @@ class Emitter:
     Constant nodes: floats as float32, integers as int64. `outputs=2` returns two names.
     """
 
-    def __init__(self, counter: Iterator[int] | None = None) -> None:
+    def __init__(self, outer: Emitter | None = None) -> None:
         self.nodes: list[NodeProto] = []
-        self._counter = itertools.count() if counter is None else counter  # shared with loop bodies: names stay unique
+        # Names are unique across loop bodies, and a body may read the constants around it.
+        self._counter: Iterator[int] = itertools.count() if outer is None else outer._counter
+        self._constants: dict[tuple[Any, ...], str] = {} if outer is None else dict(outer._constants)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if not op[:1].isupper():
@@ -47,18 +49,21 @@ class Emitter:
             array = array.astype(np.float32)
         elif array.dtype.kind in "iu":
             array = array.astype(np.int64)
-        return str(self.Constant(value=numpy_helper.from_array(array)))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.Constant(value=numpy_helper.from_array(array))
+        return self._constants[key]
 
     def repeat_while(self, most: int, states: Sequence[str], types: Sequence[int], body: LoopBody) -> list[str]:
         """A do-while Loop of at most `most` rounds: `body` always runs once, its condition is tested afterwards.
 
         Bodies may read outer values by name. `types` are the ONNX element types of `states`.
         """
-        inner = Emitter(self._counter)
+        inner = Emitter(self)
         before = [self._name("before") for _ in states]
         round_, entered, go_on = self._name("round"), self._name("entered"), self._name("go_on")
         condition, after = body(inner, before)
-        inner.nodes.append(helper.make_node("Identity", [entered if condition is None else condition], [go_on]))
+        inner.nodes.append(helper.make_node("Identity", [condition], [go_on]))
         describe = helper.make_tensor_value_info
         graph = helper.make_graph(
             inner.nodes,

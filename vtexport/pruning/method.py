@@ -44,7 +44,14 @@ def option(
         allowed = f"a whole number from {minimum}"
     if above is not None:
         allowed = f"a number above {above:g}"
-    metadata = {"kind": kind, "about": about, "choices": choices, "minimum": minimum, "above": above, "allowed": allowed}
+    metadata = {
+        "kind": kind,
+        "about": about,
+        "choices": choices,
+        "minimum": minimum,
+        "above": above,
+        "allowed": allowed,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -113,7 +120,8 @@ class Method(ABC):
         positions: "contiguous" or "original" position ids for the kept tokens.
         smallest_keep: Smallest budget the method is defined for.
         parameters: The `Parameters` class with the method's options.
-        diagnostics: Intermediate values that the ONNX form can expose, name -> ONNX element type name.
+        diagnostics: Intermediate values that the ONNX form can expose: name -> ONNX element type and axes, B images,
+            T tokens, K groups.
     """
 
     name: ClassVar[str]
@@ -125,7 +133,7 @@ class Method(ABC):
     positions: ClassVar[str]
     smallest_keep: ClassVar[int] = 1
     parameters: ClassVar[type[Parameters]] = Parameters
-    diagnostics: ClassVar[Mapping[str, str]] = {}
+    diagnostics: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @abstractmethod
     def signals(self, parameters: Any) -> tuple[str, ...]:

@@ -1,0 +1,259 @@
+"""How long PruneSID's selection takes on a CPU, and whether every form selects the same tokens.
+
+    python benchmarks/prunesid_op.py --threads 2
+
+Measured on 576 tokens of width 1024: the op `VtxPruneSID` in stock ONNX Runtime, the exact reference on NumPy arrays
+and on PyTorch tensors (float64), the same steps in PyTorch with the randomised PCA of the authors' code
+(`torch.pca_lowrank`; written here to stand for the released approach, it is not that code), and the Gram matrix alone
+in ONNX Runtime, below which nothing exact can go. Inputs are features generated here, and the golden ones of
+tests/data. Results go to benchmarks/results/ with all samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# numpy and torch read the thread settings when they are imported, so they are imported after the arguments are read.
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID, TOKENS, WIDTH = 24, 576, 1024
+CASES = [(32, 1), (64, 1), (128, 1), (192, 1), (64, 5)]  # keep, batch
+
+
+def generated_images(batch: int) -> tuple[Any, Any]:
+    """Features [batch, 577, 1024] float16 and CLS scores [batch, 576] float32, in the likeness of CLIP's.
+
+    Smooth fields over the grid (background), blobs with a direction of their own (objects), a few tokens of large norm
+    (CLIP's outliers) and noise; attention falls on blobs and outliers.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(2024)
+    y, x = np.mgrid[:GRID, :GRID] / GRID
+    features, scores = [], []
+    for _ in range(batch):
+        maps, attention = [], 0.05 * rng.random(TOKENS)
+        for order in range(1, 25):
+            phase = rng.random(2) * 2 * np.pi
+            waves = rng.integers(0, 1 + order // 4, 2)
+            maps.append(
+                np.cos(2 * np.pi * waves[0] * x + phase[0]) * np.cos(2 * np.pi * waves[1] * y + phase[1]) / order**0.5
+            )
+        for _ in range(30):
+            center, size = rng.random(2), 0.03 + 0.1 * rng.random()
+            blob = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * size**2))
+            maps.append(1.5 * blob)
+            attention += rng.random() * blob.ravel()
+        fields = np.stack([each.ravel() for each in maps], axis=1)
+        image = 0.3 * rng.standard_normal(WIDTH) + 0.6 * fields @ rng.standard_normal((len(maps), WIDTH))
+        image += 0.35 * rng.standard_normal(image.shape)
+        outliers = rng.choice(TOKENS, 5, replace=False)
+        image[outliers] = 4 * rng.standard_normal(WIDTH) + 0.2 * image[outliers]
+        attention[outliers] += 2.0
+        features.append(np.concatenate([image.mean(0, keepdims=True), image]))
+        scores.append(attention / attention.sum() * 12)
+    return np.stack(features).astype(np.float16), np.stack(scores).astype(np.float32)
+
+
+def golden_images(batch: int) -> tuple[Any, Any]:
+    """Golden features, repeated in turn when there are fewer than `batch`."""
+    import numpy as np
+
+    files = [np.load(ROOT / f"tests/data/golden/features_seed{1 + image % 3}.npz") for image in range(batch)]
+    return np.stack([file["hidden"] for file in files]), np.stack([file["cls_attention"].sum(0) for file in files])
+
+
+def randomised_selection(features: Any, scores: Any, keep: int) -> list[list[int]]:
+    """PruneSID in PyTorch with randomised PCA: written for this benchmark to stand for the released approach.
+
+    As there: `pca_lowrank` with exactly K components, sweeps that treat all groups at once until no score is left, a
+    budget in Python. Unlike there: no [B, K, T, T] copies of the similarities, so it is rather faster than that code.
+    """
+    import torch
+
+    from vtexport.pruning.prunesid import allocate
+
+    count = keep // 4
+    patches = features[:, 1:].float()
+    batch, tokens, _ = patches.shape
+    _, _, components = torch.pca_lowrank(torch.sigmoid(patches).transpose(1, 2), q=count)
+    group = components.abs().argmax(dim=2)
+    unit = patches / patches.norm(dim=2, keepdim=True)
+    cosine = unit @ unit.transpose(1, 2)
+    upper = torch.triu(torch.ones(tokens, tokens, dtype=torch.bool), 1)
+    tau = cosine[:, upper].mean(dim=1) * (keep / 32)
+
+    member = group[:, None, :] == torch.arange(count)[None, :, None]
+    left = torch.where(member, scores[:, None, :], 0.0)
+    rank = left.clone()
+    sweep = 0
+    while left.sum() > 0:
+        best = left.argmax(dim=2)
+        alive = left.amax(dim=2) > 0
+        image, place = alive.nonzero(as_tuple=True)
+        token = best[image, place]
+        rank[image, place, token] = 1000.0 - sweep
+        rows = left[image, place]
+        rows[cosine[image, token] > tau[image, None]] = 0.0
+        rows[torch.arange(len(token)), token] = 0.0
+        left[image, place] = rows
+        sweep += 1
+    sizes, survivors = member.sum(dim=2), (rank > 500).sum(dim=2)
+    rank = torch.where(member, rank, -1.0)
+    chosen = []
+    for image in range(batch):
+        taken = allocate(sizes[image].tolist(), survivors[image].tolist(), keep=keep, cls_slots=1)
+        patches_kept: list[int] = []
+        for index, share in enumerate(taken):
+            patches_kept += rank[image, index].topk(share).indices.tolist()
+        chosen.append([-1, *patches_kept])
+    return chosen
+
+
+def session(model: Any, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def gram_model(batch: int) -> Any:
+    """Only the product that gives the Gram matrix, of features that are centred already."""
+    from onnx import TensorProto, helper
+
+    describe = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Transpose", ["y"], ["columns"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["y", "columns"], ["gram"]),
+    ]
+    ins = [describe("y", TensorProto.FLOAT, [batch, TOKENS, WIDTH])]
+    outs = [describe("gram", TensorProto.FLOAT, [batch, TOKENS, TOKENS])]
+    graph = helper.make_graph(nodes, "gram", ins, outs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def samples_ms(run: Callable[[], Any], runs: int) -> list[float]:
+    for _ in range(max(2, runs // 10)):  # the first runs allocate
+        run()
+    samples = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        samples.append(1e3 * (time.perf_counter() - start))
+    return samples
+
+
+def overlap(found: list[list[int]], expected: list[list[int]]) -> float:
+    """Share of the expected patches that were found."""
+    pairs = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(found, expected, strict=True)]
+    return sum(len(a & b) for a, b in pairs) / sum(len(b) for _, b in pairs)
+
+
+def measure_case(source: str, keep: int, batch: int, *, threads: int, runs: int) -> list[dict[str, Any]]:
+    import numpy as np
+    import torch
+
+    from vtexport.pruning import op_model, select
+
+    features, scores = (generated_images if source == "generated" else golden_images)(batch)
+    tensors = torch.from_numpy(features), torch.from_numpy(scores)
+    op = session(op_model("prunesid", tokens=TOKENS, width=WIDTH, keep=keep, batch=batch, dtype="float16"), threads)
+    gram = session(gram_model(batch), threads)
+    y = features[:, 1:].astype(np.float32)
+    forms: dict[str, Callable[[], Any]] = {
+        "onnxruntime op": lambda: op.run(["keep_indices"], {"features": features, "scores": scores})[0].tolist(),
+        "onnxruntime gram only": lambda: gram.run(None, {"y": y}),
+        "numpy reference": lambda: select("prunesid", features, scores, keep=keep).keep_indices.tolist(),
+        "torch reference": lambda: select("prunesid", *tensors, keep=keep).keep_indices.tolist(),
+        "torch randomised pca": lambda: randomised_selection(*tensors, keep),
+    }
+    exact = forms["numpy reference"]()
+    expected = None
+    if source == "golden":
+        known = ROOT / f"tests/data/golden/prunesid_llava_seed1_N{keep}.npz"
+        expected = (np.load(known)["indices"].astype(int) - 1).tolist() if batch == 1 else None
+    results = []
+    for form, run in forms.items():
+        torch.manual_seed(0)
+        found = None if "gram" in form else run()
+        samples = samples_ms(run, runs if "onnxruntime" in form else max(5, runs // 5))
+        deciles = statistics.quantiles(samples, n=10)
+        results.append(
+            {
+                "features": source,
+                "keep": keep,
+                "batch": batch,
+                "form": form,
+                "median_ms": statistics.median(samples),
+                "p10_ms": deciles[0],
+                "p90_ms": deciles[8],
+                "equals_reference": None if found is None else found == exact,
+                "equals_golden": None if found is None or expected is None else found == expected,
+                "overlap_with_reference": None if found is None else overlap(found, exact),
+                "samples_ms": samples,
+            }
+        )
+    return results
+
+
+def machine(threads: int) -> dict[str, Any]:
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        named = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = named[0] if named else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": os.getloadavg(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in ("numpy", "torch", "onnx", "onnxruntime")},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="threads of every library (default: 2)")
+    parser.add_argument("--runs", type=int, default=50, help="timed runs of the ONNX forms; the others get a fifth")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "prunesid_op.json")
+    arguments = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(arguments.threads)
+
+    report: dict[str, Any] = {"benchmark": "prunesid_op", "machine": machine(arguments.threads), "results": []}
+    print(f"{'features':10} {'keep':>4} {'batch':>5}  {'form':22} {'median':>8} {'p10':>8} {'p90':>8} ms  indices")
+    for source in ("generated", "golden"):
+        for keep, batch in CASES:
+            for row in measure_case(source, keep, batch, threads=arguments.threads, runs=arguments.runs):
+                report["results"].append(row)
+                verdict = {True: "equal", False: f"{row['overlap_with_reference'] or 0:.1%} overlap", None: "-"}
+                print(
+                    f"{source:10} {keep:4} {batch:5}  {row['form']:22} {row['median_ms']:8.2f} {row['p10_ms']:8.2f} "
+                    f"{row['p90_ms']:8.2f}     {verdict[row['equals_reference']]}"
+                    f"{', golden' if row['equals_golden'] else ''}",
+                    flush=True,
+                )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

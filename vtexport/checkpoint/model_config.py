@@ -1,0 +1,45 @@
+"""A checkpoint folder's configuration as its family's library reads it, with the shapes that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vtexport.checkpoint.config_file import ConfigFile, read_config_file
+from vtexport.errors import InputError, VtexportError
+from vtexport.models import family_of
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a folder's config.json describes. Reading it imports the family's libraries, which takes seconds."""
+
+    file: ConfigFile
+    family: ModuleType
+    config: Any  # transformers' configuration object
+    shapes: dict[str, tuple[int, ...]]  # of every tensor a checkpoint must hold, by canonical name, in model order
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read `folder`'s config.json through the family that its model_type names.
+
+    Raises:
+        InputError: the file is missing or damaged, of a family that is not known, or describes no possible model.
+    """
+    file = read_config_file(folder)
+    family = family_of(file.model_type, str(file.path))
+    try:
+        config = family.load_config(folder)
+        shapes = family.tensor_shapes(config)
+    except VtexportError:
+        raise
+    except Exception as error:
+        # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown
+        # activation, huggingface_hub's own classes for a wrong type), always for what the file says.
+        reason = "; ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
+        raise InputError(
+            f"{file.path} does not describe a model that can be built ({reason}); correct it or fetch it again"
+        ) from error
+    return ModelConfig(file, family, config, shapes)

@@ -1,0 +1,130 @@
+"""Build a bundle from a checkpoint, ready to run on this machine.
+
+The model is an alias (`vtexport list models`), a hub id or a folder in Hugging Face layout. The bundle holds the ONNX
+graphs, the weights, the tokenizer and a manifest; it is put in place whole or not at all.
+
+examples:
+  vtexport build --model mini --method prunesid --keep 64
+  vtexport build --model llava --method prunesid --keep 64 -o llava-64
+  vtexport build --model ./my-llava --method none
+  vtexport build --model llava --weights random --keep 64     (true shapes, no download, answers are noise)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import Any
+
+from vtexport.cli.console import Progress, say, say_json, size
+from vtexport.engines.targets import find_target
+from vtexport.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    add_export_arguments(parser)
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        metavar="NAME",
+        help="what the bundle is built for: cpu (ONNX Runtime), the only one so far (see `vtexport list targets`)",
+    )
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `build` and `export` share."""
+    parser.add_argument(
+        "-m", "--model", required=True, metavar="MODEL", help="alias, hub id or folder of the checkpoint"
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="the bundle's folder; default: the model's name, here")
+    parser.add_argument("--method", default="prunesid", metavar="NAME", help="pruning method; default: %(default)s")
+    parser.add_argument(
+        "--keep",
+        type=budgets,
+        metavar="N[,N...]",
+        help="visual tokens per image that enter the language model, CLS included; several make several plans",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=option,
+        metavar="NAME=VALUE",
+        dest="options",
+        help="a parameter of the method (see `vtexport list methods`); may be repeated",
+    )
+    parser.add_argument("--precision", default="fp32", metavar="fp32", help="of weights and arithmetic; default: fp32")
+    parser.add_argument(
+        "--weights",
+        default="stored",
+        choices=("stored", "random"),
+        help="stored: the checkpoint's own; random: the true shapes with seeded random values, no download",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for --weights random; default: 0")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="where random weights are kept; default: $VTEXPORT_CACHE or ~/.cache/vtexport",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds and says what was built."""
+    target = find_target(args.target)
+    if not target.buildable:
+        raise UsageError(f"target {target.name} ({target.title}) cannot be built yet; leave --target out for cpu")
+    return export_bundle(args)
+
+
+def export_bundle(args: argparse.Namespace) -> int:
+    """Exports the bundle and says what is in it."""
+    progress = Progress(args.quiet)
+    progress.stage("loading the exporter")
+    from vtexport.build import Report, build
+
+    bundle = build(
+        args.model,
+        args.output,
+        method=args.method,
+        keep=args.keep,
+        options=dict(args.options),
+        precision=args.precision,
+        weights=args.weights,
+        seed=args.seed,
+        cache_dir=args.cache_dir,
+        report=Report(progress.stage, progress.note, progress.bytes_done),
+        command=shlex.join(["vtexport", *sys.argv[1:]]),
+    )
+    progress.stage("done")
+    manifest = bundle.manifest
+    total = sum(file.bytes for file in manifest.files.values())
+    if args.json:
+        plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
+        say_json({"bundle": str(bundle.folder), "plans": plans, "bytes": total})
+        return 0
+    say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
+    for plan in manifest.plans:
+        say(f"  {plan.name}: {manifest.vision.tokens} -> {plan.visual_tokens} visual tokens")
+    plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
+    say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
+    return 0
+
+
+def budgets(text: str) -> list[int]:
+    """`64` or `64,128,192`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a list of numbers such as 64,128") from None
+
+
+def option(text: str) -> tuple[str, Any]:
+    """`name=value`."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name.strip().replace("-", "_"), value

@@ -1,0 +1,70 @@
+"""What the verbs share: results on stdout, progress on stderr, numbers for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """A line of a result."""
+    print(text, end=end, flush=True)
+
+
+def tell(text: str) -> None:
+    """A line about the work; never mixed into results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_json(value: Any) -> None:
+    """A result as JSON: UTF-8, keys sorted."""
+    say(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+
+
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Columns as wide as their longest cell; numbers are right-aligned by the caller's formatting."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1,234,567 -> 1.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+class Progress:
+    """Stages with the time since the start, and a bar for bytes when stderr is a terminal."""
+
+    def __init__(self, quiet: bool = False):
+        self._quiet = quiet
+        self._start = time.perf_counter()
+
+    def stage(self, text: str) -> None:
+        """A new step of the work."""
+        if not self._quiet:
+            tell(f"[{time.perf_counter() - self._start:6.1f} s] {text}")
+
+    def note(self, text: str) -> None:
+        """Something the user should know; shown even when quiet."""
+        tell(f"note: {text}")
+
+    @contextmanager
+    def bytes_done(self, text: str, total: int) -> Iterator[Callable[[int], object]]:
+        """Gives the function to call with each count of bytes done."""
+        hidden = self._quiet or not sys.stderr.isatty()
+        with tqdm(
+            total=total, desc=text, unit="B", unit_scale=True, file=sys.stderr, disable=hidden, leave=False
+        ) as bar:
+            yield bar.update

@@ -1,0 +1,149 @@
+"""Say what this machine can do with vtexport and what is missing for the rest.
+
+With a bundle it also opens that bundle and answers about a grey image with it. Ends with exit code 3 when bundles
+cannot be run here.
+
+examples:
+  vtexport doctor
+  vtexport doctor mini --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from vtexport.cli.console import say, say_json
+from vtexport.errors import MissingDependencyError, VtexportError
+
+_EXPORT_PACKAGES = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "safetensors",
+    "array-api-compat",
+    "filelock",
+)
+
+
+@dataclass
+class Finding:
+    """One thing looked at; `ability` names what depends on it."""
+
+    ability: Literal["run bundles", "run on a GPU", "build bundles", "information"]
+    status: Literal["ok", "missing"]
+    what: str
+    next_step: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle to try as well")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Looks and reports."""
+    findings = [_system(), _onnxruntime(), _gpu(), *_export_packages(), _hub()]
+    trial: VtexportError | None = None
+    if args.bundle:
+        try:
+            findings.append(_try_bundle(args.bundle))
+        except VtexportError as error:
+            trial = error
+    able = not any(f.ability == "run bundles" and f.status == "missing" for f in findings)
+    if args.json:
+        say_json({"findings": [asdict(finding) for finding in findings], "can_run_bundles": able})
+    else:
+        for finding in findings:
+            step = f"\n         {finding.next_step}" if finding.next_step else ""
+            say(f"{finding.status:8} {finding.what}{step}")
+    if trial is not None:
+        raise trial
+    if not able:
+        raise MissingDependencyError("bundles cannot be run here; see the steps above")
+    return 0
+
+
+def _system() -> Finding:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    what = (
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
+    )
+    return Finding("information", "ok", what)
+
+
+def _onnxruntime() -> Finding:
+    from vtexport.runtime.onnxruntime_backend import import_onnxruntime
+
+    try:
+        runtime = import_onnxruntime()
+    except MissingDependencyError as error:
+        return Finding("run bundles", "missing", "ONNX Runtime", str(error))
+    providers = ", ".join(runtime.get_available_providers())
+    return Finding(
+        "run bundles",
+        "ok",
+        f"ONNX Runtime {runtime.__version__} ({providers}); pruning ops run as ONNX function bodies",
+    )
+
+
+def _gpu() -> Finding:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    if shutil.which(query[0]):
+        try:
+            shown = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            return Finding("run on a GPU", "missing", "NVIDIA GPU", f"nvidia-smi failed: {error}")
+        if shown:
+            return Finding("run on a GPU", "ok", f"NVIDIA GPU: {'; '.join(shown.splitlines())}")
+    return Finding("run on a GPU", "missing", "NVIDIA GPU", "none is seen; --device cpu works without one")
+
+
+def _export_packages() -> list[Finding]:
+    found, missing = [], []
+    for name in _EXPORT_PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    findings = [Finding("build bundles", "ok", f"for building: {', '.join(found)}")] if found else []
+    if missing:
+        step = "run pip install 'vtexport[export]' to build bundles here; running them needs none of these"
+        findings.append(Finding("build bundles", "missing", f"for building: {', '.join(missing)}", step))
+    return findings
+
+
+def _hub() -> Finding:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+    return Finding(
+        "information",
+        "ok",
+        f"model hub: {'HF_HUB_OFFLINE is set, only cached models are used' if offline else 'online'}",
+    )
+
+
+def _try_bundle(folder: str) -> Finding:
+    import numpy as np
+
+    from vtexport.bundle.reader import open_bundle
+    from vtexport.runtime.pipeline import Pipeline
+
+    bundle = open_bundle(folder)
+    tried = []
+    for plan in bundle.manifest.plans:
+        image = np.full((336, 336, 3), 128, np.uint8)
+        answer = Pipeline(bundle, plan.name).generate(image, "What is this?", max_new_tokens=4)
+        tried.append(
+            f"{plan.name}: {answer.visual_tokens} visual tokens, first token {answer.timings_ms['first_token']:.0f} ms"
+        )
+    return Finding("information", "ok", f"{folder} answers ({'; '.join(tried)})")

@@ -1,0 +1,106 @@
+"""Say what a bundle holds: source, plans with their budgets, graphs with inputs and outputs, files.
+
+With --verify every file is read and its SHA-256 compared with the manifest; damage ends with exit code 4.
+
+examples:
+  vtexport inspect mini
+  vtexport inspect mini --verify
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from vtexport.bundle.manifest import Manifest, Plan, Tensor
+from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.cli.console import Progress, say, say_json, size, table
+from vtexport.errors import BundleError
+
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its SHA-256")
+    parser.add_argument("--json", action="store_true", help="print the manifest and what follows from it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Describes, and verifies where asked."""
+    bundle = open_bundle(args.bundle)
+    problems = _verify(bundle) if args.verify else None
+    if args.json:
+        manifest = msgspec.to_builtins(bundle.manifest)
+        kv = {plan.name: kv_bytes(bundle.manifest, plan) for plan in bundle.manifest.plans}
+        say_json({"manifest": manifest, "image_kv_bytes": kv, "verified": None if problems is None else not problems,
+                  "problems": problems})  # fmt: skip
+    else:
+        _describe(bundle)
+    if problems:
+        rest = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise BundleError(f"{bundle.folder} is damaged: {problems[0]}{rest}; build or copy the bundle again")
+    if problems is not None and not args.json:
+        say(f"verified: all {len(bundle.manifest.files)} files have the SHA-256 that the manifest states")
+    return 0
+
+
+def _verify(bundle: Bundle) -> list[str]:
+    total = sum(file.bytes for file in bundle.manifest.files.values())
+    with Progress().bytes_done("verifying", total) as done:
+        return bundle.verify(lambda _, count: done(count))
+
+
+def kv_bytes(manifest: Manifest, plan: Plan) -> int:
+    """Bytes that the image takes in the key-value cache, all layers together."""
+    decoder = manifest.decoder
+    row = 2 * decoder.kv_heads * decoder.head_dim * _ITEMSIZE[manifest.precision]
+    return decoder.layers * row * plan.visual_tokens
+
+
+def _describe(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    source, vision, decoder = manifest.source, manifest.vision, manifest.decoder
+    weights = f"random weights, seed {source.seed}" if source.weights == "random" else "stored weights"
+    revision = f" at {source.revision}" if source.revision else ""
+    total = sum(file.bytes for file in manifest.files.values())
+    say(f"{manifest.name}: {manifest.family}, {manifest.precision}, {len(manifest.files)} files, {size(total)}")
+    say(f"  source   {source.id}{revision} ({source.kind}, {weights})")
+    say(f"  made     {manifest.created_at} by vtexport {manifest.versions.get('vtexport')}: {manifest.command}")
+    grid = f"{vision.grid_height} x {vision.grid_width}"
+    say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.width}")
+    heads = f"{decoder.heads} heads, {decoder.kv_heads} of keys and values"
+    say(f"  decoder  {decoder.layers} layers of {decoder.width}, {heads}")
+    say()
+    rows = []
+    for plan in manifest.plans:
+        share = plan.visual_tokens / vision.tokens
+        rows.append(
+            (plan.name, str(plan.visual_tokens), f"{100 * share:.1f} %", size(kv_bytes(manifest, plan)), plan.positions,
+             plan.paper or "-", _parameters(plan))
+        )  # fmt: skip
+    say(table(rows, ("plan", "visual tokens", "of all", "image KV", "positions", "paper", "parameters")))
+    for name, graph in sorted(manifest.graphs.items()):
+        say()
+        say(f"{name} ({graph.file}, {size(manifest.files[graph.file].bytes)})")
+        for direction, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
+            for line in _tensor_lines(tensors):
+                say(f"  {direction}  {line}")
+
+
+def _parameters(plan: Plan) -> str:
+    return ", ".join(f"{name}={value}" for name, value in plan.parameters.items()) or "-"
+
+
+def _tensor_lines(tensors: list[Tensor]) -> list[str]:
+    """One line a tensor; the layers' keys and values, which differ only in the number, share one."""
+    lines: dict[str, list[str]] = {}
+    for tensor in tensors:
+        parts = tensor.name.split(".")
+        number = parts[1] if len(parts) == 3 and parts[1].isdigit() else None
+        shown = f"{parts[0]}.*.{parts[2]}" if number is not None else tensor.name
+        key = f"{shown} [{', '.join(map(str, tensor.shape))}] {tensor.dtype}"
+        lines.setdefault(key, []).append(number or "")
+    return [f"{line} (layers {ns[0]} to {ns[-1]})" if ns[0] else line for line, ns in lines.items()]

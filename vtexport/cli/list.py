@@ -1,0 +1,108 @@
+"""List models, pruning methods or targets.
+
+examples:
+  vtexport list methods
+  vtexport list models --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from vtexport.cli.console import say, say_json, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("what", choices=("models", "methods", "targets"), help="what to list")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the list."""
+    rows = {"models": _models, "methods": _methods, "targets": _targets}[args.what]()
+    if args.json:
+        say_json(rows)
+    elif args.what == "methods":
+        _say_methods(rows)
+    else:
+        header = tuple(rows[0])
+        say(table([tuple(_cell(row[column]) for column in header) for row in rows], header))
+        if args.what == "models":
+            say("\nalso: any hub id (owner/name) or folder of the LLaVA-1.5 family, model_type llava")
+    return 0
+
+
+def _models() -> list[dict[str, Any]]:
+    from vtexport.checkpoint.aliases import ALIASES
+
+    return [
+        {"alias": alias.name, "source": alias.hub_id or "in the package", "about": alias.description}
+        for alias in ALIASES.values()
+    ]
+
+
+def _methods() -> list[dict[str, Any]]:
+    from vtexport.pruning import list_methods
+
+    return [
+        {
+            "name": method.name,
+            "paper": f"{method.title} (arXiv {method.arxiv})" if method.arxiv else None,
+            "acts": method.acts,
+            "needs": list(method.signals(method.parameters())),
+            "positions": method.positions,
+            "budget": method.budget,
+            "parameters": _parameters(method.parameters),
+        }
+        for method in list_methods()
+    ]
+
+
+def _parameters(parameters: type) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": field.name,
+            "default": field.default,
+            "allowed": field.metadata["allowed"],
+            "about": field.metadata["about"],
+        }
+        for field in dataclasses.fields(parameters)
+    ]
+
+
+def _say_methods(rows: list[dict[str, Any]]) -> None:
+    for number, row in enumerate(rows):
+        if number:
+            say()
+        say(row["name"])
+        say(f"  paper      {row['paper'] or '-'}")
+        say(f"  acts       {row['acts']}")
+        say(f"  needs      {', '.join(row['needs']) or 'nothing but the features'}")
+        say(f"  positions  {row['positions']}")
+        say(f"  budget     {row['budget']}")
+        for parameter in row["parameters"]:
+            default = "derived" if parameter["default"] is None else str(parameter["default"]).lower()
+            say(f"  --set {parameter['name']}={default}  ({parameter['allowed']}): {parameter['about']}")
+
+
+def _targets() -> list[dict[str, Any]]:
+    from vtexport.engines.targets import list_targets
+
+    return [
+        {
+            "target": target.name,
+            "builds": "yes" if target.buildable else "not yet",
+            "runtime": f"{target.runtime} {target.tensorrt or ''}".strip(),
+            "dialect": target.dialect,
+            "precisions": target.precisions,
+            "about": target.title,
+        }
+        for target in list_targets()
+    ]
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,104 @@
+"""The command line: `vtexport VERB`. Each verb has a file that declares its arguments and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import vtexport
+from vtexport.cli.console import tell
+from vtexport.errors import MissingDependencyError, VtexportError
+
+VERBS = ("build", "export", "run", "show", "inspect", "list", "doctor")
+INTERRUPTED = 130
+
+_DESCRIPTION = """\
+Prune a vision-language model's visual tokens to an exact budget, as ONNX graphs in a bundle that runs on the device.
+
+  vtexport build --model mini --method prunesid --keep 64
+  vtexport run mini --image photo.jpg --prompt "What is on the table?"
+"""
+_EPILOG = """\
+exit codes: 0 done; 1 a file cannot be used or a check failed; 2 a wrong argument; 3 a package or device is missing;
+4 a damaged or incompatible bundle; 130 interrupted
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with every verb."""
+    parser = argparse.ArgumentParser(
+        prog="vtexport", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"vtexport {vtexport.__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        module = importlib.import_module(f"vtexport.cli.{verb}")
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        sub = verbs.add_parser(
+            verb,
+            help=summary[0].lower() + summary[1:].rstrip("."),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common],
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code; errors are one sentence on stderr."""
+    args = make_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(args.run(args) or 0)
+    except KeyboardInterrupt:
+        tell("vtexport: interrupted; nothing was left half-written")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`: that is not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit):
+            raise
+        if args.debug:
+            traceback.print_exc()
+        message, code = explain(error)
+        tell(f"vtexport: {message}")
+        return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One sentence and the exit code for an error."""
+    if isinstance(error, VtexportError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("vtexport"):
+        missing = MissingDependencyError(
+            f"the Python package {error.name} is not installed; run pip install 'vtexport[export]' to build bundles"
+        )
+        return str(missing), missing.exit_code
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"the disk is full ({error.filename or error.strerror}); free some space or choose another folder", 1
+    if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"no permission for {error.filename} ({error.strerror}); choose another folder", 1
+    kind = type(error).__name__
+    return f"unexpected {kind}: {error}; run again with --debug and report this with its output", 1
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """A polite kill ends the work like Ctrl-C does, so that half-written folders are removed."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

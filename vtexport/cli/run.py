@@ -1,0 +1,73 @@
+"""Ask a bundle about an image; the answer is streamed to stdout.
+
+examples:
+  vtexport run mini --image photo.jpg --prompt "What is on the table?"
+  vtexport run llava-64 --image photo.jpg --prompt "Describe the scene." --temperature 0.7 --top-p 0.9 --seed 1
+  vtexport run llava-64 --image photo.jpg --prompt "Is there a person?" --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from vtexport.cli.console import say, say_json, tell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    add_pipeline_arguments(parser)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
+    parser.add_argument(
+        "--raw-prompt",
+        action="store_true",
+        help="--prompt is the whole text with the image's placeholder, no chat template",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token; default: 0"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample from this much probability; default: 1"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every verb that runs a bundle on an image."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG, WebP, BMP or TIFF")
+    parser.add_argument("--plan", metavar="NAME", help="which plan, where the bundle has several (`vtexport inspect`)")
+    parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers."""
+    from vtexport.runtime.pipeline import Pipeline
+
+    pipeline = Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads)
+    answer = pipeline.generate(
+        args.image,
+        args.prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        raw_prompt=args.raw_prompt,
+        stream=None if args.json else lambda piece: say(piece, end=""),
+    )
+    if args.json:
+        say_json(dataclasses.asdict(answer))
+        return 0
+    say()
+    times = answer.timings_ms
+    stages = ", ".join(f"{name} {times[name]:.1f}" for name in ("preprocess", "vision", "prune", "prefill"))
+    count = len(answer.token_ids)
+    tell(
+        f"{answer.visual_tokens} visual tokens, {answer.prompt_tokens} in the prompt; {stages} ms; "
+        f"first token after {times['first_token']:.1f} ms, {count} tokens, {times['total']:.1f} ms in all "
+        f"({answer.plan} on {args.device})"
+    )
+    return 0

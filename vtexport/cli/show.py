@@ -1,0 +1,45 @@
+"""Draw the tokens a bundle keeps on the image it was given.
+
+Kept patches stay bright with a frame, dropped ones are dimmed; what lies outside the model's crop is darkest. A CLS
+token stands for no patch and is not drawn.
+
+example:
+  vtexport show mini --image photo.jpg -o kept.png
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from vtexport.cli.console import say, say_json
+from vtexport.cli.run import add_pipeline_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    add_pipeline_arguments(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="a .png or .jpg file; default: IMAGE.kept.png, here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encodes the image and writes the picture."""
+    from pathlib import Path
+
+    from vtexport.runtime.images import load_image
+    from vtexport.runtime.kept_tokens import draw_kept_tokens, save_picture
+    from vtexport.runtime.pipeline import Pipeline
+
+    output = Path(args.output) if args.output else Path(Path(args.image).stem + ".kept.png")
+    image = load_image(args.image)
+    pipeline = Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads)
+    visual = pipeline.encode(image)
+    save_picture(draw_kept_tokens(image, visual), output)
+    kept = [int(index) for index in visual.keep_indices]
+    patches = sum(index >= 0 for index in kept)
+    if args.json:
+        say_json({"picture": str(output), "plan": visual.plan, "visual_tokens": len(kept), "keep_indices": kept})
+    else:
+        rows, columns = visual.grid
+        cls = ", and CLS" if patches < len(kept) else ""
+        say(f"{output}: {patches} of {rows * columns} patches kept{cls} ({visual.plan})")
+    return 0

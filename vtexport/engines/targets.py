@@ -1,0 +1,64 @@
+"""Target recipes: one TOML file a device in the folder `engines/`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from vtexport.data_files import data_folder
+from vtexport.errors import UsageError, VtexportError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a device runs. `buildable` says whether this version of vtexport can build for it."""
+
+    title: str
+    runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    buildable: bool
+    dialect: Literal["modern", "classic"]
+    precisions: list[Literal["fp32", "fp16", "bf16"]]
+    jetpack: str | None = None
+    tensorrt: str | None = None
+    cuda: str | None = None
+    sm: list[int] = []
+    name: str = ""
+
+
+def list_targets(folder: Path | None = None) -> list[Target]:
+    """All targets, by name.
+
+    Raises:
+        VtexportError: a recipe does not follow the schema.
+    """
+    targets = []
+    for path in sorted((folder or data_folder("engines")).glob("*.toml")):
+        try:
+            target = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Target)
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise VtexportError(f"{path} is not a target recipe: {error}") from error
+        target.name = path.stem
+        targets.append(target)
+    return targets
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    targets = {target.name: target for target in list_targets()}
+    if name not in targets:
+        close = difflib.get_close_matches(name, targets, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"target {name!r} is not known; {hint}known: {', '.join(targets)}")
+    return targets[name]

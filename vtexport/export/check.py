@@ -1,0 +1,60 @@
+"""What every exported graph must pass before it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import onnx
+import onnx.checker
+
+from vtexport.errors import VtexportError
+from vtexport.export.graph import IR_VERSION
+
+FUNCTION_PREFIX = "Vtx"
+
+
+def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
+    """Runs onnx.checker, the rules below and a load in stock ONNX Runtime on each file.
+
+    Raises:
+        VtexportError: a graph fails; that is a defect of the exporter.
+    """
+    runtime = _onnxruntime()
+    if runtime is None:
+        notify("ONNX Runtime is not installed, so the graphs were checked by onnx.checker alone")
+    for path in paths:
+        try:
+            onnx.checker.check_model(str(path))
+            _check_rules(onnx.load(path, load_external_data=False))
+            if runtime is not None:
+                _load(runtime, path)
+        except Exception as error:
+            raise VtexportError(f"{path.name} was exported wrongly, please report this: {error}") from error
+
+
+def _check_rules(model: onnx.ModelProto) -> None:
+    if model.ir_version > IR_VERSION:
+        raise ValueError(f"ir_version is {model.ir_version}, loaders of JetPack 6.2 read up to {IR_VERSION}")
+    names = [function.name for function in model.functions]
+    # TensorRT's parser finds functions by name alone, whatever their domain.
+    for name in names:
+        if not name.startswith(FUNCTION_PREFIX) or names.count(name) > 1:
+            raise ValueError(f"function {name} needs a name of its own that starts with {FUNCTION_PREFIX}")
+
+
+def _onnxruntime() -> object | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    return onnxruntime
+
+
+def _load(runtime: object, path: Path) -> None:
+    """Loads with the weights left in their file:  a 7B model must not fill the memory."""
+    options = runtime.SessionOptions()  # type: ignore[attr-defined]
+    options.log_severity_level = 3
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # type: ignore[attr-defined]
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]

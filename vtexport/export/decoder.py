@@ -1,0 +1,136 @@
+"""The language model as ONNX graphs, written directly from its spec: a run of decoder layers serves prefill and decode.
+
+A graph takes the keys and values of the tokens before (`past_key_values.I.key`, [1, P, H_kv, D], the first P rows of a
+cache that the runtime owns) and returns those of its own S tokens (`new_key_values.I.key`, [1, S, H_kv, D]), which the
+runtime appends: the cache exists once and is never copied through a graph. Concatenation stands outside `Attention`,
+because TensorRT's parser takes that operator with one output only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from vtexport.export.graph import GraphWriter
+from vtexport.export.weights import Weight
+from vtexport.models.spec import DecoderSpec
+
+_NUMPY = {"float32": np.float32, "float16": np.float16}
+
+
+def decoder_segment(
+    spec: DecoderSpec, weights: Mapping[str, Weight], folder: Path, dtype: str, first: int, layers: int
+) -> ir.Model:
+    """Layers `first` to `first + layers - 1` in the modern dialect (opset 23), batch 1.
+
+    Inputs: `inputs_embeds` [1, S, W] (`hidden_states` for all but the first segment), `position_ids` [1, S] int64, and
+    the past keys and values of every layer, numbered as in the whole model. Outputs: `logits` [1, 1, V] of the last
+    position (`hidden_states` [1, S, W] for all but the last segment) and the new keys and values.
+    """
+    g = GraphWriter(weights, folder)
+    is_first, is_last = first == 0, first + layers == spec.layers
+    name_in = "inputs_embeds" if is_first else "hidden_states"
+    embeds = g.input(name_in, [1, "S", spec.width], dtype)
+    position_ids = g.input("position_ids", [1, "S"], "int64")
+    cache_shape: list[int | str] = [1, "P", spec.kv_heads, spec.head_dim]
+    past = {
+        (layer, kind): g.input(f"past_key_values.{layer}.{kind}", cache_shape, dtype)
+        for layer in range(first, first + layers)
+        for kind in ("key", "value")
+    }
+    cos, sin = _rope_tables(g, spec, dtype)
+    mask = _causal_mask(g, embeds, past[first, "key"])
+    new: dict[tuple[int, str], ir.Value] = {}
+
+    hidden = g.op("Reshape", embeds, g.constant(np.array([-1, spec.width])))  # [S, W]: Gemm takes matrices
+    for layer in range(first, first + layers):
+        prefix = spec.layer_prefix.format(layer)
+        normed = _rms_norm(g, spec, hidden, prefix + "input_layernorm.weight")
+        query, key, value = (
+            g.op("Unsqueeze", linear(g, normed, f"{prefix}self_attn.{part}_proj", spec.attention_bias), _axes(g, 0))
+            for part in ("q", "k", "v")
+        )  # [1, S, heads * D]
+        query = g.op("RotaryEmbedding", query, cos, sin, position_ids, num_heads=spec.heads)
+        key = g.op("RotaryEmbedding", key, cos, sin, position_ids, num_heads=spec.kv_heads)
+        by_head = g.constant(np.array([0, 0, spec.kv_heads, spec.head_dim]))
+        new[layer, "key"] = g.op("Reshape", key, by_head)
+        new[layer, "value"] = g.op("Reshape", value, by_head)
+        attended = g.op(
+            "Attention",
+            query,
+            _with_past(g, spec, past[layer, "key"], key),
+            _with_past(g, spec, past[layer, "value"], value),
+            mask,
+            q_num_heads=spec.heads,
+            kv_num_heads=spec.kv_heads,
+        )
+        attended = g.op("Squeeze", attended, _axes(g, 0))
+        hidden = g.op("Add", hidden, linear(g, attended, prefix + "self_attn.o_proj", spec.attention_bias))
+        normed = _rms_norm(g, spec, hidden, prefix + "post_attention_layernorm.weight")
+        gate = linear(g, normed, prefix + "mlp.gate_proj", spec.mlp_bias)
+        up = linear(g, normed, prefix + "mlp.up_proj", spec.mlp_bias)
+        gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+        hidden = g.op("Add", hidden, linear(g, gated, prefix + "mlp.down_proj", spec.mlp_bias))
+
+    outputs: list[tuple[ir.Value, str, list[int | str], str]] = []
+    if is_last:
+        # Only the last position predicts the next token.
+        last = g.op("Slice", hidden, _axes(g, -1), _axes(g, np.iinfo(np.int64).max), _axes(g, 0))
+        logits = linear(g, _rms_norm(g, spec, last, spec.final_norm), spec.head.removesuffix(".weight"), bias=False)
+        outputs.append((g.op("Unsqueeze", logits, _axes(g, 0)), "logits", [1, 1, spec.vocabulary], dtype))
+    else:
+        outputs.append((g.op("Unsqueeze", hidden, _axes(g, 0)), "hidden_states_out", [1, "S", spec.width], dtype))
+    new_shape: list[int | str] = [1, "S", spec.kv_heads, spec.head_dim]
+    outputs += [(value, f"new_key_values.{layer}.{kind}", new_shape, dtype) for (layer, kind), value in new.items()]
+    return g.model("decoder", [embeds, position_ids, *past.values()], outputs)
+
+
+def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool) -> ir.Value:
+    """x @ weight.T + bias for x [S, in]: the only place where a decoder's weight matrix enters a graph.
+
+    `Gemm(transB=1)` keeps the checkpoint's [out, in] layout: no Transpose, no copy, and TensorRT holds such weights
+    once however many optimisation profiles an engine has.
+    """
+    inputs = [x, g.weight(name + ".weight")] + ([g.weight(name + ".bias")] if bias else [])
+    return g.op("Gemm", *inputs, transB=1)
+
+
+def _rms_norm(g: GraphWriter, spec: DecoderSpec, x: ir.Value, name: str) -> ir.Value:
+    return g.op("RMSNormalization", x, g.weight(name), epsilon=spec.norm_epsilon, axis=-1)
+
+
+def _rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Value, ir.Value]:
+    """cos and sin [max_positions, D / 2], computed in float32 as transformers does."""
+    positions = np.arange(spec.max_positions, dtype=np.float32)
+    angles = positions[:, None] * spec.inverse_frequencies.astype(np.float32)[None]
+    tables = (np.cos(angles) * np.float32(spec.rope_scale), np.sin(angles) * np.float32(spec.rope_scale))
+    cos, sin = (table.astype(_NUMPY[dtype]) for table in tables)
+    return g.constant(cos, "rope_cos"), g.constant(sin, "rope_sin")
+
+
+def _causal_mask(g: GraphWriter, embeds: ir.Value, past_key: ir.Value) -> ir.Value:
+    """[1, 1, S, P + S] bool: a token sees the cache and itself and what came before it among the new ones.
+
+    By order in the sequence, not by position id, so that it also holds where pruning has left gaps in the positions.
+    """
+    new = g.op("Shape", embeds, start=1, end=2)
+    past = g.op("Shape", past_key, start=1, end=2)
+    total = g.op("Squeeze", g.op("Add", past, new), _axes(g, 0))
+    scalar_past = g.op("Squeeze", past, _axes(g, 0))
+    zero, one = g.constant(np.int64(0), "zero"), g.constant(np.int64(1), "one")
+    query = g.op("Unsqueeze", g.op("Range", scalar_past, total, one), _axes(g, 1))
+    key = g.op("Unsqueeze", g.op("Range", zero, total, one), _axes(g, 0))
+    return g.op("Unsqueeze", g.op("LessOrEqual", key, query), g.constant(np.array([0, 1])))
+
+
+def _with_past(g: GraphWriter, spec: DecoderSpec, past: ir.Value, new: ir.Value) -> ir.Value:
+    """[1, P + S, H_kv * D] from the cache's rows and the new ones."""
+    flat = g.op("Reshape", past, g.constant(np.array([0, 0, spec.kv_heads * spec.head_dim])))
+    return g.op("Concat", flat, new, axis=1)
+
+
+def _axes(g: GraphWriter, value: int) -> ir.Value:
+    return g.constant(np.array([value]))

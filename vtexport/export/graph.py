@@ -1,0 +1,113 @@
+"""A small writer for ONNX graphs on onnx_ir, with weights as external data in the bundle's safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vtexport.export.weights import Weight
+
+# The newest IR version that TensorRT 10.3, ONNX Runtime 1.23 and everything after them read.
+IR_VERSION = 10
+MODERN_OPSET = 23
+# External data is named relative to the graph's own folder; loaders refuse ".." and absolute paths.
+WEIGHTS_FOLDER = "weights"
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int64": ir.DataType.INT64,
+    "bool": ir.DataType.BOOL,
+}
+_NAMES = {value: key for key, value in DTYPES.items()}
+
+
+class GraphWriter:
+    """Collects nodes and initializers; every method that emits a node returns its output value(s)."""
+
+    def __init__(self, weights: Mapping[str, Weight], folder: Path):
+        self._weights = weights
+        self._folder = folder
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, shape: Sequence[int | str], dtype: str) -> ir.Value:
+        """A graph input; give it to `model` in the order wanted."""
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[dtype]))
+
+    def op(self, op_type: str, *inputs: ir.Value | None, outputs: Sequence[str] | int = 1, **attributes: Any) -> Any:
+        """Emits a node of the standard domain."""
+        count = outputs if isinstance(outputs, int) else len(outputs)
+        names = [f"{op_type}_{len(self.nodes)}_{i}" for i in range(count)] if isinstance(outputs, int) else outputs
+        values = [ir.Value(name=name) for name in names]
+        node = ir.node(
+            op_type, list(inputs), attributes=attributes, outputs=values, name=f"{op_type}_{len(self.nodes)}"
+        )
+        self.nodes.append(node)
+        return values[0] if count == 1 else values
+
+    def constant(self, value: Any, name: str | None = None) -> ir.Value:
+        """A small tensor kept in the graph itself; equal ones are kept once."""
+        array = np.asarray(value)
+        name = name or f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tolist()}"
+        return self._initializer(name, ir.tensor(array, name=name))
+
+    def weight(self, name: str) -> ir.Value:
+        """A tensor of the checkpoint, left in its file."""
+        return self._initializer(name, external_tensor(self._weights[name], name, self._folder))
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self.initializers:
+            self.initializers[name] = ir.Value(
+                name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        return self.initializers[name]
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[tuple[ir.Value, str, Sequence[int | str], str]],
+        opset: int = MODERN_OPSET,
+    ) -> ir.Model:
+        """The finished model; `outputs` are (value, name, shape, dtype)."""
+        for value, output_name, shape, dtype in outputs:
+            value.name, value.shape, value.type = output_name, ir.Shape(shape), ir.TensorType(DTYPES[dtype])
+        graph = ir.Graph(
+            list(inputs),
+            [value for value, *_ in outputs],
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            opset_imports={"": opset},
+            name=name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="vtexport")
+
+
+def external_tensor(weight: Weight, name: str, folder: Path) -> ir.ExternalTensor:
+    """A tensor whose bytes stay in the bundle's weight file; `folder` is where the graph file will stand."""
+    return ir.ExternalTensor(
+        f"{WEIGHTS_FOLDER}/{weight.file}",
+        weight.offset,
+        weight.nbytes,
+        DTYPES[weight.dtype],
+        shape=ir.Shape(weight.shape),
+        name=name,
+        base_dir=folder,
+    )
+
+
+def interface(values: Sequence[ir.Value]) -> list[tuple[str, list[int | str], str]]:
+    """(name, shape, dtype) of a model's inputs or outputs, as the manifest lists them."""
+    described = []
+    for value in values:
+        assert value.name is not None
+        assert value.shape is not None
+        assert value.dtype is not None
+        shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+        described.append((value.name, shape, _NAMES[value.dtype]))
+    return described

@@ -1,0 +1,62 @@
+"""From a method, its parameters and a budget to a plan: what runs where, checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vtexport.errors import UsageError
+from vtexport.models.spec import ModelSpec
+from vtexport.pruning import Method, get_method
+from vtexport.pruning.registry import make_parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One method at one budget. `options` are the parameters the user set, `parameters` all of them, resolved."""
+
+    name: str
+    method: Method
+    options: dict[str, Any]
+    parameters: dict[str, Any]
+    keep: int
+    signals: tuple[str, ...]
+    position_span: int
+
+
+def make_plans(
+    method_name: str, budgets: Sequence[int] | None, options: Mapping[str, Any], spec: ModelSpec
+) -> tuple[Plan, ...]:
+    """A plan for each budget.
+
+    Raises:
+        UsageError: an unknown method or parameter, a budget the method cannot give, no budget where it needs one.
+    """
+    method = get_method(method_name)
+    tokens = spec.vision.tokens
+    given = make_parameters(method, options)
+    if not budgets and method_name != "none":
+        raise UsageError(
+            f"--method {method_name} needs a budget; give --keep N with N up to {tokens}, for example --keep 64"
+        )
+    if budgets and len(set(budgets)) != len(budgets):
+        raise UsageError(f"--keep names a budget twice: {', '.join(map(str, budgets))}")
+    plans = []
+    wanted: Sequence[int | None] = budgets or [None]
+    for budget in wanted:
+        keep, resolved = method.resolve(given, tokens=tokens, keep=budget)
+        contiguous = method.positions == "contiguous"
+        plans.append(
+            Plan(
+                name=method_name if method_name == "none" else f"{method_name}-{keep}",
+                method=method,
+                options={name: getattr(given, name) for name in options},
+                parameters=dataclasses.asdict(resolved),
+                keep=keep,
+                signals=method.signals(resolved),
+                position_span=keep if contiguous else tokens,
+            )
+        )
+    return tuple(plans)

@@ -1,0 +1,157 @@
+"""The vision tower as an ONNX graph: pixel_values -> features and the signals that pruning methods ask for.
+
+The tower goes through `torch.onnx.export(dynamo=True)` on the meta device, so no weight is in memory; afterwards every
+initializer is bound to its bytes in the bundle's weight files. All blocks keep fused attention: the one CLS row that a
+method needs is recomputed from the input of its block, which costs one key projection instead of eager attention maps
+in every block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript.optimizer
+import onnxscript.rewriter.onnx_fusions
+import torch
+from transformers import CLIPVisionModel
+
+from vtexport.errors import VtexportError
+from vtexport.export.graph import IR_VERSION, MODERN_OPSET, external_tensor
+from vtexport.export.weights import Weight
+from vtexport.models.spec import VisionSpec
+
+_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+CLS_ATTENTION = "cls_attention"
+
+
+class ClipFeatures(torch.nn.Module):
+    """A CLIP tower cut at LLaVA's feature layer.
+
+    `forward(pixel_values [B, 3, H, W])` returns `features` [B, 1 + T, D], the output of block L with the CLS token as
+    row 0, and where asked for `scores` [B, T] float32: the attention of the CLS token in that block to every patch,
+    summed over heads (what PruneSID, ViTCoP and VisionZip rank by).
+    """
+
+    def __init__(self, tower: CLIPVisionModel, feature_layer: int, signals: tuple[str, ...]):
+        super().__init__()
+        self.tower = tower
+        self.feature_layer = feature_layer
+        self.with_scores = CLS_ATTENTION in signals
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = self.tower(pixel_values, output_hidden_states=True).hidden_states
+        features = states[self.feature_layer]
+        if not self.with_scores:
+            return (features,)
+        block = self.tower.encoder.layers[self.feature_layer - 1]
+        return features, self._cls_attention(block, states[self.feature_layer - 1])
+
+    @staticmethod
+    def _cls_attention(block: Any, hidden: torch.Tensor) -> torch.Tensor:
+        attention = block.self_attn
+        x = block.layer_norm1(hidden)
+        batch, rows, width = x.shape
+        heads = attention.num_heads
+        query = attention.q_proj(x[:, :1]).view(batch, 1, heads, width // heads).transpose(1, 2)
+        key = attention.k_proj(x).view(batch, rows, heads, width // heads).transpose(1, 2)
+        logits = (query @ key.transpose(-1, -2)).float() * attention.scale
+        return torch.softmax(logits, dim=-1)[:, :, 0, 1:].sum(1)
+
+
+def vision_graph(
+    vision_config: Any,
+    spec: VisionSpec,
+    signals: tuple[str, ...],
+    weights: Mapping[str, Weight],
+    folder: Path,
+    dtype: str,
+) -> ir.Model:
+    """The tower's graph in the modern dialect (opset 23), batch 1.
+
+    Input `pixel_values` [1, 3, H, W] float32; outputs `features` [1, cls + T, D] and, with the signal "cls_attention",
+    `scores` [1, T] float32.
+    """
+    with torch.device("meta"):
+        vision_config._attn_implementation = "sdpa"
+        tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
+        pixels = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=_TORCH_DTYPES[dtype])
+    module = ClipFeatures(tower, spec.feature_layer, signals).eval()
+    outputs = ["features", "scores"] if module.with_scores else ["features"]
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(module, (pixels,), strict=False)
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=MODERN_OPSET,
+            input_names=["pixel_values"],
+            output_names=outputs,
+            optimize=False,  # it folds, and meta tensors have nothing to fold
+            verbose=False,
+        )
+    assert exported is not None
+    model = exported.model
+    _bind(model, weights, folder, spec)
+    with _quiet():
+        onnxscript.optimizer.optimize_ir(model, should_fold=_may_fold)
+        onnxscript.rewriter.onnx_fusions.fuse(model)
+    _tidy(model)
+    return model
+
+
+def _bind(model: ir.Model, weights: Mapping[str, Weight], folder: Path, spec: VisionSpec) -> None:
+    for name, value in model.graph.initializers.items():
+        assert name is not None
+        canonical = "vision_tower." + name.removeprefix("tower.")
+        if canonical in weights:
+            value.const_value = external_tensor(weights[canonical], name, folder)
+        elif name.endswith("embeddings.position_ids"):
+            # a buffer that checkpoints do not hold: the row numbers of the position embedding
+            rows = np.arange(spec.cls_rows + spec.tokens, dtype=np.int64)[None]
+            value.const_value = ir.tensor(rows, name=name)
+        elif name.startswith("tower."):
+            raise VtexportError(
+                f"the vision tower's tensor {name} has no counterpart in the checkpoint; please report this"
+            )
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Folding a node on external weights would write them, transposed, into the graph file."""
+    external = any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
+    return False if external else None
+
+
+def _tidy(model: ir.Model) -> None:
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version, model.doc_string = "vtexport", None, None
+    model.graph.name = "vision"
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():  # stack traces hold paths of the machine that exported
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its own stages on stdout and by warnings; stdout is for results."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,174 @@
+"""A checkpoint's weights in the bundle: safetensors files copied once, in the target precision, hashed on the way.
+
+Nothing is read whole: a file passes through in chunks, and the SHA-256 of what was read and of what was written are
+taken from the same chunks. A file whose tensors already have the target precision is copied byte for byte, so its hash
+is the source's. (File format: the safetensors header is an 8-byte little-endian length and JSON; tensors follow.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from vtexport.errors import InputError
+
+if TYPE_CHECKING:
+    from vtexport.checkpoint.safetensors_index import TensorEntry
+
+_CHUNK = 8 * 2**20  # bytes; a multiple of every item size
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CODES = {name: code for code, name in _NAMES.items()}
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor in one of the bundle's weight files; `file` is its name, `offset` counts from the start of the file."""
+
+    file: str
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class CopiedWeights:
+    """Canonical name -> weight, and the SHA-256 of each file as it was read and as it was written."""
+
+    tensors: dict[str, Weight]
+    source_hashes: dict[str, str]
+    written_hashes: dict[str, str]
+
+
+def planned_bytes(tensors: Mapping[str, TensorEntry], precision: str) -> int:
+    """Bytes that the weights will take in the bundle, headers aside."""
+    return sum(int(np.prod(entry.shape)) * _ITEMSIZE[precision] for entry in tensors.values())
+
+
+def copy_weights(
+    tensors: Mapping[str, TensorEntry],
+    folder: Path,
+    precision: str,
+    progress: Callable[[int], object] = lambda count: None,
+) -> CopiedWeights:
+    """Copies every file that holds one of `tensors` (canonical name -> entry) into `folder`.
+
+    `progress` is called with the number of source bytes just read.
+
+    Raises:
+        InputError: a file cannot be read, or changed while it was copied.
+    """
+    by_file: dict[Path, dict[str, TensorEntry]] = {}
+    for name, entry in tensors.items():
+        by_file.setdefault(entry.file, {})[name] = entry
+    copied = CopiedWeights({}, {}, {})
+    for number, (path, entries) in enumerate(sorted(by_file.items()), 1):
+        # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
+        name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
+        same = all(_dtype(canonical, entry) == precision for canonical, entry in entries.items())
+        try:
+            with path.open("rb") as source, (folder / name).open("wb") as target:
+                if same:
+                    read = written = _copy_bytes(source, target, progress)
+                    placed = {key: _placed(name, entry, entry.offset) for key, entry in entries.items()}
+                else:
+                    read, written, placed = _convert(source, target, name, entries, precision, progress)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{error.filename} vanished while it was copied; restore the checkpoint and build again"
+            ) from error
+        copied.tensors.update(placed)
+        copied.source_hashes[path.name] = read
+        copied.written_hashes[name] = written
+    return copied
+
+
+def _dtype(name: str, entry: TensorEntry) -> str:
+    if entry.dtype not in _NAMES:
+        raise InputError(f"tensor {name} has dtype {entry.dtype}; vtexport takes checkpoints in {', '.join(_NAMES)}")
+    return _NAMES[entry.dtype]
+
+
+def _placed(file: str, entry: TensorEntry, offset: int) -> Weight:
+    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype])
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, progress: Callable[[int], object]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        target.write(chunk)
+        progress(len(chunk))
+    return digest.hexdigest()
+
+
+def _convert(
+    source: BinaryIO,
+    target: BinaryIO,
+    name: str,
+    entries: Mapping[str, TensorEntry],
+    precision: str,
+    progress: Callable[[int], object],
+) -> tuple[str, str, dict[str, Weight]]:
+    """Writes the file anew with canonical names and the target precision; the source is read once, in order."""
+    ordered = sorted(entries.items(), key=lambda item: item[1].offset)
+    header, begin = {}, 0
+    for key, entry in ordered:
+        size = int(np.prod(entry.shape)) * _ITEMSIZE[precision]
+        header[key] = {"dtype": _CODES[precision], "shape": list(entry.shape), "data_offsets": [begin, begin + size]}
+        begin += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    read, written = hashlib.sha256(), hashlib.sha256()
+
+    def write(data: bytes) -> None:
+        written.update(data)
+        target.write(data)
+
+    def take(count: int) -> bytes:
+        data = source.read(count)
+        if len(data) != count:
+            raise InputError(
+                f"{source.name} became shorter while it was copied; restore the checkpoint and build again"
+            )
+        read.update(data)
+        progress(count)
+        return data
+
+    def skip_to(offset: int) -> None:
+        while (gap := offset - source.tell()) > 0:
+            take(min(gap, _CHUNK))
+
+    write(struct.pack("<Q", len(text)) + text)
+    placed = {}
+    for key, entry in ordered:
+        skip_to(entry.offset)
+        start, left = target.tell(), entry.nbytes
+        while left:
+            data = take(min(left, _CHUNK))
+            left -= len(data)
+            write(_converted(data, _dtype(key, entry), precision))
+        placed[key] = Weight(name, start, target.tell() - start, tuple(entry.shape), precision)
+    while data := source.read(_CHUNK):  # what lies behind the last tensor wanted still belongs to the file's hash
+        read.update(data)
+        progress(len(data))
+    return read.hexdigest(), written.hexdigest(), placed
+
+
+def _converted(data: bytes, dtype: str, precision: str) -> bytes:
+    if dtype == precision:
+        return data
+    if precision != "float32":
+        raise InputError(f"weights in {dtype} cannot be exported as {precision} yet; use --precision fp32")
+    if dtype == "float16":
+        return np.frombuffer(data, "<f2").astype("<f4").tobytes()
+    # bfloat16 is the upper half of a float32
+    return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).tobytes()

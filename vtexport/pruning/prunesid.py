@@ -1,0 +1,239 @@
+"""PruneSID (arXiv 2603.09480): group tokens by principal components, thin every group, share the budget among groups.
+
+The steps have the numbers of docs/ops.md: 1 grouping by principal semantic components (PSCA), 2 redundancy and
+threshold, 3 intra-group non-maximum suppression (NMS), 4 budget per group, 5 order of the output. The defaults are
+those of the authors' LLaVA code, with exact instead of randomised principal components.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vtexport.errors import UsageError
+from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
+from vtexport.pruning.registry import register
+
+if TYPE_CHECKING:
+    from vtexport.pruning.emit import Emitter
+
+
+@dataclass(frozen=True)
+class PruneSIDParameters(Parameters):
+    """Options of PruneSID; the defaults are the authors' LLaVA-1.5 settings."""
+
+    groups: int | None = option(None, kind=int, minimum=1, about="number of groups K; default keep // 4")
+    threshold_scale: float | None = option(
+        None, kind=float, above=0, about="similarity threshold over mean similarity; default keep / 32"
+    )
+    center: str = option(
+        "token",
+        kind=str,
+        choices=("token", "feature"),
+        about="what is centred before the components: each token over its features (code) or each feature (paper)",
+    )
+    nms_score: str = option(
+        "cls_attention",
+        kind=str,
+        choices=("cls_attention", "abs_v"),
+        about="what ranks a group's tokens: attention from CLS (LLaVA code) or the size of its component (paper)",
+    )
+    order: str = option(
+        "group", kind=str, choices=("group", "raster"), about="order of the kept tokens: by group (code) or by position"
+    )
+    cls_slot: bool = option(True, kind=bool, about="CLS is kept as the first token and counts in the budget")
+
+
+@register
+class PruneSID(Method):
+    """Group by principal components, suppress near-duplicates within groups, share the budget among the groups.
+
+    Intermediate values (`Selection.details`, and `diagnostics` in ONNX), K groups, T patches:
+    groups [B, T] int64; sizes, survivors (m_g), taken (n_g) [B, K] int64; rho, tau [B].
+    The reference adds scores [B, T] (what ranked the tokens) and eigenvalues [B, T], and how far the selection is from
+    being another one: group_margin [B, T] (largest minus second-largest |V|), nms_margin [B] (least |S - tau| of the
+    comparisons made).
+    The ONNX form adds residual [B]: the eigenvectors' worst residual over the largest eigenvalue.
+    """
+
+    name = "prunesid"
+    op_type = "VtxPruneSID"
+    title = "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity"
+    arxiv = "2603.09480"
+    acts = "between the vision tower and the projector"
+    budget = "visual tokens per image, the CLS token included unless cls_slot is off"
+    positions = "contiguous"
+    smallest_keep = 4
+    parameters = PruneSIDParameters
+    diagnostics = {  # noqa: RUF012
+        "groups": ("INT64", "BT"),
+        "sizes": ("INT64", "BK"),
+        "survivors": ("INT64", "BK"),
+        "taken": ("INT64", "BK"),
+        "rho": ("FLOAT", "B"),
+        "tau": ("FLOAT", "B"),
+        "residual": ("FLOAT", "B"),
+    }
+
+    def signals(self, parameters: PruneSIDParameters) -> tuple[str, ...]:
+        return ("cls_attention",) if parameters.nms_score == "cls_attention" else ()
+
+    def takes_cls(self, parameters: PruneSIDParameters) -> bool:
+        return parameters.cls_slot
+
+    def resolve(
+        self, parameters: PruneSIDParameters, *, tokens: int, keep: int | None
+    ) -> tuple[int, PruneSIDParameters]:
+        slot = int(parameters.cls_slot)
+        keep = self.check_keep(keep, largest=tokens + slot, unit="CLS included" if slot else "patches")
+        groups = keep // 4 if parameters.groups is None else parameters.groups
+        if groups > keep - slot:  # every group that is not empty gives at least one token
+            raise UsageError(
+                f"groups={groups} is not allowed with keep={keep}; give a whole number from 1 to {keep - slot}."
+            )
+        scale = keep / 32 if parameters.threshold_scale is None else parameters.threshold_scale
+        return keep, dataclasses.replace(parameters, groups=groups, threshold_scale=scale)
+
+    def select(self, features: Array, scores: Array | None, *, keep: int, parameters: PruneSIDParameters) -> Selection:
+        from array_api_compat import array_namespace
+
+        from vtexport.pruning.arrays import gather_rows, integers
+
+        xp, slot = array_namespace(features), int(parameters.cls_slot)
+        images = []
+        for image in range(features.shape[0]):
+            patches = xp.astype(features[image, slot:, :], xp.float64)
+            score = None if scores is None else xp.astype(scores[image, :], xp.float32)
+            images.append(_select_image(xp, patches, score, keep, parameters))
+        rows = integers(xp, [[0] * slot + [patch + slot for patch in chosen] for chosen, _ in images], features)
+        details = {name: xp.stack([each[name] for _, each in images]) for name in images[0][1]}
+        return Selection(rows - slot, gather_rows(xp, features, rows), details)
+
+    def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -> dict[str, str]:
+        from vtexport.pruning.prunesid_onnx import emit_prunesid
+
+        return emit_prunesid(emitter, sizes=sizes, parameters=parameters)
+
+
+def _select_image(
+    xp: Any, patches: Array, score: Array | None, keep: int, parameters: PruneSIDParameters
+) -> tuple[list[int], dict[str, Array]]:
+    """Patches to keep, in output order, for one image: `patches` [T, D] float64, `score` [T] float32."""
+    from array_api_compat import device
+
+    from vtexport.pruning.arrays import cosine_similarity, descending_order, integers, leading_eigenvectors, sigmoid
+
+    assert parameters.groups is not None
+    assert parameters.threshold_scale is not None
+    tokens, count = patches.shape[0], parameters.groups
+
+    # 1. PSCA: a token belongs to the component in which it is largest; the sign of a component does not matter.
+    y = sigmoid(xp, patches)
+    y = y - xp.mean(y, axis=1 if parameters.center == "token" else 0, keepdims=True)
+    components, eigenvalues = leading_eigenvectors(xp, y @ y.T, count)
+    loading = xp.abs(components)
+    group_of = xp.argmax(loading, axis=1)
+    largest = xp.max(loading, axis=1)
+    others = xp.where(integers(xp, list(range(count)), patches)[None, :] == group_of[:, None], -1.0, loading)
+    if score is None:
+        score = largest
+
+    # 2. Redundancy: the mean cosine over the pairs of different tokens; the threshold is a multiple of it.
+    cosine = cosine_similarity(xp, patches)
+    diagonal = xp.sum(xp.linalg.diagonal(cosine))
+    rho = (xp.sum(cosine) - diagonal) / (tokens * (tokens - 1))
+    tau = rho * parameters.threshold_scale
+
+    # 3. NMS in every group, then 4. the budget of every group.
+    best_first = descending_order(xp, score)
+    members: list[list[int]] = [[] for _ in range(count)]
+    for token, group in zip(best_first.tolist(), xp.take(group_of, best_first).tolist(), strict=True):
+        members[group].append(token)
+    suppression = [_suppress(ranked, score.tolist(), cosine, float(tau)) for ranked in members]
+    sizes = [len(ranked) for ranked in members]
+    survivors = [len(kept) for kept, _, _ in suppression]
+    taken = allocate(sizes, survivors, keep=keep, cls_slots=int(parameters.cls_slot))
+
+    # 5. Survivors of a group by score, then its suppressed tokens by score, cut at the budget; group after group.
+    chosen = []
+    for (kept, suppressed, _), share in zip(suppression, taken, strict=True):
+        chosen += (kept + suppressed)[:share]
+    if parameters.order == "raster":
+        chosen.sort()
+    margin = min(each for _, _, each in suppression)
+    details = {
+        "scores": score,
+        "groups": xp.astype(group_of, xp.int64),
+        "sizes": integers(xp, sizes, patches),
+        "survivors": integers(xp, survivors, patches),
+        "taken": integers(xp, taken, patches),
+        "rho": rho,
+        "tau": tau,
+        "eigenvalues": eigenvalues,
+        "group_margin": largest - xp.max(others, axis=1),
+        "nms_margin": xp.asarray(margin, dtype=xp.float64, device=device(patches)),
+    }
+    return chosen, details
+
+
+def _suppress(ranked: list[int], score: list[float], cosine: Array, tau: float) -> tuple[list[int], list[int], float]:
+    """One group's NMS: survivors, suppressed tokens (both by descending score), least |S - tau| compared.
+
+    The best token left survives and suppresses the tokens more similar to it than tau. A token without positive score
+    never survives and suppresses nothing.
+    """
+    kept: list[int] = []
+    suppressed: list[int] = []
+    margin = math.inf
+    for token in ranked:
+        if not score[token] > 0:
+            suppressed.append(token)
+            continue
+        similar = False
+        for better in kept:
+            similarity = float(cosine[better, token])
+            margin = min(margin, abs(similarity - tau))
+            if similarity > tau:
+                similar = True
+                break
+        (suppressed if similar else kept).append(token)
+    return kept, suppressed, margin
+
+
+def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: int) -> list[int]:
+    """Tokens to take from every group: `keep - cls_slots` in total (step 4 of docs/ops.md).
+
+    Args:
+        sizes, survivors: Members and NMS survivors of every group (s_g and m_g).
+        keep: The budget N, at least the number of groups that are not empty plus `cls_slots`, at most the number of
+            tokens plus `cls_slots`.
+        cls_slots: 1 if CLS takes one of the N places, else 0.
+    """
+    floor = [min(1, size) for size in sizes]
+    cap = 5 * -(-keep // 64)
+    upper = [min(cap, size, alive) for size, alive in zip(sizes, survivors, strict=True)]
+    while sum(upper) < keep and upper != sizes:  # too few survivors: suppressed tokens become eligible, evenly
+        upper = [min(bound + 1, size) for bound, size in zip(upper, sizes, strict=True)]
+
+    extra = max(0, keep - cls_slots - sum(floor))
+    taken, before, running = [], 0, 0
+    for group, alive in enumerate(survivors):
+        running += alive
+        until = _round_half_even(running * extra, max(1, sum(survivors)))
+        taken.append(min(floor[group] + until - before, upper[group]))
+        before = until
+
+    missing = sum(floor) + extra - sum(taken)
+    for group in sorted(range(len(sizes)), key=lambda each: -survivors[each]):  # stable: ties to the lower group
+        more = min(upper[group] - taken[group], missing)
+        taken[group] += more
+        missing -= more
+    return taken
+
+
+def _round_half_even(numerator: int, denominator: int) -> int:
+    """numerator / denominator rounded; an exact half goes to the even neighbour. Exact, since halves do occur."""
+    quotient, rest = divmod(numerator, denominator)
+    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient % 2 == 1))

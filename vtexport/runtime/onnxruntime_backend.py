@@ -1,0 +1,80 @@
+"""Running a bundle's graphs with stock ONNX Runtime, on the CPU or a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtexport.errors import BundleError, MissingDependencyError, UsageError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Session:
+    """One graph, loaded; `run` takes and returns arrays by name."""
+
+    def __init__(self, path: Path, device: str, threads: int | None):
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        providers: list[Any] = [PROVIDERS["cpu"]]
+        if device == "cuda":
+            # TF32 rounds the Gram matrix of a pruning op enough to change what it keeps
+            providers = [(PROVIDERS["cuda"], {"use_tf32": 0}), *providers]
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        if self._session.get_providers()[0] != PROVIDERS[device]:
+            raise MissingDependencyError(
+                f"ONNX Runtime could not start {PROVIDERS[device]} and would fall back to "
+                f"{self._session.get_providers()[0]}; check the CUDA libraries or use --device cpu"
+            )
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self.output_names = [value.name for value in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs that the graph does not have are not passed on."""
+        feeds = {name: inputs[name] for name in self.input_names}
+        return dict(zip(self.output_names, self._session.run(self.output_names, feeds), strict=True))
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX Runtime is not installed ({error}); run pip install 'vtexport[cpu]' or 'vtexport[gpu]'"
+        ) from error
+    return onnxruntime
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that this installation cannot run on.
+
+    Raises:
+        UsageError: no such device name.
+        MissingDependencyError: the installed ONNX Runtime has no provider for it.
+    """
+    if device not in PROVIDERS:
+        raise UsageError(f"device {device!r} is not known; choose one of {', '.join(PROVIDERS)}")
+    available = import_onnxruntime().get_available_providers()
+    if PROVIDERS[device] not in available:
+        raise MissingDependencyError(
+            f"the installed ONNX Runtime has no {PROVIDERS[device]} (it has {', '.join(available)}); "
+            "run pip install 'vtexport[gpu]' or use --device cpu"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
