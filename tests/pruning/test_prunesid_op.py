@@ -51,10 +51,12 @@ def check_valid(found: np.ndarray, variant: dict[str, Any]) -> None:
 
 @variants
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-@given(seed=st.integers(0, 2**32 - 1))
-def test_function_equals_reference(variant: dict[str, Any], seed: int) -> None:
+@given(seed=st.integers(0, 2**32 - 1), tied=st.booleans())
+def test_function_equals_reference(variant: dict[str, Any], seed: int, tied: bool) -> None:
     features = structured(seed, TOKENS + 1, WIDTH, 10)[None]
     scores = np.random.default_rng(seed).random((1, TOKENS), np.float32)
+    if tied:  # few values, a good part of them zero
+        scores = np.floor(4 * scores) / 4
     named = inputs(variant, features, scores)
     expected = select("prunesid", **named, **variant)
     # A token between two groups, or a pair at the threshold, has no answer that float32 could promise.
@@ -172,6 +174,16 @@ def test_a_shifted_token_keeps_its_group_under_token_centring_only() -> None:
     assert np.abs(other[0].details["eigenvalues"] - other[1].details["eigenvalues"]).max() > 1e-6
 
 
+def test_only_positive_scores_survive() -> None:
+    features = 3 + structured(9, TOKENS + 1, WIDTH, 10)[None]  # all similar, so the threshold is far above 1
+    scores = np.maximum(0, np.arange(TOKENS, dtype=np.float32) - 20)[None]
+    request = {"keep": 16, "groups": 1, "threshold_scale": 1e6}
+    found = select("prunesid", features, scores, **request)
+    assert found.details["survivors"].tolist() == [[9]]
+    assert found.keep_indices.tolist() == [[-1, *range(29, 20, -1), *range(6)]]
+    np.testing.assert_array_equal(op(**request)(features=features, scores=scores)["keep_indices"], found.keep_indices)
+
+
 def test_suppression_rules() -> None:
     features = structured(8, TOKENS + 1, WIDTH, 10)[None]
     scores = np.random.default_rng(8).random((1, TOKENS), np.float32)
@@ -190,6 +202,12 @@ def test_suppression_rules() -> None:
             assert all(unit[token] @ unit[other] <= details["tau"][0] for other in mine[:place])
 
 
+def all_inputs(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, its loop bodies included."""
+    inner = (name for attribute in node.attribute for each in attribute.g.node for name in all_inputs(each))
+    return {*node.input, *inner}
+
+
 @variants
 def test_model_is_well_formed(variant: dict[str, Any]) -> None:
     model = op_model("prunesid", tokens=TOKENS, width=WIDTH, **variant)
@@ -205,6 +223,8 @@ def test_model_is_well_formed(variant: dict[str, Any]) -> None:
     assert (values["plugin_namespace"], values["plugin_version"]) == (b"vtexport", b"1")
     assert values["keep"] == variant["keep"]
     assert values["groups"] == variant.get("groups", variant["keep"] // 4)
+    used = {name for each in function.node for name in all_inputs(each)} | set(function.output)
+    assert all(used.intersection(each.output) for each in function.node), "ONNX Runtime would run dead Loops"
     assert list(node.input) == list(function.input) == [each.name for each in model.graph.input]
     assert list(node.output) == list(function.output) == ["kept_features", "keep_indices"]
     outputs = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in model.graph.output}

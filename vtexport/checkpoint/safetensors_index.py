@@ -77,7 +77,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             raw = stream.read(header_bytes)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}; check the file and its rights") from error
-    header = _parse_json_object(file, raw, "header")
+    header = _parse_json_object(file, raw, "a header")
     header.pop("__metadata__", None)
     data_start = _LENGTH_BYTES + header_bytes
     real_file = file.resolve()
@@ -115,11 +115,11 @@ def _parse_json_object(file: Path, raw: bytes, what: str) -> dict[str, Any]:
     try:
         parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=without_repeats)
     except RecursionError as error:
-        raise InputError(f"{file} has a {what} nested too deeply to be true: it is damaged; {_FETCH_AGAIN}") from error
+        raise InputError(f"{file} has {what} nested too deeply to be true: it is damaged; {_FETCH_AGAIN}") from error
     except ValueError as error:  # includes text that is not UTF-8
-        raise InputError(f"{file} has a {what} that is not JSON ({error}): it is damaged; {_FETCH_AGAIN}") from error
+        raise InputError(f"{file} has {what} that is not JSON ({error}): it is damaged; {_FETCH_AGAIN}") from error
     if not isinstance(parsed, dict):
-        raise InputError(f"{file} has a {what} that is not a JSON object: it is damaged; {_FETCH_AGAIN}")
+        raise InputError(f"{file} has {what} that is not a JSON object: it is damaged; {_FETCH_AGAIN}")
     return parsed
 
 

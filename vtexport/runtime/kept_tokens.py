@@ -12,7 +12,7 @@ from vtexport.runtime.pipeline import VisualTokens
 
 # Small images are drawn larger, so that a patch is some 20 pixels wide and its frame can be seen.
 _SHORTEST_SIDE = 640
-_DROPPED, _OUTSIDE = 0.35, 0.15  # brightness that is left
+_DROPPED, _OUTSIDE = 0.42, 0.15  # brightness that is left
 _FRAME = (255, 213, 0)
 
 
