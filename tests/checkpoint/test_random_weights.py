@@ -98,7 +98,9 @@ def test_transformers_loads_shards(tmp_path: Path) -> None:
             assert 0 < parameter.abs().max() < 0.1
         elif parameter.ndim > 1 and "embed_tokens" not in name and "position_embedding" not in name:
             gain = 4 if "q_proj" in name else 1
-            assert float(parameter.detach().std()) * math.sqrt(parameter[0].numel()) == pytest.approx(gain, rel=0.05), name
+            assert float(parameter.detach().std()) * math.sqrt(parameter[0].numel()) == pytest.approx(gain, rel=0.05), (
+                name
+            )
 
 
 def _data(folder: Path, name: str) -> bytes:

@@ -221,6 +221,12 @@ def _check_map(folder: Path, index: Path, weight_map: dict[str, str], entries: d
 def _no_weights(folder: Path) -> InputError:
     if not folder.is_dir():
         return InputError(f"{folder} is not a folder; give the folder that holds config.json and the weights")
+    dangling = sorted(path.name for path in folder.glob("*.safetensors*") if not path.exists())
+    if dangling:
+        return InputError(
+            f"{folder / dangling[0]} links to a file that is not there: a cache was cleaned or a download broke off; "
+            "delete the link and fetch the file again"
+        )
     stray = sorted(path.name for path in folder.glob("*.safetensors"))
     if "adapter_model.safetensors" in stray:
         return InputError(

@@ -1,0 +1,135 @@
+"""The LLaVA family: names in every layout, configurations read as transformers reads them, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import make_config
+from vtexport.errors import InputError, UsageError
+from vtexport.models import family_of, llava
+
+NAMES = {
+    "vision_tower.encoder.layers.0.self_attn.q_proj.weight": [
+        "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight",
+        "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight",
+        "model.vision_tower.encoder.layers.0.self_attn.q_proj.weight",
+    ],
+    "language_model.layers.31.mlp.up_proj.weight": [
+        "language_model.model.layers.31.mlp.up_proj.weight",
+        "model.language_model.layers.31.mlp.up_proj.weight",
+    ],
+    "language_model.embed_tokens.weight": ["language_model.model.embed_tokens.weight"],
+    "lm_head.weight": ["language_model.lm_head.weight"],
+    "multi_modal_projector.linear_1.bias": ["model.multi_modal_projector.linear_1.bias"],
+}
+
+
+@pytest.mark.parametrize("canonical", NAMES)
+def test_every_layout_has_one_canonical_name(canonical: str) -> None:
+    for stored in [canonical, *NAMES[canonical]]:
+        assert llava.canonical_name(stored) == canonical
+    assert llava.hub_name(canonical) in [canonical, *NAMES[canonical]]
+
+
+def test_names_of_the_whole_model_survive_the_round_trip() -> None:
+    shapes = llava.tensor_shapes(make_config())
+    assert len(shapes) == 105
+    assert all(llava.canonical_name(llava.hub_name(name)) == name for name in shapes)
+
+
+def write(folder: Path, settings: dict[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
+    """What the hub's config.json of LLaVA-1.5-7B holds, and no more."""
+    settings = {
+        "model_type": "llava", "image_token_index": 32000, "pad_token_id": 32001,
+        "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064},
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
+        },
+    }  # fmt: skip
+    config = llava.load_config(write(tmp_path, settings))
+    spec = llava.model_spec(config, tmp_path)
+    assert (spec.vision.tokens, spec.vision.width, spec.vision.feature_layer) == (576, 1024, 23)
+    decoder = spec.decoder
+    assert (decoder.layers, decoder.width, decoder.heads, decoder.kv_heads, decoder.head_dim) == (32, 4096, 32, 32, 128)
+    assert (decoder.intermediate, decoder.vocabulary, decoder.max_positions) == (11008, 32064, 4096)
+    assert spec.eos_token_ids == (2,)
+    assert sum(1 for _ in llava.tensor_shapes(config)) == 391 + 295
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy = 'full'"),
+        ({"vision_feature_layer": [-2, -5]}, r"vision_feature_layer = \[-2, -5\]"),
+        ({"vision_feature_layer": -9}, "vision_feature_layer = -9"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act = 'relu'"),
+        ({"text_config": {"model_type": "mistral"}}, "text_config.model_type = 'mistral'"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type = 'siglip_vision_model'"),
+        (
+            {"text_config": {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}},
+            "rope_type = 'dynamic'",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    settings = {**json.loads(make_config().to_json_string(use_diff=False)), **change}
+    config = llava.load_config(write(tmp_path, settings))
+    with pytest.raises(UsageError, match=message):
+        llava.model_spec(config, tmp_path)
+
+
+def test_unreadable_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json is not a configuration"):
+        llava.load_config(tmp_path)
+
+
+def test_unknown_family() -> None:
+    assert family_of("llava", "config.json") is llava
+    with pytest.raises(InputError, match="model_type 'bert', which vtexport cannot export; supported: llava"):
+        family_of("bert", "config.json")
+
+
+def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    assert llava.model_spec(make_config(), tmp_path).eos_token_ids == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_center_crop": False}, "do_center_crop = False"),
+        ({"crop_size": {"height": 224, "width": 224}}, "crop_size"),
+        ({"size": {"shortest_edge": 100}}, "size"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type = 'SiglipImageProcessor'"),
+        ({"resample": 9}, "resample = 9"),
+    ],
+)
+def test_image_settings_that_the_runtime_does_not_do(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    whole = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}, **settings}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(whole))
+    with pytest.raises(UsageError, match=message):
+        llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)
+
+
+def test_image_settings_inside_the_processor(tmp_path: Path) -> None:
+    """transformers 5 may store the image processor as a part of processor_config.json."""
+    inner = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}, "resample": 2}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
+    spec = llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)
+    assert (spec.resize_shortest, spec.resample) == (112, "bilinear")
+
+
+def test_no_image_settings(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no preprocessor_config.json"):
+        llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)

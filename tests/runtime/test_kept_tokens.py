@@ -1,0 +1,55 @@
+"""The picture shows exactly the kept patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vtexport.errors import InputError, UsageError
+from vtexport.runtime.images import Crop
+from vtexport.runtime.kept_tokens import draw_kept_tokens, save_picture
+from vtexport.runtime.pipeline import VisualTokens
+
+
+def tokens(kept: list[int], crop: Crop, size: tuple[int, int]) -> VisualTokens:
+    return VisualTokens(
+        embeddings=np.zeros((1, len(kept), 1)), keep_indices=np.array(kept), positions=np.arange(len(kept)),
+        position_span=len(kept), grid=(4, 4), image_size=size, crop=crop, plan="x", timings_ms={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [((1200, 800), Crop(200, 0, 800, 800)), ((800, 1600), Crop(0, 400, 800, 800)), ((90, 60), Crop(15, 0, 60, 60))],
+)
+def test_brightness_of_every_patch(size: tuple[int, int], crop: Crop) -> None:
+    kept = [0, 5, 15]
+    image = Image.new("RGB", size, (200, 200, 200))
+    picture = np.asarray(draw_kept_tokens(image, tokens([-1, *kept], crop, size)))
+    scale = picture.shape[1] / size[0]
+    for index in range(16):
+        row, column = divmod(index, 4)
+        x = (crop.left + crop.width * (column + 0.5) / 4) * scale
+        y = (crop.top + crop.height * (row + 0.5) / 4) * scale
+        bright = picture[int(y), int(x), 0]
+        assert bright == (200 if index in kept else 84), index
+    corner = picture[-1, -1, 0]
+    assert corner == (30 if size[0] != size[1] else 200)
+
+
+def test_small_images_are_enlarged() -> None:
+    image = Image.new("RGB", (90, 60))
+    assert min(draw_kept_tokens(image, tokens([0], Crop(15, 0, 60, 60), image.size)).size) >= 600
+
+
+def test_saving(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 4))
+    save_picture(picture, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size == (4, 4)
+    with pytest.raises(UsageError, match="no image ending"):
+        save_picture(picture, tmp_path / "a.txt")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_picture(picture, tmp_path / "no" / "folder" / "a.png")

@@ -1,0 +1,178 @@
+"""The pipeline's behaviour: stages, streaming, sampling, limits, errors. Parity with PyTorch is in test_parity.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vtexport.bundle import manifest as schema
+from vtexport.errors import BundleError, InputError, MissingDependencyError, UsageError
+from vtexport.runtime.pipeline import AnswerStream, Pipeline
+
+QUESTION = "What is this?"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.open(tiny_bundle, "prunesid-16", threads=1)
+
+
+def test_one_frame_serves_several_questions(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    visual = pipeline.encode(noisy_image)
+    for question in (QUESTION, "And what is that?"):
+        alone = pipeline.generate(noisy_image, question, max_new_tokens=8)
+        reused = pipeline.generate(visual, question, max_new_tokens=8)
+        assert reused.token_ids == alone.token_ids
+        assert reused.timings_ms["vision"] == visual.timings_ms["vision"]
+        assert reused.timings_ms["total"] < reused.timings_ms["vision"] + reused.timings_ms["total"]
+
+
+def test_visual_tokens_say_what_they_are(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    visual = pipeline.encode(noisy_image)
+    assert visual.embeddings.shape == (1, 16, 72)
+    assert visual.keep_indices[0] == -1
+    assert sorted(set(visual.keep_indices[1:].tolist())) == sorted(visual.keep_indices[1:].tolist())
+    assert all(0 <= index < 64 for index in visual.keep_indices[1:])
+    assert visual.positions.tolist() == list(range(16))
+    assert (visual.position_span, visual.grid, visual.image_size) == (16, (8, 8), (201, 150))
+    assert set(visual.timings_ms) == {"preprocess", "vision", "prune"}
+
+
+def test_answer_counts(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    answer = pipeline.generate(noisy_image, QUESTION, max_new_tokens=5)
+    prompt = pipeline._prompts.read(QUESTION)
+    assert answer.prompt_tokens == len(prompt.before) + 16 + len(prompt.after)
+    assert (answer.visual_tokens, len(answer.keep_indices), answer.plan) == (16, 16, "prunesid-16")
+    assert len(answer.token_ids) == 5
+    assert answer.finish_reason == "length"
+    assert list(answer.timings_ms) == ["preprocess", "vision", "prune", "prefill", "first_token", "decode", "total"]
+    stages = [answer.timings_ms[name] for name in ("preprocess", "vision", "prune", "prefill")]
+    assert sum(stages) <= answer.timings_ms["first_token"] <= answer.timings_ms["total"]
+
+
+@pytest.mark.parametrize("kind", ["path", "pil", "array"])
+def test_image_kinds_agree(pipeline: Pipeline, noisy_image: np.ndarray, tmp_path: Path, kind: str) -> None:
+    image: Any = Image.fromarray(noisy_image)
+    image.save(tmp_path / "a.png")
+    given = {"path": str(tmp_path / "a.png"), "pil": image, "array": noisy_image}[kind]
+    np.testing.assert_array_equal(pipeline.encode(given).embeddings, pipeline.encode(noisy_image).embeddings)
+
+
+def test_streaming_by_function_and_by_iterator(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    whole = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12)
+    pieces: list[str] = []
+    called = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12, stream=pieces.append)
+    assert "".join(pieces) == called.text == whole.text
+    stream = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12, stream=True)
+    assert isinstance(stream, AnswerStream)
+    assert stream.answer is None
+    assert "".join(stream) == whole.text
+    assert stream.answer is not None
+    assert stream.answer.token_ids == whole.token_ids
+
+
+def test_pieces_come_before_the_answer_is_finished(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    stream = pipeline.generate(noisy_image, QUESTION, max_new_tokens=200, stream=True)
+    assert next(iter(stream))
+    assert stream.answer is None
+
+
+def test_stops_at_the_end_token(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    greedy = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12)
+    end = greedy.token_ids[5]
+    first = greedy.token_ids.index(end)
+    text = pipeline.bundle.manifest.text
+    before = text.eos_token_ids
+    text.eos_token_ids = [end]
+    try:
+        answer = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12)
+    finally:
+        text.eos_token_ids = before
+    assert answer.token_ids == greedy.token_ids[: first + 1]
+    assert answer.finish_reason == "eos"
+    assert greedy.text.startswith(answer.text)
+
+
+def test_sampling_is_repeatable_and_varied(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    def sample(seed: int) -> list[int]:
+        return pipeline.generate(visual, QUESTION, max_new_tokens=12, temperature=1.0, top_p=0.9, seed=seed).token_ids
+
+    visual = pipeline.encode(noisy_image)
+    assert sample(1) == sample(1)
+    assert len({tuple(sample(seed)) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"max_new_tokens": 5000}, r"5000 new tokens are asked for, more than the model's 256 positions"),
+    ],
+)
+def test_wrong_values(pipeline: Pipeline, noisy_image: np.ndarray, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pipeline.generate(noisy_image, QUESTION, **options)
+
+
+def test_the_whole_context_can_be_used(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    visual = pipeline.encode(noisy_image)
+    used = pipeline.generate(visual, QUESTION, max_new_tokens=1).prompt_tokens
+    answer = pipeline.generate(visual, QUESTION, max_new_tokens=256 - used)
+    assert len(answer.token_ids) == 256 - used or answer.finish_reason == "eos"
+    with pytest.raises(UsageError, match="positions"):
+        pipeline.generate(visual, QUESTION, max_new_tokens=257 - used)
+
+
+def test_tokens_of_another_plan_are_refused(pipeline: Pipeline, tiny_bundle: Path, noisy_image: np.ndarray) -> None:
+    visual = Pipeline.open(tiny_bundle, "prunesid-32").encode(noisy_image)
+    with pytest.raises(UsageError, match="made with plan prunesid-32, this pipeline runs prunesid-16"):
+        pipeline.generate(visual, QUESTION)
+
+
+def test_open_refuses(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        Pipeline.open(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="several plans"):
+        Pipeline.open(tiny_bundle)
+    with pytest.raises(UsageError, match="threads is 0"):
+        Pipeline.open(tiny_bundle, "prunesid-16", threads=0)
+    with pytest.raises(UsageError, match="device 'tpu' is not known; choose one of cpu, cuda"):
+        Pipeline.open(tiny_bundle, "prunesid-16", device="tpu")
+
+
+def test_cuda_without_its_provider_is_refused(tiny_bundle: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    with pytest.raises(MissingDependencyError, match=r"no CUDAExecutionProvider.*--device cpu"):
+        Pipeline.open(tiny_bundle, "prunesid-16", device="cuda")
+
+
+def test_without_onnxruntime(tiny_bundle: Path, blocked_import: Any) -> None:
+    blocked_import("onnxruntime")
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vtexport\[cpu\]'"):
+        Pipeline.open(tiny_bundle, "prunesid-16")
+
+
+def test_a_damaged_graph_is_named(bundle_copy: Path) -> None:
+    graph = bundle_copy / "onnx" / "decoder_0.modern.onnx"
+    data = graph.read_bytes()
+    graph.write_bytes(b"\0" * len(data))
+    with pytest.raises(BundleError, match=r"cannot load .*decoder_0.modern.onnx"):
+        Pipeline.open(bundle_copy, "prunesid-16")
+
+
+def test_a_bundle_without_graphs_for_this_runtime(bundle_copy: Path) -> None:
+    path = bundle_copy / schema.MANIFEST_NAME
+    manifest = schema.decode(path.read_bytes(), "manifest")
+    for plan in manifest.plans:
+        plan.graphs = {"classic": plan.graphs.pop("modern")}
+    path.write_bytes(schema.encode(manifest))
+    with pytest.raises(BundleError, match="no modern graphs"):
+        Pipeline.open(bundle_copy, "prunesid-16")
