@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_llava import IMAGE_TOKEN_ID, PHOTO, make_config, make_model, save_model
 
-from conftest import IMAGE_TOKEN_ID, PHOTO, make_config, make_model, save_model
 from vtexport.build import build
 from vtexport.pruning import select
 from vtexport.runtime.pipeline import Pipeline
@@ -49,7 +49,9 @@ def pytorch_vision(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 @torch.no_grad()
-def pytorch_pruned(model: Any, inputs: Any, keep: int, **parameters: Any) -> tuple[Any, torch.Tensor, torch.Tensor, Any]:
+def pytorch_pruned(
+    model: Any, inputs: Any, keep: int, **parameters: Any
+) -> tuple[Any, torch.Tensor, torch.Tensor, Any]:
     """Selection by the reference, visual block, logits of the prefill and greedy tokens of the PyTorch model."""
     features, scores = pytorch_vision(model, inputs["pixel_values"])
     rows = features if parameters.get("cls_slot", True) else features[:, 1:]

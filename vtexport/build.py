@@ -18,7 +18,7 @@ import vtexport
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.checkpoint.resolve import Checkpoint, open_checkpoint
+from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
 from vtexport.errors import InputError, UsageError
 from vtexport.export.plan import Plan, make_plans
 from vtexport.models.spec import ImageSpec, ModelSpec
@@ -55,7 +55,7 @@ def build(
     keep: Sequence[int] | int | None = None,
     options: Mapping[str, Any] | None = None,
     precision: str = "fp32",
-    weights: str = "stored",
+    weights: Weights = "stored",
     seed: int = 0,
     cache_dir: str | Path | None = None,
     report: Report | None = None,

@@ -80,13 +80,12 @@ def test_shards_that_transformers_writes(tiny_model: Any, tiny_checkpoint: Path,
     assert stored_values(saved_folder) == stored_values(tiny_checkpoint)
 
 
-def test_folder_counts_before_alias(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alias_counts_before_folder(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle of a model stands under its name by default: building again must find the model, not the bundle."""
     shutil.copytree(tiny_checkpoint, tmp_path / "mini")
     monkeypatch.chdir(tmp_path)
-    assert open_checkpoint("mini").source.kind == "folder"
-    (tmp_path / "mini" / "config.json").unlink()
-    with pytest.raises(InputError, match=r"the folder mini here hides the alias mini and has no config\.json"):
-        open_checkpoint("mini")
+    assert open_checkpoint("mini", cache_dir=tmp_path / "cache").source.kind == "alias"
+    assert open_checkpoint("./mini").source.kind == "folder"
 
 
 def test_home_folder_is_expanded(saved_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

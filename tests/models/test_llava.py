@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_llava import make_config
 
-from conftest import make_config
 from vtexport.errors import InputError, UsageError
 from vtexport.models import family_of, llava
 
@@ -50,7 +50,9 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
     """What the hub's config.json of LLaVA-1.5-7B holds, and no more."""
     settings = {
         "model_type": "llava", "image_token_index": 32000, "pad_token_id": 32001,
-        "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064},
+        "text_config": {
+            "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064,
+        },
         "vision_config": {
             "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
             "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
@@ -76,7 +78,12 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
         ({"text_config": {"model_type": "mistral"}}, "text_config.model_type = 'mistral'"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type = 'siglip_vision_model'"),
         (
-            {"text_config": {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}},
+            {
+                "text_config": {
+                    "model_type": "llama",
+                    "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+                }
+            },
             "rope_type = 'dynamic'",
         ),
     ],

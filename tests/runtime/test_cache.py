@@ -8,7 +8,11 @@ from vtexport.runtime.cache import KVCache
 
 def rows(count: int, value: float) -> dict[str, np.ndarray]:
     shape = (1, count, 2, 4)
-    return {f"new_key_values.{layer}.{kind}": np.full(shape, value, np.float32) for layer in (3, 4) for kind in ("key", "value")}
+    return {
+        f"new_key_values.{layer}.{kind}": np.full(shape, value, np.float32)
+        for layer in (3, 4)
+        for kind in ("key", "value")
+    }
 
 
 def test_appends_behind_the_rows_before() -> None:

@@ -38,7 +38,9 @@ def transformers_pixels(image: Image.Image, **settings: Any) -> np.ndarray:
     return np.asarray(CLIPImageProcessorPil(**options)(image, return_tensors="np")["pixel_values"])
 
 
-@pytest.mark.parametrize("size", [(600, 400), (301, 517), (336, 336), (337, 336), (1, 1), (35, 700), (1000, 20), (2, 3)])
+@pytest.mark.parametrize(
+    "size", [(600, 400), (301, 517), (336, 336), (337, 336), (1, 1), (35, 700), (1000, 20), (2, 3)]
+)
 def test_pixels_equal_transformers_bit_for_bit(size: tuple[int, int]) -> None:
     image = random_image(*size)
     pixels, _ = pixel_values(image, SETTINGS)
@@ -50,10 +52,21 @@ def test_pixels_equal_transformers_bit_for_bit(size: tuple[int, int]) -> None:
 def test_other_settings_equal_transformers(number: int, name: Any) -> None:
     image = random_image(130, 90)
     settings = msgspec.structs.replace(
-        SETTINGS, resize_shortest=60, crop_height=56, crop_width=56, resample=name, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4]
+        SETTINGS,
+        resize_shortest=60,
+        crop_height=56,
+        crop_width=56,
+        resample=name,
+        mean=[0.5, 0.4, 0.3],
+        std=[0.2, 0.3, 0.4],
     )
     expected = transformers_pixels(
-        image, size={"shortest_edge": 60}, crop_size=56, resample=number, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+        image,
+        size={"shortest_edge": 60},
+        crop_size=56,
+        resample=number,
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.2, 0.3, 0.4],
     )
     np.testing.assert_array_equal(pixel_values(image, settings)[0], expected)
 
@@ -178,5 +191,5 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_line_of_pixels_is_refused_before_it_fills_the_memory() -> None:
-    with pytest.raises(InputError, match="too narrow.*crop it first"):
+    with pytest.raises(InputError, match=r"too narrow.*crop it first"):
         pixel_values(Image.new("RGB", (1, 10_000)), SETTINGS)

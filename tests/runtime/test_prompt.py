@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_llava import IMAGE_TOKEN_ID
 
-from conftest import IMAGE_TOKEN_ID
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.prompt import PromptReader
@@ -44,7 +44,8 @@ def test_a_conversation_with_plain_strings(reader: PromptReader, tiny_checkpoint
         {"role": "user", "content": "Of what?"},
     ]
     parts = [
-        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m["content"], str) else m for m in messages
+        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m["content"], str) else m
+        for m in messages
     ]
     prompt = reader.read(messages)
     assert [*prompt.before, IMAGE_TOKEN_ID, *prompt.after] == transformers_ids(tiny_checkpoint, parts)
@@ -127,7 +128,9 @@ def test_template_cannot_reach_out(bundle_copy: Path) -> None:
         PromptReader(bundle).read("x")
 
 
-@pytest.mark.parametrize(("name", "message"), [("tokenizer.json", "not a tokenizer"), ("chat_template.jinja", "not a template")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("tokenizer.json", "not a tokenizer"), ("chat_template.jinja", "not a template")]
+)
 def test_damaged_files(bundle_copy: Path, name: str, message: str) -> None:
     bundle = open_bundle(bundle_copy)
     (bundle_copy / name).write_text("{% if")

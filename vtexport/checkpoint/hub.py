@@ -74,7 +74,7 @@ def fetch_snapshot(hub_id: str, revision: str | None, *, with_weights: bool, not
             "check connection, proxy and disk, then run the command again: what has arrived is kept"
         ) from error
     if no_answer is not None:
-        notify(f"note: the hub gave no access to {at}, so the copy in the cache is used: {folder}")
+        notify(f"the hub gave no access to {at}, so the copy in the cache is used: {folder}")
     return folder
 
 

@@ -33,7 +33,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         config = family.load_config(folder)
         shapes = family.tensor_shapes(config)
-    except VtexportError:
+    except (VtexportError, ImportError):
         raise
     except Exception as error:
         # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown

@@ -1,4 +1,4 @@
-"""From what the user names (a folder, an alias, a hub id) to an opened checkpoint with every tensor accounted for."""
+"""From what the user names (an alias, a folder, a hub id) to an opened checkpoint with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vtexport.checkpoint import hub
 from vtexport.checkpoint.aliases import ALIASES, Alias, closest_alias
@@ -23,7 +23,8 @@ from vtexport.checkpoint.safetensors_index import TensorEntry, read_index
 from vtexport.errors import InputError, UsageError
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
-WEIGHTS = ("stored", "random")
+Weights = Literal["stored", "random"]
+WEIGHTS = get_args(Weights)
 
 _NOTIFY_ABOVE_BYTES = 1_000_000_000
 
@@ -33,10 +34,10 @@ class Source:
     """Where a checkpoint comes from, as a bundle's manifest records it."""
 
     requested: str  # as the user wrote it
-    kind: str  # "alias", "hub" or "folder"
+    kind: Literal["alias", "hub", "folder"]
     id: str  # hub id; the alias for a model that ships with vtexport; a folder's own name
     revision: str | None  # commit, for checkpoints from the hub
-    weights: str  # "stored" or "random": what the opened checkpoint really has
+    weights: Weights  # what the opened checkpoint really has
     seed: int | None  # of random weights
 
 
@@ -57,10 +58,10 @@ class _Located:
     """A folder on this machine with at least config.json, and what it was asked for as."""
 
     folder: Path
-    kind: str
+    kind: Literal["alias", "hub", "folder"]
     id: str
     revision: str | None
-    weights: str
+    weights: Weights
 
 
 def notify_on_stderr(message: str) -> None:
@@ -71,12 +72,14 @@ def notify_on_stderr(message: str) -> None:
 def open_checkpoint(
     model: str,
     *,
-    weights: str = "stored",
+    weights: Weights = "stored",
     seed: int = 0,
     cache_dir: Path | None = None,
     notify: Callable[[str], None] = notify_on_stderr,
 ) -> Checkpoint:
-    """Open the checkpoint that `model` names: an existing folder, else an alias, else a hub id (`owner/name@revision`).
+    """Open the checkpoint that `model` names: an alias, else an existing folder, else a hub id (`owner/name@revision`).
+
+    A folder that has an alias's name is given as `./NAME`.
 
     With `weights="random"` only the configuration (and the tokenizer where there is one) is taken, and the weights are
     written from `seed` into `cache_dir` ($VTEXPORT_CACHE, else ~/.cache/vtexport), once for each configuration and
@@ -95,7 +98,7 @@ def open_checkpoint(
         return _open_folder(located.folder, located, model, seed=None)
     if weights == "stored":
         notify(
-            f"note: {located.id} ships without trained weights, so seeded random ones are used (seed {seed}): "
+            f"{located.id} ships without trained weights, so seeded random ones are used (seed {seed}): "
             "its answers are noise"
         )
     cache = cache_dir if cache_dir is not None else default_cache_dir()
@@ -112,15 +115,14 @@ def default_cache_dir() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "vtexport"
 
 
-def _locate(model: str, weights: str, notify: Callable[[str], None]) -> _Located:
+def _locate(model: str, weights: Weights, notify: Callable[[str], None]) -> _Located:
+    if model in ALIASES:  # before folders: a bundle that stands here under the alias's name must not hide it
+        return _locate_alias(ALIASES[model], weights, notify)
     path = Path(model).expanduser()
     if path.is_dir():
-        _check_is_checkpoint(path, model)
         return _Located(path, "folder", path.resolve().name, None, weights)
     if path.is_file():
         raise UsageError(f"{model} is a file; give the folder that holds {CONFIG_FILE}, the weights and the tokenizer")
-    if model in ALIASES:
-        return _locate_alias(ALIASES[model], weights, notify)
     hub_id, _, revision = model.partition("@")
     if hub.HUB_ID.fullmatch(hub_id) and not model.endswith("@"):
         folder = hub.fetch_snapshot(hub_id, revision or None, with_weights=weights == "stored", notify=notify)
@@ -128,22 +130,14 @@ def _locate(model: str, weights: str, notify: Callable[[str], None]) -> _Located
     raise UsageError(_unknown(model))
 
 
-def _locate_alias(alias: Alias, weights: str, notify: Callable[[str], None]) -> _Located:
+def _locate_alias(alias: Alias, weights: Weights, notify: Callable[[str], None]) -> _Located:
     if alias.hub_id is None:
-        has = "stored" if weights == "stored" and alias.has_packaged_weights else "random"
+        has: Weights = "stored" if weights == "stored" and alias.has_packaged_weights else "random"
         return _Located(alias.folder, "alias", alias.name, None, has)
     if weights == "random":
         return _Located(alias.folder, "alias", alias.hub_id, None, "random")
     folder = hub.fetch_snapshot(alias.hub_id, None, with_weights=True, notify=notify)
     return _Located(folder, "alias", alias.hub_id, hub.commit_of(folder), "stored")
-
-
-def _check_is_checkpoint(path: Path, model: str) -> None:
-    if model in ALIASES and not (path / CONFIG_FILE).is_file():
-        raise InputError(
-            f"the folder {model} here hides the alias {model} and has no {CONFIG_FILE}; "
-            "rename it or run the command from another folder"
-        )
 
 
 def _unknown(model: str) -> str:

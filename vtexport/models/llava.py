@@ -69,16 +69,11 @@ def is_harmless(canonical: str) -> bool:
 def load_config(folder: Path) -> Any:
     """The checkpoint's configuration, with transformers' defaults for what config.json leaves out.
 
-    Raises:
-        InputError: config.json cannot be read as a LLaVA configuration.
+    Raises whatever transformers raises for a file it cannot read; `checkpoint.model_config` makes a sentence of it.
     """
     from transformers import LlavaConfig
 
-    path = folder / "config.json"
-    try:
-        return LlavaConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # its validators and loaders raise classes of their own
-        raise InputError(f"{path} is not a configuration that transformers reads: {_first_line(error)}") from error
+    return LlavaConfig.from_pretrained(folder, local_files_only=True)
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
