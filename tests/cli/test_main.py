@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +231,26 @@ def test_every_error_has_its_code(error: Exception, code: int, text: str) -> Non
     assert message.startswith(text)
 
 
+@pytest.fixture(autouse=True)
+def signals_restored() -> Iterator[None]:
+    """`main` takes over Ctrl-C; the test run wants it back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_builds_leave_nothing(tiny_checkpoint: Path, tmp_path: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize("wait", [0.0, 0.4, 0.8, 1.2])
+def test_interrupted_builds_leave_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, sent: signal.Signals, wait: float
+) -> None:
     command = [sys.executable, "-m", "vtexport", "build", "--model", str(tiny_checkpoint), "--keep", "16"]
     process = subprocess.Popen([*command, "-o", str(tmp_path / "b")], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:  # until the hidden folder is there
         time.sleep(0.02)
+    time.sleep(wait)  # it may be anywhere in the exporter by then
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

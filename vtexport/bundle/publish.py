@@ -24,6 +24,7 @@ from vtexport.errors import InputError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_unfinished: set[Path] = set()  # folders that this process is writing, for `discard_unfinished`
 
 
 @contextlib.contextmanager
@@ -48,6 +49,7 @@ def staged(destination: Path) -> Iterator[Path]:
         raise InputError(
             f"{destination.parent} cannot be written ({error.strerror}); choose another -o/--output"
         ) from error
+    _unfinished.add(staging)
     try:
         yield staging
         _finish(staging)
@@ -57,7 +59,14 @@ def staged(destination: Path) -> Iterator[Path]:
     finally:
         # After an exchange this is the old bundle, after a failure the half-written one.
         shutil.rmtree(staging, ignore_errors=True)
+        _unfinished.discard(staging)
         os.close(lock)
+
+
+def discard_unfinished() -> None:
+    """Removes what this process has not finished writing: for a signal handler that ends the process."""
+    for staging in list(_unfinished):
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_destination(destination: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import vtexport
+from vtexport.bundle.publish import discard_unfinished
 from vtexport.cli.console import tell
 from vtexport.errors import MissingDependencyError, VtexportError
 
@@ -58,19 +59,15 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; errors are one sentence on stderr."""
     args = make_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return int(args.run(args) or 0)
-    except KeyboardInterrupt:
-        tell("vtexport: interrupted; nothing was left half-written")
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone, as with `| head`: that is not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit):
-            raise
+    except Exception as error:
         if args.debug:
             traceback.print_exc()
         message, code = explain(error)
@@ -95,9 +92,16 @@ def explain(error: Exception) -> tuple[str, int]:
     return f"unexpected {kind}: {error}; run again with --debug and report this with its output", 1
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """A polite kill ends the work like Ctrl-C does, so that half-written folders are removed."""
-    raise KeyboardInterrupt
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Ctrl-C and a polite kill: remove what is half-written and end at once.
+
+    Not by an exception: one that is raised while a C++ library calls back into Python can crash the process (seen with
+    PyTorch's import and exporter), and then nothing would be removed.
+    """
+    discard_unfinished()
+    # not print(): the signal may have come while it was printing
+    os.write(2, b"\nvtexport: interrupted; nothing was left half-written\n")
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
