@@ -75,35 +75,10 @@ class Emitter:
         result = self.Loop(most, True, *states, outputs=len(states), body=graph)
         return [result] if len(states) == 1 else list(result)
 
-    def for_each(self, count: int, types: Sequence[int], body: Callable[[Emitter, str], Sequence[str]]) -> list[str]:
-        """`body(emitter, i)` for i [1] = 0, ..., count - 1; every value that it returns gets a new first axis of `count`.
+    # Short forms of what selection graphs are full of; matrices are [B, rows, columns].
 
-        `types` are the ONNX element types of the values, at least two.
-        """
-        inner = Emitter(self)
-        round_, entered, go_on = self._name("round"), self._name("entered"), self._name("go_on")
-        results = body(inner, inner.Reshape(round_, [1]))
-        inner.nodes.append(helper.make_node("Identity", [entered], [go_on]))
-        describe = helper.make_tensor_value_info
-        graph = helper.make_graph(
-            inner.nodes,
-            self._name("body"),
-            [describe(round_, INT64, []), describe(entered, BOOL, [])],
-            [describe(go_on, BOOL, [])]
-            + [describe(name, kind, None) for name, kind in zip(results, types, strict=True)],
-        )
-        return list(self.Loop(count, True, outputs=len(results), body=graph))
-
-    def either(self, condition: str, kind: int, then: Callable[[Emitter], str], other: Callable[[Emitter], str]) -> str:
-        """An If that gives one value of the ONNX element type `kind`."""
-        graphs = []
-        for branch in (then, other):
-            inner = Emitter(self)
-            result = helper.make_tensor_value_info(branch(inner), kind, None)
-            graphs.append(helper.make_graph(inner.nodes, self._name("branch"), [], [result]))
-        return str(self.If(condition, then_branch=graphs[0], else_branch=graphs[1]))
-
-    # Short forms of what selection graphs are full of.
+    def transpose(self, matrix: str) -> str:
+        return str(self.Transpose(matrix, perm=[0, 2, 1]))
 
     def total(self, value: str, axis: int, *, keepdims: bool = True) -> str:
         return str(self.ReduceSum(value, [axis], keepdims=int(keepdims)))
@@ -113,6 +88,17 @@ class Emitter:
 
     def as_int(self, value: str) -> str:
         return str(self.Cast(value, to=INT64))
+
+    def any_true(self, condition: str, rank: int) -> str:
+        """A scalar bool; through float32 because TensorRT reduces no bool."""
+        most = self.ReduceMax(self.as_float(condition), list(range(rank)), keepdims=0)
+        return str(self.Greater(most, 0.5))
+
+    def ranks(self, values: str, count: int, *, largest: bool) -> str:
+        """[B, count] int64: the place of every element in the sorted order, ties to the lower index."""
+        _, order = self.TopK(values, [count], outputs=2, axis=1, largest=int(largest))
+        _, places = self.TopK(order, [count], outputs=2, axis=1, largest=0)
+        return str(places)
 
 
 def live_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
