@@ -80,7 +80,17 @@ def test_a_clean_environment_runs_a_bundle(
     pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     run([*pip, f"vtexport[cpu] @ {wheel.as_uri()}", ONNXRUNTIME.get(minor, "onnxruntime")], tmp_path)
     command = str(tmp_path / "venv" / "bin" / "vtexport")
-    ask = ["--plan", "prunesid-16", "--image", str(photo), "--prompt", "What is this?", "--max-new-tokens", "8", "--json"]
+    ask = [
+        "--plan",
+        "prunesid-16",
+        "--image",
+        str(photo),
+        "--prompt",
+        "What is this?",
+        "--max-new-tokens",
+        "8",
+        "--json",
+    ]
     answer = json.loads(run([command, "run", str(tiny_bundle), *ask], tmp_path).stdout)
     from vtexport.runtime.pipeline import Pipeline
 

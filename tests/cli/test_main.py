@@ -254,7 +254,7 @@ def test_interrupted_builds_leave_nothing(
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert last_line(err) == "vtexport: interrupted; nothing was left half-written"
+    assert last_line(err) == "vtexport: interrupted; what was half-written is removed"
     assert list(tmp_path.iterdir()) == []
 
 

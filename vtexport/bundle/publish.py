@@ -63,10 +63,15 @@ def staged(destination: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def discard_unfinished() -> None:
-    """Removes what this process has not finished writing: for a signal handler that ends the process."""
-    for staging in list(_unfinished):
+def discard_unfinished() -> bool:
+    """Removes what this process has not finished writing, and says whether there was something.
+
+    For a signal handler that ends the process.
+    """
+    unfinished = list(_unfinished)
+    for staging in unfinished:
         shutil.rmtree(staging, ignore_errors=True)
+    return bool(unfinished)
 
 
 def check_destination(destination: Path) -> None:

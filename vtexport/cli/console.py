@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+_SECONDS_BETWEEN_LINES = 10.0
+
 
 def say(text: str = "", end: str = "\n") -> None:
     """A line of a result."""
@@ -62,9 +64,23 @@ class Progress:
 
     @contextmanager
     def bytes_done(self, text: str, total: int) -> Iterator[Callable[[int], object]]:
-        """Gives the function to call with each count of bytes done."""
-        hidden = self._quiet or not sys.stderr.isatty()
-        with tqdm(
-            total=total, desc=text, unit="B", unit_scale=True, file=sys.stderr, disable=hidden, leave=False
-        ) as bar:
-            yield bar.update
+        """Gives the function to call with each count of bytes done: a bar on a terminal, else a line now and then."""
+        if self._quiet:
+            yield lambda count: None
+        elif not sys.stderr.isatty():
+            yield self._lines(text, total)
+        else:
+            with tqdm(total=total, desc=text, unit="B", unit_scale=True, file=sys.stderr, leave=False) as bar:
+                yield bar.update
+
+    def _lines(self, text: str, total: int) -> Callable[[int], None]:
+        done, last = 0, time.perf_counter()
+
+        def count_up(count: int) -> None:
+            nonlocal done, last
+            done += count
+            if time.perf_counter() - last > _SECONDS_BETWEEN_LINES:
+                last = time.perf_counter()
+                self.stage(f"{text}: {size(done)} of {size(total)}")
+
+        return count_up

@@ -98,9 +98,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     Not by an exception: one that is raised while a C++ library calls back into Python can crash the process (seen with
     PyTorch's import and exporter), and then nothing would be removed.
     """
-    discard_unfinished()
+    removed = discard_unfinished()
     # not print(): the signal may have come while it was printing
-    os.write(2, b"\nvtexport: interrupted; nothing was left half-written\n")
+    os.write(2, b"\nvtexport: interrupted" + (b"; what was half-written is removed\n" if removed else b"\n"))
     os._exit(INTERRUPTED)
 
 
