@@ -80,17 +80,8 @@ def test_a_clean_environment_runs_a_bundle(
     pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     run([*pip, f"vtexport[cpu] @ {wheel.as_uri()}", ONNXRUNTIME.get(minor, "onnxruntime")], tmp_path)
     command = str(tmp_path / "venv" / "bin" / "vtexport")
-    ask = [
-        "--plan",
-        "prunesid-16",
-        "--image",
-        str(photo),
-        "--prompt",
-        "What is this?",
-        "--max-new-tokens",
-        "8",
-        "--json",
-    ]
+    given = ["--plan", "prunesid-16", "--image", str(photo)]
+    ask = [*given, "--prompt", "What is this?", "--max-new-tokens", "8", "--json"]
     answer = json.loads(run([command, "run", str(tiny_bundle), *ask], tmp_path).stdout)
     from vtexport.runtime.pipeline import Pipeline
 
@@ -98,7 +89,7 @@ def test_a_clean_environment_runs_a_bundle(
     assert answer["keep_indices"] == here.keep_indices
     assert answer["token_ids"] == here.token_ids
     assert "cpu" in run([command, "list", "targets"], tmp_path).stdout
-    run([command, "show", str(tiny_bundle), "--plan", "prunesid-16", "--image", str(photo)], tmp_path)
+    run([command, "show", str(tiny_bundle), *given], tmp_path)
     run([command, "inspect", str(tiny_bundle), "--verify"], tmp_path)
     assert "ok" in run([command, "doctor", str(tiny_bundle)], tmp_path).stdout
     refused = subprocess.run(

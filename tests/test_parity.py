@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_llava import IMAGE_TOKEN_ID, PHOTO, make_config, make_model, save_model
 
 from vtexport.build import build
+from vtexport.models import llava
 from vtexport.pruning import select
 from vtexport.runtime.pipeline import Pipeline
 
@@ -157,6 +161,28 @@ def test_half_precision_checkpoint(dtype: torch.dtype, tmp_path: Path) -> None:
     bundle = build(str(folder), tmp_path / "bundle", keep=16)
     assert len(list((bundle.folder / "onnx" / "weights").iterdir())) > 1, "the checkpoint should be sharded"
     assert_same_answer(folder, bundle.folder, "prunesid-16", 16)
+
+
+def test_the_hubs_names_and_shards(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Tensors named as in the hub's LLaVA repositories, in three shards; the answer is the same."""
+    folder = tmp_path / "hub"
+    shutil.copytree(tiny_checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    stored = load_file(tiny_checkpoint / "model.safetensors")
+    renamed = {llava.hub_name(llava.canonical_name(name)): tensor for name, tensor in stored.items()}
+    assert set(renamed) != set(stored)
+    names = sorted(renamed)
+    shards = {f"model-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, held in shards.items():
+        save_file({name: renamed[name] for name in held}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    bundle = build(str(folder), tmp_path / "bundle", keep=16)
+    answers = [
+        Pipeline.open(at, "prunesid-16").generate(PHOTO, PROMPT, max_new_tokens=NEW_TOKENS)
+        for at in (bundle.folder, tiny_bundle)
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].keep_indices == answers[1].keep_indices
 
 
 def test_a_conversation_of_two_turns(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
