@@ -20,7 +20,7 @@ from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
 from vtexport.errors import InputError, UsageError
-from vtexport.export.plan import Plan, make_plans
+from vtexport.export.plan import Plan, check_method, make_plans
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 PRECISIONS = {"fp32": "float32"}
@@ -84,6 +84,7 @@ def build(
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
+    check_method(method, options or {})
     if output is not None:
         check_destination(Path(output))
 
@@ -261,7 +262,7 @@ def _check_space(checkpoint: Checkpoint, destination: Path, dtype: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"{existing} has {free / 1e9:.1f} GB free and the bundle takes {needed / 1e9:.1f} GB; "
+            f"{existing} has {free / 1e6:,.0f} MB free and the bundle takes {needed / 1e6:,.0f} MB; "
             "choose another -o/--output"
         )
 

@@ -21,6 +21,7 @@ from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_toke
 from vtexport.checkpoint.random_weights import RECIPE_VERSION, copied_files, remove_partial, write_random_checkpoint
 from vtexport.checkpoint.safetensors_index import TensorEntry, read_index
 from vtexport.errors import InputError, UsageError
+from vtexport.models import family_of
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
 Weights = Literal["stored", "random"]
@@ -150,7 +151,8 @@ def _unknown(model: str) -> str:
 
 
 def _open_folder(folder: Path, located: _Located, requested: str, *, seed: int | None) -> Checkpoint:
-    read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it in full takes
+    config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
+    family_of(config_file.model_type, str(config_file.path))
     stored = read_index(folder)
     if not has_tokenizer(folder):
         raise InputError(

@@ -26,6 +26,15 @@ class Plan:
     position_span: int
 
 
+def check_method(method_name: str, options: Mapping[str, Any]) -> None:
+    """Refuses an unknown method or parameter, which needs no checkpoint to be seen.
+
+    Raises:
+        UsageError: the name or a value is not allowed.
+    """
+    make_parameters(get_method(method_name), options)
+
+
 def make_plans(
     method_name: str, budgets: Sequence[int] | None, options: Mapping[str, Any], spec: ModelSpec
 ) -> tuple[Plan, ...]:
