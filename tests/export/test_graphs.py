@@ -97,6 +97,22 @@ def test_graphs_run_in_stock_onnxruntime_alone(bundle: Bundle) -> None:
     assert (block.shape, kept.shape, positions.tolist()) == ((1, 16, 72), (1, 16), [list(range(16))])
 
 
+def test_other_tools_take_the_graphs(bundle: Bundle) -> None:
+    """Polygraphy loads the prune graph, its function included, and agrees with a plain session."""
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+
+    path = str(bundle.path("onnx/prunesid-16.prune.onnx"))
+    random = np.random.default_rng(1)
+    feeds = {
+        "features": random.standard_normal((1, 65, 48)).astype(np.float32),
+        "scores": random.random((1, 64)).astype(np.float32),
+    }
+    with OnnxrtRunner(SessionFromOnnx(path)) as runner:
+        outputs = runner.infer(feeds)
+    for value, expected in zip(outputs.values(), InferenceSession(path).run(None, feeds), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def test_same_checkpoint_same_bytes(tiny_checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
     again = build(str(tiny_checkpoint), tmp_path / "b", keep=[16, 32])
     assert again.manifest.files == bundle.manifest.files
