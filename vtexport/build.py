@@ -24,7 +24,6 @@ from vtexport.export.plan import Plan, check_method, make_plans
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 PRECISIONS = {"fp32": "float32"}
-DIALECT = "modern"
 _SOURCE_FILES = (
     "config.json",
     "generation_config.json",
@@ -147,8 +146,7 @@ def _write_bundle(
     described = []
     for plan in plans:
         report.stage(f"exporting {plan.name}: {spec.vision.tokens} -> {plan.keep} visual tokens")
-        vision, prune = exporter.vision(plan.signals), exporter.prune(plan)
-        described.append(_plan(plan, schema.PlanGraphs(vision=vision, prune=prune, decoder=[exporter.decoder()])))
+        described.append(_plan(plan, exporter.plan(plan)))
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
 
@@ -209,7 +207,7 @@ def _write_bundle(
     )
 
 
-def _plan(plan: Plan, graphs: schema.PlanGraphs) -> schema.Plan:
+def _plan(plan: Plan, graphs: dict[str, schema.PlanGraphs]) -> schema.Plan:
     return schema.Plan(
         name=plan.name,
         method=plan.method.name,
@@ -219,7 +217,7 @@ def _plan(plan: Plan, graphs: schema.PlanGraphs) -> schema.Plan:
         visual_tokens=plan.keep,
         positions=plan.method.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
-        graphs={DIALECT: graphs},
+        graphs=graphs,
     )
 
 

@@ -14,6 +14,7 @@ from onnxruntime import InferenceSession
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.export.decoder import decoder_segment
+from vtexport.export.dialects import DIALECTS
 from vtexport.export.weights import Weight
 from vtexport.models import llava
 from vtexport.models.spec import DecoderSpec
@@ -26,9 +27,12 @@ def spec(tiny_model: Any, tiny_checkpoint: Path) -> DecoderSpec:
     return llava.model_spec(tiny_model.config, tiny_checkpoint).decoder
 
 
-@pytest.fixture(scope="module")
-def segments(tiny_checkpoint: Path, spec: DecoderSpec, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """Sessions of the whole decoder and of a cut after layer 0, on the same weights."""
+@pytest.fixture(scope="module", params=DIALECTS)
+def segments(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, spec: DecoderSpec, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Any, Any]:
+    """Sessions of the whole decoder and of a cut after layer 0, on the same weights, in each dialect."""
+    dialect = DIALECTS[request.param]
     from vtexport.checkpoint.resolve import open_checkpoint
     from vtexport.export.weights import copy_weights
 
@@ -40,7 +44,7 @@ def segments(tiny_checkpoint: Path, spec: DecoderSpec, tmp_path_factory: pytest.
     sessions = {}
     for first, layers in ((0, 3), (0, 1), (1, 2)):
         path = folder / f"{first}-{layers}.onnx"
-        ir.save(decoder_segment(spec, weights, folder, "float32", first, layers), path)
+        ir.save(decoder_segment(spec, weights, folder, "float32", first, layers, dialect), path)
         onnx.checker.check_model(str(path), full_check=True)
         sessions[first, layers] = InferenceSession(str(path))
     return sessions
@@ -102,14 +106,19 @@ def test_positions_with_gaps(segments: Any, spec: DecoderSpec, tiny_model: Any, 
     np.testing.assert_allclose(outputs["logits"][0, 0], logits[-1], atol=2e-5 * np.abs(logits).max())
 
 
-def test_no_weight_is_in_the_graph_file(tiny_bundle: Path) -> None:
-    """Matrices stay in the checkpoint's layout in one file: no Transpose, no copy."""
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_no_weight_is_in_the_graph_file(tiny_bundle: Path, dialect: str) -> None:
+    """Matrices stay in the checkpoint's layout in one file: no copy, and no Transpose of a weight."""
     bundle = open_bundle(tiny_bundle)
-    model = onnx.load(bundle.path(bundle.manifest.graphs["decoder_0.modern"].file), load_external_data=False)
+    model = onnx.load(bundle.path(bundle.manifest.graphs[f"decoder_0.{dialect}"].file), load_external_data=False)
     external = [i for i in model.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
     inline = {i.name for i in model.graph.initializer} - {i.name for i in external}
     assert len(external) == 3 * 9 + 2
     assert {name for name in inline if not name.startswith("constant_")} == {"rope_cos", "rope_sin", "zero", "one"}
-    assert "Transpose" not in {node.op_type for node in model.graph.node}
+    weights = {i.name for i in external}
+    assert not [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+    kinds = {node.op_type for node in model.graph.node}
+    newer = {"Attention", "RMSNormalization", "RotaryEmbedding"}
+    assert newer & kinds == (newer if dialect == "modern" else set())
     locations = {entry.value for i in external for entry in i.external_data if entry.key == "location"}
     assert locations == {"weights/model.safetensors"}

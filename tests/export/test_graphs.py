@@ -10,11 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession
+from tiny_llava import PHOTO
 
 from vtexport.build import build
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import UsageError, VtexportError
 from vtexport.export.check import check_graphs
+from vtexport.runtime.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,13 @@ def load(bundle: Bundle, name: str) -> onnx.ModelProto:
 
 def test_plans_share_everything_but_the_prune_graph(bundle: Bundle) -> None:
     assert set(bundle.manifest.graphs) == {
-        "vision.cls_attention.modern", "prunesid-16.prune", "prunesid-32.prune", "decoder_0.modern"
+        "vision.cls_attention.modern", "vision.cls_attention.classic", "decoder_0.modern", "decoder_0.classic",
+        "prunesid-16.prune", "prunesid-16.prune_plugin", "prunesid-32.prune", "prunesid-32.prune_plugin",
     }  # fmt: skip
-    first, second = (plan.graphs["modern"] for plan in bundle.manifest.plans)
-    assert (first.vision, first.decoder) == (second.vision, second.decoder)
+    for dialect in ("modern", "classic"):
+        first, second = (plan.graphs[dialect] for plan in bundle.manifest.plans)
+        assert (first.vision, first.decoder) == (second.vision, second.decoder)
+        assert first.prune != second.prune
 
 
 def test_ir_version_and_opsets(bundle: Bundle) -> None:
@@ -39,7 +44,7 @@ def test_ir_version_and_opsets(bundle: Bundle) -> None:
         model = load(bundle, name)
         assert model.ir_version == 10
         opset = {entry.domain: entry.version for entry in model.opset_import}[""]
-        assert opset == (20 if name.endswith("prune") else 23)
+        assert opset == bundle.manifest.graphs[name].opset == (23 if name.endswith("modern") else 20)
 
 
 def test_manifest_describes_the_graphs_as_they_are(bundle: Bundle) -> None:
@@ -67,6 +72,25 @@ def test_prune_graph_holds_one_pruning_node_with_its_function(bundle: Bundle) ->
     assert [(function.domain, function.name) for function in model.functions] == [("vtexport", "VtxPruneSID")]
 
 
+def test_the_plugins_prune_graph_is_the_same_without_the_function(bundle: Bundle) -> None:
+    whole, bare = load(bundle, "prunesid-16.prune"), load(bundle, "prunesid-16.prune_plugin")
+    assert list(bare.functions) == []
+    del whole.functions[:]
+    assert [node.SerializeToString() for node in bare.graph.node] == [n.SerializeToString() for n in whole.graph.node]
+    assert bundle.manifest.plans[0].graphs["classic"].prune_plugin == "prunesid-16.prune_plugin"
+    assert bundle.manifest.plans[0].graphs["modern"].prune_plugin is None
+
+
+def test_both_dialects_answer_alike(bundle: Bundle) -> None:
+    """64 greedy tokens; the classic graphs hold nothing newer than opset 20."""
+    modern, classic = (
+        Pipeline(bundle, "prunesid-16", dialect=dialect).generate(PHOTO, "What is this?", max_new_tokens=64)
+        for dialect in ("modern", "classic")
+    )
+    assert modern.token_ids == classic.token_ids
+    assert modern.keep_indices == classic.keep_indices
+
+
 def test_vision_keeps_fused_attention(bundle: Bundle) -> None:
     """Three of four blocks feed the features; the CLS row costs one Softmax, not one a block."""
     kinds = [node.op_type for node in load(bundle, "vision.cls_attention.modern").graph.node]
@@ -76,7 +100,9 @@ def test_vision_keeps_fused_attention(bundle: Bundle) -> None:
 
 def test_vision_without_signals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle = build(str(tiny_checkpoint), tmp_path / "b", method="none")
-    assert set(bundle.manifest.graphs) == {"vision.modern", "none.prune", "decoder_0.modern"}
+    assert set(bundle.manifest.graphs) == {
+        "vision.modern", "vision.classic", "none.prune", "decoder_0.modern", "decoder_0.classic"
+    }  # fmt: skip
     assert "Softmax" not in {node.op_type for node in load(bundle, "vision.modern").graph.node}
 
 

@@ -31,17 +31,21 @@ class Graph(msgspec.Struct, kw_only=True):
     """One ONNX file with its interface."""
 
     file: str
-    dialect: Literal["modern", "classic"]
+    opset: Positive
     inputs: list[Tensor]
     outputs: list[Tensor]
 
 
 class PlanGraphs(msgspec.Struct, kw_only=True):
-    """The graphs that one plan runs, as keys of `Manifest.graphs`."""
+    """The graphs that one plan runs, as keys of `Manifest.graphs`.
+
+    `prune_plugin` is `prune` without the function body of its op: TensorRT 9.0 to 10.6 takes a plugin only then.
+    """
 
     vision: str
     prune: str
     decoder: list[str]
+    prune_plugin: str | None = None
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -214,8 +218,8 @@ def _check_references(manifest: Manifest, where: str) -> None:
     segments = manifest.decoder.segments
     for plan in manifest.plans:
         for dialect, graphs in plan.graphs.items():
-            for name in (graphs.vision, graphs.prune, *graphs.decoder):
-                if name not in manifest.graphs:
+            for name in (graphs.vision, graphs.prune, graphs.prune_plugin, *graphs.decoder):
+                if name is not None and name not in manifest.graphs:
                     refuse(f"has plan {plan.name!r} ({dialect}) use the graph {name!r}, which it does not describe")
             if len(graphs.decoder) != len(segments):
                 refuse(f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs for {len(segments)} segments")

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from vtexport.cli.console import say, say_json, tell
+
+if TYPE_CHECKING:
+    from vtexport.runtime.pipeline import Pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,15 +44,25 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="NAME", help="which plan, where the bundle has several (`vtexport inspect`)")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
+    parser.add_argument(
+        "--dialect",
+        default="modern",
+        metavar="NAME",
+        help="graphs to run: modern, or classic as older TensorRT runs them",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def open_pipeline(args: argparse.Namespace) -> Pipeline:
+    """The pipeline that those arguments ask for."""
+    from vtexport.runtime.pipeline import Pipeline
+
+    return Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads, dialect=args.dialect)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answers."""
-    from vtexport.runtime.pipeline import Pipeline
-
-    pipeline = Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads)
-    answer = pipeline.generate(
+    answer = open_pipeline(args).generate(
         args.image,
         args.prompt,
         max_new_tokens=args.max_new_tokens,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from vtexport.cli.console import say, say_json
-from vtexport.cli.run import add_pipeline_arguments
+from vtexport.cli.run import add_pipeline_arguments, open_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,10 @@ def run(args: argparse.Namespace) -> int:
 
     from vtexport.runtime.images import load_image
     from vtexport.runtime.kept_tokens import draw_kept_tokens, save_picture
-    from vtexport.runtime.pipeline import Pipeline
 
     output = Path(args.output) if args.output else Path(Path(args.image).stem + ".kept.png")
     image = load_image(args.image)
-    pipeline = Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads)
-    visual = pipeline.encode(image)
+    visual = open_pipeline(args).encode(image)
     save_picture(draw_kept_tokens(image, visual), output)
     kept = [int(index) for index in visual.keep_indices]
     patches = sum(index >= 0 for index in kept)

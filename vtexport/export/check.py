@@ -10,6 +10,7 @@ import onnx.checker
 
 from vtexport.errors import VtexportError
 from vtexport.export.graph import IR_VERSION
+from vtexport.pruning.op import DOMAIN
 
 FUNCTION_PREFIX = "Vtx"
 
@@ -26,8 +27,9 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
     for path in paths:
         try:
             onnx.checker.check_model(str(path))
-            _check_rules(onnx.load(path, load_external_data=False))
-            if runtime is not None:
+            model = onnx.load(path, load_external_data=False)
+            _check_rules(model)
+            if runtime is not None and not _needs_plugin(model):
                 _load(runtime, path)
         except Exception as error:
             raise VtexportError(f"{path.name} was exported wrongly, please report this: {error}") from error
@@ -41,6 +43,12 @@ def _check_rules(model: onnx.ModelProto) -> None:
     for name in names:
         if not name.startswith(FUNCTION_PREFIX) or names.count(name) > 1:
             raise ValueError(f"function {name} needs a name of its own that starts with {FUNCTION_PREFIX}")
+
+
+def _needs_plugin(model: onnx.ModelProto) -> bool:
+    """Whether a node of ours stands in the graph without its function: that file is for TensorRT with the plugin."""
+    bodies = {(function.domain, function.name) for function in model.functions}
+    return any(node.domain == DOMAIN and (node.domain, node.op_type) not in bodies for node in model.graph.node)
 
 
 def _onnxruntime() -> object | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from vtexport.export.dialects import Dialect
 from vtexport.export.graph import GraphWriter
 from vtexport.export.weights import Weight
 from vtexport.models.spec import DecoderSpec
@@ -22,9 +23,15 @@ _NUMPY = {"float32": np.float32, "float16": np.float16}
 
 
 def decoder_segment(
-    spec: DecoderSpec, weights: Mapping[str, Weight], folder: Path, dtype: str, first: int, layers: int
+    spec: DecoderSpec,
+    weights: Mapping[str, Weight],
+    folder: Path,
+    dtype: str,
+    first: int,
+    layers: int,
+    dialect: Dialect,
 ) -> ir.Model:
-    """Layers `first` to `first + layers - 1` in the modern dialect (opset 23), batch 1.
+    """Layers `first` to `first + layers - 1`, batch 1.
 
     Inputs: `inputs_embeds` [1, S, W] (`hidden_states` for all but the first segment), `position_ids` [1, S] int64, and
     the past keys and values of every layer, numbered as in the whole model. Outputs: `logits` [1, 1, V] of the last
@@ -41,35 +48,30 @@ def decoder_segment(
         for layer in range(first, first + layers)
         for kind in ("key", "value")
     }
-    cos, sin = _rope_tables(g, spec, dtype)
+    rotation = dialect.rotation(g, *_rope_tables(g, spec, dtype), position_ids)
     mask = _causal_mask(g, embeds, past[first, "key"])
     new: dict[tuple[int, str], ir.Value] = {}
+
+    def norm(x: ir.Value, name: str) -> ir.Value:
+        return dialect.rms_norm(g, x, g.weight(name), spec.norm_epsilon, dtype)
 
     hidden = g.op("Reshape", embeds, g.constant(np.array([-1, spec.width])))  # [S, W]: Gemm takes matrices
     for layer in range(first, first + layers):
         prefix = spec.layer_prefix.format(layer)
-        normed = _rms_norm(g, spec, hidden, prefix + "input_layernorm.weight")
+        normed = norm(hidden, prefix + "input_layernorm.weight")
         query, key, value = (
             g.op("Unsqueeze", linear(g, normed, f"{prefix}self_attn.{part}_proj", spec.attention_bias), _axes(g, 0))
             for part in ("q", "k", "v")
         )  # [1, S, heads * D]
-        query = g.op("RotaryEmbedding", query, cos, sin, position_ids, num_heads=spec.heads)
-        key = g.op("RotaryEmbedding", key, cos, sin, position_ids, num_heads=spec.kv_heads)
+        query = dialect.rotate(g, query, rotation, spec.heads, spec.head_dim)
+        key = dialect.rotate(g, key, rotation, spec.kv_heads, spec.head_dim)
         by_head = g.constant(np.array([0, 0, spec.kv_heads, spec.head_dim]))
         new[layer, "key"] = g.op("Reshape", key, by_head)
         new[layer, "value"] = g.op("Reshape", value, by_head)
-        attended = g.op(
-            "Attention",
-            query,
-            _with_past(g, spec, past[layer, "key"], key),
-            _with_past(g, spec, past[layer, "value"], value),
-            mask,
-            q_num_heads=spec.heads,
-            kv_num_heads=spec.kv_heads,
-        )
-        attended = g.op("Squeeze", attended, _axes(g, 0))
+        keys, values = (_with_past(g, spec, past[layer, kind], x) for kind, x in (("key", key), ("value", value)))
+        attended = g.op("Squeeze", dialect.attend(g, spec, query, keys, values, mask, dtype), _axes(g, 0))
         hidden = g.op("Add", hidden, linear(g, attended, prefix + "self_attn.o_proj", spec.attention_bias))
-        normed = _rms_norm(g, spec, hidden, prefix + "post_attention_layernorm.weight")
+        normed = norm(hidden, prefix + "post_attention_layernorm.weight")
         gate = linear(g, normed, prefix + "mlp.gate_proj", spec.mlp_bias)
         up = linear(g, normed, prefix + "mlp.up_proj", spec.mlp_bias)
         gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
@@ -79,13 +81,13 @@ def decoder_segment(
     if is_last:
         # Only the last position predicts the next token.
         last = g.op("Slice", hidden, _axes(g, -1), _axes(g, np.iinfo(np.int64).max), _axes(g, 0))
-        logits = linear(g, _rms_norm(g, spec, last, spec.final_norm), spec.head.removesuffix(".weight"), bias=False)
+        logits = linear(g, norm(last, spec.final_norm), spec.head.removesuffix(".weight"), bias=False)
         outputs.append((g.op("Unsqueeze", logits, _axes(g, 0)), "logits", [1, 1, spec.vocabulary], dtype))
     else:
         outputs.append((g.op("Unsqueeze", hidden, _axes(g, 0)), "hidden_states_out", [1, "S", spec.width], dtype))
     new_shape: list[int | str] = [1, "S", spec.kv_heads, spec.head_dim]
     outputs += [(value, f"new_key_values.{layer}.{kind}", new_shape, dtype) for (layer, kind), value in new.items()]
-    return g.model("decoder", [embeds, position_ids, *past.values()], outputs)
+    return g.model("decoder", [embeds, position_ids, *past.values()], outputs, dialect.opset)
 
 
 def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool) -> ir.Value:
@@ -96,10 +98,6 @@ def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool) -> ir.Value:
     """
     inputs = [x, g.weight(name + ".weight")] + ([g.weight(name + ".bias")] if bias else [])
     return g.op("Gemm", *inputs, transB=1)
-
-
-def _rms_norm(g: GraphWriter, spec: DecoderSpec, x: ir.Value, name: str) -> ir.Value:
-    return g.op("RMSNormalization", x, g.weight(name), epsilon=spec.norm_epsilon, axis=-1)
 
 
 def _rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Value, ir.Value]:

@@ -13,7 +13,6 @@ from vtexport.export.weights import Weight
 
 # The newest IR version that TensorRT 10.3, ONNX Runtime 1.23 and everything after them read.
 IR_VERSION = 10
-MODERN_OPSET = 23
 # External data is named relative to the graph's own folder; loaders refuse ".." and absolute paths.
 WEIGHTS_FOLDER = "weights"
 DTYPES = {
@@ -72,7 +71,7 @@ class GraphWriter:
         name: str,
         inputs: Sequence[ir.Value],
         outputs: Sequence[tuple[ir.Value, str, Sequence[int | str], str]],
-        opset: int = MODERN_OPSET,
+        opset: int,
     ) -> ir.Model:
         """The finished model; `outputs` are (value, name, shape, dtype)."""
         for value, output_name, shape, dtype in outputs:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from vtexport.bundle import manifest as schema
 from vtexport.export.check import check_graphs
 from vtexport.export.decoder import decoder_segment
+from vtexport.export.dialects import DIALECTS, Dialect
 from vtexport.export.graph import WEIGHTS_FOLDER, interface
 from vtexport.export.plan import Plan
 from vtexport.export.prune import prune_graph
@@ -22,41 +23,62 @@ __all__ = ["WEIGHTS_FOLDER", "GraphExporter"]
 
 
 class GraphExporter:
-    """Writes graphs of one model into `folder`, in the modern dialect. `graphs` grows as they are asked for."""
+    """Writes graphs of one model into `folder`. `graphs` grows as they are asked for, each once."""
 
     def __init__(self, config: Any, spec: ModelSpec, weights: Mapping[str, Weight], folder: Path, dtype: str):
         self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
         self.graphs: dict[str, schema.Graph] = {}
 
-    def vision(self, signals: tuple[str, ...]) -> str:
-        """The vision tower with these signals; depends on nothing else, so plans share it."""
-        return self._once(
-            ".".join(("vision", *signals, "modern")),
-            lambda: vision_graph(
-                self._config.vision_config, self._spec.vision, signals, self._weights, self._folder, self._dtype
-            ),
-        )
-
-    def prune(self, plan: Plan) -> str:
-        """The plan's pruning op and the projector."""
-        return self._once(
-            f"{plan.name}.prune",
-            lambda: prune_graph(
-                plan.method, plan.options, plan.keep, self._spec, self._weights, self._folder, self._dtype
-            ),
-        )
-
-    def decoder(self) -> str:
-        """The whole decoder as one segment; the same for every plan that does not prune inside it."""
-        decoder = self._spec.decoder
-        return self._once(
-            "decoder_0.modern",
-            lambda: decoder_segment(decoder, self._weights, self._folder, self._dtype, 0, decoder.layers),
-        )
+    def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
+        """All graphs of one plan, by dialect."""
+        prune, without_function = self._prune(plan)
+        return {
+            name: schema.PlanGraphs(
+                vision=self._vision(plan.signals, dialect),
+                prune=prune,
+                decoder=[self._decoder(dialect)],
+                prune_plugin=without_function if name == "classic" else None,
+            )
+            for name, dialect in DIALECTS.items()
+        }
 
     def check(self, notify: Callable[[str], None]) -> None:
         """Checks every graph written (see `check_graphs`)."""
         check_graphs([self._path(name) for name in self.graphs], notify)
+
+    def _vision(self, signals: tuple[str, ...], dialect: Dialect) -> str:
+        """The vision tower with these signals; depends on nothing else, so plans share it."""
+        vision = self._config.vision_config
+        return self._once(
+            ".".join(("vision", *signals, dialect.name)),
+            lambda: vision_graph(
+                vision, self._spec.vision, signals, self._weights, self._folder, self._dtype, dialect.opset
+            ),
+        )
+
+    def _prune(self, plan: Plan) -> tuple[str, str | None]:
+        """The plan's pruning op and the projector, with and without the op's function; one for every dialect."""
+
+        def export() -> ir.Model:
+            return prune_graph(
+                plan.method, plan.options, plan.keep, self._spec, self._weights, self._folder, self._dtype
+            )
+
+        def without_function() -> ir.Model:
+            model = export()
+            model.functions.clear()
+            return model
+
+        whole = self._once(f"{plan.name}.prune", export)
+        return whole, self._once(f"{plan.name}.prune_plugin", without_function) if plan.method.has_plugin else None
+
+    def _decoder(self, dialect: Dialect) -> str:
+        """The whole decoder as one segment; the same for every plan that does not prune inside it."""
+        decoder = self._spec.decoder
+        return self._once(
+            f"decoder_0.{dialect.name}",
+            lambda: decoder_segment(decoder, self._weights, self._folder, self._dtype, 0, decoder.layers, dialect),
+        )
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.onnx"
@@ -67,7 +89,7 @@ class GraphExporter:
             ir.save(model, self._path(name))
             self.graphs[name] = schema.Graph(
                 file=f"{self._folder.name}/{name}.onnx",
-                dialect="modern",
+                opset=model.graph.opset_imports[""],
                 inputs=_tensors(model.graph.inputs),
                 outputs=_tensors(model.graph.outputs),
             )

@@ -19,7 +19,7 @@ from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, op_model
 
-# Opset 20 holds everything the graph needs (Gelu since 20), so one file serves both dialects.
+# The graph needs nothing newer (Gelu is since 20), so one file serves every dialect.
 PRUNE_OPSET = 20
 
 

@@ -24,7 +24,7 @@ import torch
 from transformers import CLIPVisionModel
 
 from vtexport.errors import VtexportError
-from vtexport.export.graph import IR_VERSION, MODERN_OPSET, external_tensor
+from vtexport.export.graph import IR_VERSION, external_tensor
 from vtexport.export.weights import Weight
 from vtexport.models.spec import VisionSpec
 
@@ -73,8 +73,9 @@ def vision_graph(
     weights: Mapping[str, Weight],
     folder: Path,
     dtype: str,
+    opset: int,
 ) -> ir.Model:
-    """The tower's graph in the modern dialect (opset 23), batch 1.
+    """The tower's graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
 
     Input `pixel_values` [1, 3, H, W] float32; outputs `features` [1, cls + T, D] and, with the signal "cls_attention",
     `scores` [1, T] float32.
@@ -91,7 +92,7 @@ def vision_graph(
             program,
             (),
             dynamo=True,
-            opset_version=MODERN_OPSET,
+            opset_version=opset,
             input_names=["pixel_values"],
             output_names=outputs,
             optimize=False,  # it folds, and meta tensors have nothing to fold

@@ -118,6 +118,7 @@ class Method(ABC):
         acts: Where in the model the op stands.
         budget: What `keep` counts.
         positions: "contiguous" or "original" position ids for the kept tokens.
+        has_plugin: Whether native forms of the op are meant to exist; False where the function body is all it takes.
         smallest_keep: Smallest budget the method is defined for.
         parameters: The `Parameters` class with the method's options.
         diagnostics: Intermediate values that the ONNX form can expose: name -> ONNX element type and axes, B images,
@@ -131,6 +132,7 @@ class Method(ABC):
     acts: ClassVar[str]
     budget: ClassVar[str]
     positions: ClassVar[str]
+    has_plugin: ClassVar[bool] = True
     smallest_keep: ClassVar[int] = 1
     parameters: ClassVar[type[Parameters]] = Parameters
     diagnostics: ClassVar[Mapping[str, tuple[str, str]]] = {}

@@ -20,6 +20,7 @@ class KeepAll(Method):
     op_type = "VtxKeepAll"
     acts = "between the vision tower and the projector"
     budget = "all patches; leave it out or give the number of patches"
+    has_plugin = False
     positions = "contiguous"
     parameters = Parameters
 

@@ -26,7 +26,7 @@ from vtexport.runtime.prompt import Messages, PromptReader
 from vtexport.runtime.sampling import Sampler
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
-DIALECT = "modern"
+DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
@@ -77,17 +77,27 @@ class AnswerStream:
 class Pipeline:
     """One plan of a bundle, loaded. Make it with `Pipeline.open`."""
 
-    def __init__(self, bundle: Bundle, plan: str | None = None, *, device: str = "cpu", threads: int | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan: str | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        dialect: str = DIALECTS[0],
+    ):
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; give a whole number from 1")
+        if dialect not in DIALECTS:
+            raise UsageError(f"dialect {dialect!r} is not known; choose one of {', '.join(DIALECTS)}")
         check_device(device)
         self.bundle = bundle
         self.plan = bundle.plan(plan)
         manifest = bundle.manifest
-        if manifest.precision not in _NUMPY or DIALECT not in self.plan.graphs:
-            raise BundleError(f"{bundle.folder} has no {DIALECT} graphs that ONNX Runtime can run; build it again")
+        if manifest.precision not in _NUMPY or dialect not in self.plan.graphs:
+            raise BundleError(f"{bundle.folder} has no {dialect} graphs that ONNX Runtime can run; build it again")
         self._dtype = _NUMPY[manifest.precision]
-        graphs = self.plan.graphs[DIALECT]
+        graphs = self.plan.graphs[dialect]
 
         def load(name: str) -> Session:
             return Session(bundle.path(manifest.graphs[name].file), device, threads)
@@ -99,7 +109,13 @@ class Pipeline:
 
     @classmethod
     def open(
-        cls, bundle: str | Path, plan: str | None = None, *, device: str = "cpu", threads: int | None = None
+        cls,
+        bundle: str | Path,
+        plan: str | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        dialect: str = DIALECTS[0],
     ) -> Pipeline:
         """Opens a bundle and loads the graphs of one plan.
 
@@ -108,13 +124,14 @@ class Pipeline:
             plan: a plan's name; may be left out where the bundle has one plan.
             device: "cpu", or "cuda" with onnxruntime-gpu.
             threads: threads for one operator; all cores when left out.
+            dialect: "modern" graphs, or "classic" ones as older TensorRT runs them, to look into a difference there.
 
         Raises:
             InputError, BundleError: no such folder, or not a whole bundle.
             UsageError: no such plan or device.
             MissingDependencyError: ONNX Runtime or its CUDA provider is not there.
         """
-        return cls(open_bundle(bundle), plan, device=device, threads=threads)
+        return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
 
     def encode(self, image: ImageLike) -> VisualTokens:
         """The visual tokens of one image: a path, a PIL image or an array (as `runtime.images.load_image` takes it)."""

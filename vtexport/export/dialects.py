@@ -1,0 +1,129 @@
+"""The two spellings of a decoder layer: with opset 23's own operators, or with those of opset 20.
+
+`modern` (ONNX Runtime, TensorRT >= 10.15, TensorRT-RTX) has Attention, RMSNormalization and RotaryEmbedding as
+operators, which runtimes map to fused kernels. `classic` (JetPack 6.2's TensorRT 10.3, JetPack 7.0's 10.13) writes the
+same arithmetic with MatMul, Softmax and elementwise operators. Statistics are float32 in both, whatever the type of the
+data. Weights and interfaces are the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vtexport.export.graph import DTYPES, GraphWriter
+from vtexport.models.spec import DecoderSpec
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What turns queries and keys: as the dialect prepared it, once a graph."""
+
+    cos: ir.Value
+    sin: ir.Value
+    position_ids: ir.Value
+
+
+class Dialect(ABC):
+    """How a decoder layer's three special operations are written. All tensors have batch 1."""
+
+    name: str
+    opset: int
+
+    @abstractmethod
+    def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
+        """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, the statistics in float32."""
+
+    @abstractmethod
+    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
+        """Prepares tables [max_positions, D / 2] for `rotate` at `position_ids` [1, S]."""
+
+    @abstractmethod
+    def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
+        """Rotary position embedding of x [1, S, heads * D], first half against second half, as Llama has it."""
+
+    @abstractmethod
+    def attend(
+        self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
+    ) -> ir.Value:
+        """Attention of q [1, S, H * D] to k, v [1, L, H_kv * D] where `mask` [1, 1, S, L] is true: [1, S, H * D]."""
+
+
+class Modern(Dialect):
+    """Opset 23: one operator each."""
+
+    name = "modern"
+    opset = 23
+
+    def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
+        return g.op("RMSNormalization", x, weight, epsilon=epsilon, axis=-1)  # stash_type 1: statistics in float32
+
+    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
+        return Rotation(cos, sin, position_ids)
+
+    def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
+        return g.op("RotaryEmbedding", x, rotation.cos, rotation.sin, rotation.position_ids, num_heads=heads)
+
+    def attend(
+        self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
+    ) -> ir.Value:
+        heads: dict[str, Any] = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads}
+        return g.op("Attention", q, k, v, mask, **heads)
+
+
+class Classic(Dialect):
+    """Opset 20: decomposed."""
+
+    name = "classic"
+    opset = 20
+
+    def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
+        wide = _cast(g, x, dtype, "float32")
+        mean = g.op("ReduceMean", g.op("Mul", wide, wide), g.constant(np.array([-1])), keepdims=1)
+        root = g.op("Sqrt", g.op("Add", mean, g.constant(np.float32(epsilon))))
+        return g.op("Mul", _cast(g, g.op("Div", wide, root), "float32", dtype), weight)
+
+    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
+        axis = g.constant(np.array([2]))
+        cos, sin = (g.op("Unsqueeze", g.op("Gather", table, position_ids), axis) for table in (cos, sin))
+        return Rotation(cos, sin, position_ids)  # cos and sin [1, S, 1, D / 2]
+
+    def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
+        by_head = g.op("Reshape", x, g.constant(np.array([0, 0, heads, head_dim])))
+        first, second = g.op("Split", by_head, outputs=2, axis=-1, num_outputs=2)
+        turned_first = g.op("Sub", g.op("Mul", first, rotation.cos), g.op("Mul", second, rotation.sin))
+        turned_second = g.op("Add", g.op("Mul", second, rotation.cos), g.op("Mul", first, rotation.sin))
+        turned = g.op("Concat", turned_first, turned_second, axis=-1)
+        return g.op("Reshape", turned, g.constant(np.array([0, 0, heads * head_dim])))
+
+    def attend(
+        self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
+    ) -> ir.Value:
+        groups = spec.heads // spec.kv_heads
+        # The query heads of one key head stand together: [1, H_kv, groups, S, D] against [1, H_kv, 1, L, D].
+        q = g.op("Reshape", q, g.constant(np.array([0, -1, spec.kv_heads, groups, spec.head_dim])))
+        k, v = (g.op("Reshape", x, g.constant(np.array([0, 0, spec.kv_heads, 1, spec.head_dim]))) for x in (k, v))
+        q = g.op("Transpose", q, perm=[0, 2, 3, 1, 4])
+        k, v = g.op("Transpose", k, perm=[0, 2, 3, 4, 1]), g.op("Transpose", v, perm=[0, 2, 3, 1, 4])
+        logits = _cast(g, g.op("MatMul", g.op("Mul", q, g.constant(_scale(spec, dtype))), k), dtype, "float32")
+        # The lowest finite number, not -inf: no row is ever masked whole, and some compilers turn inf - inf into NaN.
+        lowest = g.constant(np.float32(np.finfo(np.float32).min))
+        logits = g.op("Where", g.op("Unsqueeze", mask, g.constant(np.array([2]))), logits, lowest)
+        weights = _cast(g, g.op("Softmax", logits, axis=-1), "float32", dtype)
+        attended = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 3, 1, 2, 4])
+        return g.op("Reshape", attended, g.constant(np.array([0, 0, spec.heads * spec.head_dim])))
+
+
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (Modern(), Classic())}
+
+
+def _cast(g: GraphWriter, x: ir.Value, source: str, target: str) -> ir.Value:
+    return x if source == target else g.op("Cast", x, to=DTYPES[target].value)
+
+
+def _scale(spec: DecoderSpec, dtype: str) -> np.ndarray:
+    return np.asarray(spec.head_dim**-0.5, {"float32": np.float32, "float16": np.float16}[dtype])
