@@ -150,8 +150,8 @@ def test_no_pruning_equals_the_untouched_model(tiny_checkpoint: Path, tmp_path: 
 )  # fmt: skip
 def test_other_decoders_and_parameters(text: dict[str, Any], parameters: dict[str, Any], tmp_path: Path) -> None:
     folder = save_model(make_model(make_config(**text), seed=3), tmp_path / "checkpoint")
-    bundle = build(str(folder), tmp_path / "bundle", keep=20, options=parameters).folder
-    assert_same_answer(folder, bundle, "prunesid-20", 20, **parameters)
+    bundle = build(str(folder), tmp_path / "bundle", keep=20, options=parameters)
+    assert_same_answer(folder, bundle.folder, bundle.manifest.plans[0].name, 20, **parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -61,6 +61,14 @@ class Plan(msgspec.Struct, kw_only=True):
     position_span: Positive  # position ids that the image takes; the text after it starts behind them
     graphs: dict[str, PlanGraphs]  # by dialect
 
+    def graph_names(self) -> set[str]:
+        """Keys of `Manifest.graphs` that the plan runs, in any dialect."""
+        names = set()
+        for graphs in self.graphs.values():
+            names |= {graphs.vision, graphs.prune, *graphs.decoder}
+            names |= {graphs.prune_plugin} if graphs.prune_plugin else set()
+        return names
+
 
 class StoredTensor(msgspec.Struct, kw_only=True):
     """Where a tensor's bytes lie, for readers that map the file."""
@@ -217,10 +225,10 @@ def _check_references(manifest: Manifest, where: str) -> None:
         refuse("has two plans of one name")
     segments = manifest.decoder.segments
     for plan in manifest.plans:
-        for dialect, graphs in plan.graphs.items():
-            for name in (graphs.vision, graphs.prune, graphs.prune_plugin, *graphs.decoder):
-                if name is not None and name not in manifest.graphs:
-                    refuse(f"has plan {plan.name!r} ({dialect}) use the graph {name!r}, which it does not describe")
+        for name in plan.graph_names():
+            if name not in manifest.graphs:
+                refuse(f"has plan {plan.name!r} use the graph {name!r}, which it does not describe")
+        for graphs in plan.graphs.values():
             if len(graphs.decoder) != len(segments):
                 refuse(f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs for {len(segments)} segments")
     if sum(segment.layers for segment in segments) != manifest.decoder.layers:

@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vtexport.bundle.manifest import MANIFEST_NAME
@@ -28,8 +28,10 @@ _unfinished: set[Path] = set()  # folders that this process is writing, for `dis
 
 
 @contextlib.contextmanager
-def staged(destination: Path) -> Iterator[Path]:
+def staged(destination: Path, before_exchange: Callable[[], None] | None = None) -> Iterator[Path]:
     """A new folder to fill; when the block ends without an exception it takes the place of `destination`.
+
+    `before_exchange` is called when no other writer can exchange any more; what it raises ends the writing.
 
     Raises:
         UsageError: `destination` is something other than a bundle or an empty folder.
@@ -55,6 +57,8 @@ def staged(destination: Path) -> Iterator[Path]:
         _finish(staging)
         with _locked(destination.parent):
             check_destination(destination)
+            if before_exchange is not None:
+                before_exchange()
             _exchange(staging, destination)
     finally:
         # After an exchange this is the old bundle, after a failure the half-written one.

@@ -68,6 +68,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where random weights are kept; default: $VTEXPORT_CACHE or ~/.cache/vtexport",
     )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="discard a bundle that stands at the output; without it, plans are added to one of the same checkpoint",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -96,6 +101,7 @@ def export_bundle(args: argparse.Namespace) -> int:
         weights=args.weights,
         seed=args.seed,
         cache_dir=args.cache_dir,
+        replace=args.replace,
         report=Report(progress.stage, progress.note, progress.bytes_done),
         command=shlex.join(["vtexport", *sys.argv[1:]]),
     )

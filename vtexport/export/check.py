@@ -26,13 +26,28 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
         notify("ONNX Runtime is not installed, so the graphs were checked by onnx.checker alone")
     for path in paths:
         try:
-            onnx.checker.check_model(str(path))
             model = onnx.load(path, load_external_data=False)
+            onnx.checker.check_model(_with_weights_as_inputs(model))
             _check_rules(model)
             if runtime is not None and not _needs_plugin(model):
                 _load(runtime, path)
         except Exception as error:
             raise VtexportError(f"{path.name} was exported wrongly, please report this: {error}") from error
+
+
+def _with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without references to files: the checker refuses files with two names.
+
+    While plans are added to a bundle, its weights have one name in the earlier folder and one in the new.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    external = [i for i in copy.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
+    for initializer in external:
+        copy.graph.initializer.remove(initializer)
+        value = onnx.helper.make_tensor_value_info(initializer.name, initializer.data_type, initializer.dims)
+        copy.graph.input.append(value)
+    return copy
 
 
 def _check_rules(model: onnx.ModelProto) -> None:

@@ -23,10 +23,22 @@ __all__ = ["WEIGHTS_FOLDER", "GraphExporter"]
 
 
 class GraphExporter:
-    """Writes graphs of one model into `folder`. `graphs` grows as they are asked for, each once."""
+    """Writes graphs of one model into `folder`. `graphs` grows as they are asked for, each once.
 
-    def __init__(self, config: Any, spec: ModelSpec, weights: Mapping[str, Weight], folder: Path, dtype: str):
+    `weights_base` is where the folder of the weights can be read meanwhile: `folder`, or that of an earlier bundle.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        spec: ModelSpec,
+        weights: Mapping[str, Weight],
+        folder: Path,
+        dtype: str,
+        weights_base: Path,
+    ):
         self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
+        self._weights_base = weights_base
         self.graphs: dict[str, schema.Graph] = {}
 
     def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
@@ -52,7 +64,7 @@ class GraphExporter:
         return self._once(
             ".".join(("vision", *signals, dialect.name)),
             lambda: vision_graph(
-                vision, self._spec.vision, signals, self._weights, self._folder, self._dtype, dialect.opset
+                vision, self._spec.vision, signals, self._weights, self._weights_base, self._dtype, dialect.opset
             ),
         )
 
@@ -61,7 +73,7 @@ class GraphExporter:
 
         def export() -> ir.Model:
             return prune_graph(
-                plan.method, plan.options, plan.keep, self._spec, self._weights, self._folder, self._dtype
+                plan.method, plan.options, plan.keep, self._spec, self._weights, self._weights_base, self._dtype
             )
 
         def without_function() -> ir.Model:
@@ -77,7 +89,9 @@ class GraphExporter:
         decoder = self._spec.decoder
         return self._once(
             f"decoder_0.{dialect.name}",
-            lambda: decoder_segment(decoder, self._weights, self._folder, self._dtype, 0, decoder.layers, dialect),
+            lambda: decoder_segment(
+                decoder, self._weights, self._weights_base, self._dtype, 0, decoder.layers, dialect
+            ),
         )
 
     def _path(self, name: str) -> Path:

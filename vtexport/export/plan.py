@@ -9,7 +9,7 @@ from typing import Any
 
 from vtexport.errors import UsageError
 from vtexport.models.spec import ModelSpec
-from vtexport.pruning import Method, get_method
+from vtexport.pruning import Method, Parameters, get_method
 from vtexport.pruning.registry import make_parameters
 
 
@@ -59,7 +59,7 @@ def make_plans(
         contiguous = method.positions == "contiguous"
         plans.append(
             Plan(
-                name=method_name if method_name == "none" else f"{method_name}-{keep}",
+                name=_plan_name(method, given, keep),
                 method=method,
                 options={name: getattr(given, name) for name in options},
                 parameters=dataclasses.asdict(resolved),
@@ -69,3 +69,18 @@ def make_plans(
             )
         )
     return tuple(plans)
+
+
+def _plan_name(method: Method, given: Parameters, keep: int) -> str:
+    """`prunesid-64`, or `prunesid-64-order-raster` where a parameter is not left at its default."""
+    if method.name == "none":
+        return method.name
+    parts = [method.name, str(keep)]
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if value != field.default:
+            shown = (
+                str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+            )
+            parts += [field.name.replace("_", "-"), str(shown)]
+    return "-".join(parts)

@@ -100,20 +100,32 @@ def vision_graph(
         )
     assert exported is not None
     model = exported.model
-    _bind(model, weights, folder, spec)
+    stored = _set_aside(model, weights, spec)
     with _quiet():
-        onnxscript.optimizer.optimize_ir(model, should_fold=_may_fold)
+        onnxscript.optimizer.optimize_ir(model)
         onnxscript.rewriter.onnx_fusions.fuse(model)
+    for value, weight in stored:
+        assert value.name is not None
+        value.const_value = external_tensor(weight, value.name, folder)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
     _tidy(model)
     return model
 
 
-def _bind(model: ir.Model, weights: Mapping[str, Weight], folder: Path, spec: VisionSpec) -> None:
-    for name, value in model.graph.initializers.items():
-        assert name is not None
+def _set_aside(model: ir.Model, weights: Mapping[str, Weight], spec: VisionSpec) -> list[tuple[ir.Value, Weight]]:
+    """Makes the tower's parameters inputs for now, and returns them with the stored weights they stand for.
+
+    To the optimiser inputs are unknown: it cannot fold a weight into the graph file, transposed, and does not read any.
+    """
+    stored = []
+    for name, value in list(model.graph.initializers.items()):
         canonical = "vision_tower." + name.removeprefix("tower.")
         if canonical in weights:
-            value.const_value = external_tensor(weights[canonical], name, folder)
+            model.graph.initializers.pop(name)
+            value.const_value = None
+            model.graph.inputs.append(value)
+            stored.append((value, weights[canonical]))
         elif name.endswith("embeddings.position_ids"):
             # a buffer that checkpoints do not hold: the row numbers of the position embedding
             rows = np.arange(spec.cls_rows + spec.tokens, dtype=np.int64)[None]
@@ -122,12 +134,7 @@ def _bind(model: ir.Model, weights: Mapping[str, Weight], folder: Path, spec: Vi
             raise VtexportError(
                 f"the vision tower's tensor {name} has no counterpart in the checkpoint; please report this"
             )
-
-
-def _may_fold(node: ir.Node) -> bool | None:
-    """Folding a node on external weights would write them, transposed, into the graph file."""
-    external = any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
-    return False if external else None
+    return stored
 
 
 def _tidy(model: ir.Model) -> None:

@@ -78,7 +78,7 @@ def copy_weights(
             with path.open("rb") as source, (folder / name).open("wb") as target:
                 if same:
                     read = written = _copy_bytes(source, target, progress)
-                    placed = {key: _placed(name, entry, entry.offset) for key, entry in entries.items()}
+                    placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
                 else:
                     read, written, placed = _convert(source, target, name, entries, precision, progress)
         except FileNotFoundError as error:
@@ -91,14 +91,25 @@ def copy_weights(
     return copied
 
 
+def hash_file(path: Path, progress: Callable[[int], object] = lambda count: None) -> str:
+    """SHA-256 of a file, read in chunks; `progress` is called with each count of bytes read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def stored_weight(file: str, entry: TensorEntry, offset: int) -> Weight:
+    """The weight that a stored tensor is when its bytes lie in the bundle's `file` at `offset`."""
+    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype])
+
+
 def _dtype(name: str, entry: TensorEntry) -> str:
     if entry.dtype not in _NAMES:
         raise InputError(f"tensor {name} has dtype {entry.dtype}; vtexport takes checkpoints in {', '.join(_NAMES)}")
     return _NAMES[entry.dtype]
-
-
-def _placed(file: str, entry: TensorEntry, offset: int) -> Weight:
-    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype])
 
 
 def _copy_bytes(source: BinaryIO, target: BinaryIO, progress: Callable[[int], object]) -> str:

@@ -1,31 +1,33 @@
-"""Leading eigenvectors of symmetric matrices in ONNX, from MatMul and element-wise ops alone.
+"""Leading eigenvectors of a symmetric matrix in ONNX, from matrix products and element-wise ops alone.
 
 ONNX has no eigen-decomposition. Plain powers of the matrix lose the trailing wanted vectors in float32, so this is a
 block method: orthonormalise, solve the small projected problem (Rayleigh-Ritz), correct every vector by a Chebyshev
-iteration on its own residual, and repeat until the residuals are small. All matrices are [B, rows, columns] float32.
-Every image stops on its own account, so that it gets the same vectors whatever else is in the batch.
+iteration on its own residual, and repeat until the residuals are small. All matrices are [rows, columns] float32. The
+small ones cost a node's overhead rather than arithmetic, so there Gemm, which scales and adds, stands for MatMul.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import pi
 
 import numpy as np
 
-from vtexport.pruning.emit import BOOL, FLOAT, Emitter
+from vtexport.pruning.emit import FLOAT, Emitter
 
 RESIDUAL = 1e-6  # stop when |G v - theta v| <= RESIDUAL * largest eigenvalue for every wanted vector
-SMALLEST_ANGLE = 1e-3  # stop rotating when the tangent of the largest angle just applied is below this
+SMALLEST_ANGLE = 1e-3  # stop rotating when the largest angle just applied, in units of pi/4, is below this
+FIRST_ANGLE = 0.3  # the same before the first correction, when the block is far from the answer anyway
+LARGEST_TURN = 2.0  # the most that a column's angles may add up to in one round
 MOST_CORRECTIONS = 12
-CHEBYSHEV_DEGREE = 4
 OVERSAMPLING = 16  # columns beyond the wanted ones; they set the convergence rate
 TINY = 1e-30  # floor of squared norms, so that zero matrices give zeros and not NaN
 
 
 @dataclass(frozen=True)
 class Eigenvectors:
-    """Names of `vectors` [B, T, k] by descending eigenvalue, `values` [B, 1, k], `residual` [B, 1, 1] (relative)."""
+    """Names of `vectors` [T, k] by descending eigenvalue, `values` [1, k], `residual` [1, 1] (relative)."""
 
     vectors: str
     values: str
@@ -33,7 +35,7 @@ class Eigenvectors:
 
 
 def leading_eigenvectors(e: Emitter, gram: str, *, tokens: int, count: int) -> Eigenvectors:
-    """The `count` leading eigenvectors of the positive semi-definite `gram` [B, tokens, tokens].
+    """The `count` leading eigenvectors of the positive semi-definite `gram` [tokens, tokens].
 
     Deterministic: the starting block is a constant. Signs are arbitrary. Vectors of (nearly) equal eigenvalues are any
     basis of their common space, and vectors beyond the matrix's rank are undefined but finite.
@@ -41,26 +43,20 @@ def leading_eigenvectors(e: Emitter, gram: str, *, tokens: int, count: int) -> E
     size = min(tokens, -(-(count + OVERSAMPLING) // 8) * 8)
     block = e.constant(_starting_block(tokens, size))
     for _ in range(2):
-        block = _orthonormalise(e, e.MatMul(gram, block), size, rounds=16)
-    block = _orthonormalise(e, block, size, rounds=6)
-    block, rest, values = _rayleigh_ritz(e, gram, block, size, most=size // 2 + 24)
-    active = e.GreaterOrEqual(e.ReduceMax(values, [2], keepdims=1), -1.0)
+        block = e.MatMul(gram, block)
+        block = e.MatMul(block, _orthonormaliser(e, block, size, smallest=1e-3))
+    block, rest, values = _rayleigh_ritz(e, gram, block, size, smallest=0.05, angle=FIRST_ANGLE, most=size // 2 + 24)
 
     def correct(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
-        old, old_rest, old_values, active = states
-        new = b.Add(old, _chebyshev_correction(b, gram, old, old_rest, old_values))
-        new = _orthonormalise(b, new, size, rounds=10)
-        new, new_rest, new_values = _rayleigh_ritz(b, gram, new, size, most=24)
-        new, new_rest = b.Where(active, new, old), b.Where(active, new_rest, old_rest)
-        new_values = b.Where(active, new_values, old_values)
-        active = b.And(active, b.Greater(_worst_residual(b, new_rest, new_values, count), RESIDUAL))
-        return b.any_true(active, 3), [new, new_rest, new_values, active]
+        old, rest, values = states
+        new = b.Add(old, _chebyshev_correction(b, gram, old, rest, values))
+        new, rest, values = _rayleigh_ritz(b, gram, new, size, smallest=0.02, angle=SMALLEST_ANGLE, most=24)
+        go_on = b.Greater(b.Squeeze(_worst_residual(b, rest, values, count)), RESIDUAL)
+        return go_on, [new, rest, values]
 
-    states = [block, rest, values, active]
-    block, rest, values, _ = e.repeat_while(MOST_CORRECTIONS, states, [FLOAT, FLOAT, FLOAT, BOOL], correct)
-    top, order = e.TopK(values, [count], outputs=2, axis=2)
-    shape = e.Shape(e.Slice(block, [0], [count], [2]))
-    vectors = e.GatherElements(block, e.Expand(order, shape), axis=2)
+    block, rest, values = e.repeat_while(MOST_CORRECTIONS, [block, rest, values], [FLOAT] * 3, correct)
+    top, order = e.TopK(values, [count], outputs=2, axis=1)
+    vectors = e.Gather(block, e.Squeeze(order, [0]), axis=1)
     return Eigenvectors(vectors, top, _worst_residual(e, rest, values, count))
 
 
@@ -70,97 +66,128 @@ def _starting_block(tokens: int, size: int) -> np.ndarray:
     return np.modf(np.sin(row * 12.9898 + column * 78.233) * 43758.5453)[0].astype(np.float32)
 
 
-def _orthonormalise(e: Emitter, block: str, size: int, *, rounds: int) -> str:
-    """block (blockᵀ block)^(-1/2) after scaling its columns to norm 1."""
-    block = e.Div(block, e.Sqrt(e.Max(TINY, e.total(e.Mul(block, block), 1))))
-    return str(e.MatMul(block, _inverse_square_root(e, e.MatMul(e.transpose(block), block), size, rounds)))
+def _orthonormaliser(e: Emitter, block: str, size: int, *, smallest: float) -> str:
+    """W [size, size] such that block W has orthonormal columns: the block's columns scaled to norm 1, then made so.
+
+    `smallest`: down to which singular value, relative to the largest, one pass is to be exact.
+    """
+    matrix = e.Gemm(block, block, transA=1)
+    square = e.Max(TINY, e.total(e.Mul(matrix, np.eye(size)), 1))
+    scale = e.Reciprocal(e.Sqrt(square))
+    matrix = e.Mul(e.Mul(matrix, scale), e.Transpose(scale))
+    return str(e.Mul(_inverse_square_root(e, matrix, size, smallest), scale))
 
 
-def _inverse_square_root(e: Emitter, matrix: str, size: int, rounds: int) -> str:
-    """matrix^(-1/2) by the coupled Newton-Schulz iteration; `matrix` [B, size, size] is symmetric positive definite."""
-    bound = e.Max(TINY, e.ReduceMax(e.total(e.Abs(matrix), 2), [1], keepdims=1))  # of the largest eigenvalue
-    root = e.Div(matrix, bound)
-    step = e.Sub(1.5 * np.eye(size), e.Mul(0.5, root))
-    root, inverse = e.MatMul(root, step), step
-    for _ in range(rounds - 1):
-        step = e.Sub(1.5 * np.eye(size), e.Mul(0.5, e.MatMul(inverse, root)))
-        root, inverse = e.MatMul(root, step), e.MatMul(step, inverse)
+def _inverse_square_root(e: Emitter, matrix: str, size: int, smallest: float) -> str:
+    """matrix^(-1/2) of the symmetric positive semi-definite `matrix` [size, size] by coupled polynomial steps."""
+    bound = e.Max(TINY, e.ReduceMax(e.total(e.Abs(matrix), 1), keepdims=0))  # of the largest eigenvalue
+    eye = e.constant(np.eye(size))
+    root, inverse = e.Div(matrix, bound), eye
+    for a, b, c in _polynomials(smallest):
+        # With m = inverse root, the step a + b m + c m² as c (m + b / 2c)² + the rest.
+        shifted = e.Gemm(inverse, root, eye, beta=b / (2 * c))
+        step = e.Gemm(shifted, shifted, eye, alpha=c, beta=a - b * b / (4 * c))
+        root, inverse = e.Gemm(root, step), e.Gemm(step, inverse)
     return str(e.Div(inverse, e.Sqrt(bound)))
 
 
-def _rayleigh_ritz(e: Emitter, gram: str, block: str, size: int, *, most: int) -> tuple[str, str, str]:
-    """The best eigenvectors in span(block), their residuals orthogonal to it, their Ritz values [B, 1, size]."""
+def _polynomials(smallest: float) -> Iterator[tuple[float, float, float]]:
+    """(a, b, c) of the steps x (a + b x² + c x⁴) that take every x of [smallest, 1] to 1, to float32's precision.
+
+    Every step is the one that maps the interval left by those before it to the shortest interval around 1 (the minimax
+    polynomial, by Remez exchange). It takes a third of the products of the classical Newton-Schulz steps.
+    """
+    low, high = smallest, 1.0
+    while high - low > 2e-7:
+        if high - low < 1e-2:  # the limit of the minimax polynomials, where their equations lose precision
+            yield 1.875, -1.25, 0.375
+            return
+        points = np.array([low, (3 * low + high) / 4, (low + 3 * high) / 4, high])
+        for _ in range(50):
+            signs = np.array([1.0, -1.0, 1.0, -1.0])
+            a, b, c, error = np.linalg.solve(np.stack([points, points**3, points**5, signs], axis=1), np.ones(4))
+            middle = np.sqrt(np.maximum(0.0, 9 * b * b - 20 * a * c))
+            points[1:3] = np.sqrt((-3 * b - middle) / (10 * c)), np.sqrt((-3 * b + middle) / (10 * c))
+        yield float(a), float(b), float(c)
+        low, high = 1 - abs(error), 1 + abs(error)
+
+
+def _rayleigh_ritz(
+    e: Emitter, gram: str, block: str, size: int, *, smallest: float, angle: float, most: int
+) -> tuple[str, str, str]:
+    """The best eigenvectors in span(block), their residuals orthogonal to it, their Ritz values [1, size]."""
     image = e.MatMul(gram, block)
-    rotation = _diagonalise(e, e.MatMul(e.transpose(block), image), size, most=most)
+    basis = _orthonormaliser(e, block, size, smallest=smallest)
+    projected = e.Gemm(basis, e.MatMul(e.Gemm(block, image, transA=1), basis), transA=1)
+    rotation = e.MatMul(basis, _diagonalise(e, projected, size, angle=angle, most=most))
     block, image = e.MatMul(block, rotation), e.MatMul(image, rotation)
-    values = e.total(e.Mul(block, image), 1)
-    rows = e.transpose(block)
+    values = e.total(e.Mul(block, image), 0)
     for _ in range(2):  # once is not enough in float32
-        image = e.Sub(image, e.MatMul(block, e.MatMul(rows, image)))
+        image = _outside(e, image, block)
     return block, image, values
 
 
-def _diagonalise(e: Emitter, matrix: str, size: int, *, most: int) -> str:
-    """Rotation that makes the symmetric `matrix` [B, size, size] diagonal, its columns in no special order.
+def _outside(e: Emitter, image: str, block: str) -> str:
+    """`image` without its part in span(block)."""
+    return str(e.Gemm(block, e.Gemm(block, image, transA=1), image, alpha=-1.0))
 
-    Every round rotates all pairs at once by their Jacobi angles, damped per pair so that no row of angles sums to
-    more than 1, which lets noisy pairs (the null space) go their own way without slowing the others.
+
+def _diagonalise(e: Emitter, matrix: str, size: int, *, angle: float, most: int) -> str:
+    """Rotation that makes the symmetric `matrix` [size, size] diagonal, its columns in no special order.
+
+    Every round rotates all pairs at once by about their Jacobi angles, damped per pair so that no row of angles sums to
+    more than LARGEST_TURN, which lets noisy pairs (the null space) go their own way without slowing the others.
     """
-    eye, off_diagonal = np.eye(size), 1.0 - np.eye(size)
-    index = np.arange(size)
-    # Gives equal diagonal entries a sign, and keeps 0/0 away from the diagonal.
-    skew = TINY * np.where(index[:, None] > index[None], -1.0, 1.0)
-    start = e.Add(e.Mul(0.0, matrix), eye)
-    active = e.GreaterOrEqual(e.ReduceMax(e.Abs(start), [1, 2], keepdims=1), 0.0)
+    eye, index = np.eye(size), np.arange(size)
+    # Gives equal diagonal entries a sign, and makes the angles on the diagonal 0 (to 1e-30).
+    skew = np.where(index[:, None] > index[None], -TINY, np.where(eye > 0, 1 / TINY, TINY))
 
     def rotate(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
-        old, active = states
-        projected = b.MatMul(b.transpose(old), b.MatMul(matrix, old))
-        diagonal = b.total(b.Mul(projected, eye), 2)
-        gap = b.Add(b.Sub(b.transpose(diagonal), diagonal), skew)
-        # Twice the off-diagonal, exactly symmetric: rounding noise would make the angles a non-rotation.
-        twice = b.Mul(b.Add(projected, b.transpose(projected)), off_diagonal)
-        hypotenuse = b.Sqrt(b.Add(b.Mul(gap, gap), b.Mul(twice, twice)))
-        tangent = b.Div(twice, b.Add(gap, b.Mul(b.Sign(gap), hypotenuse)))
-        angle = b.Abs(tangent)
-        row_sum = b.total(angle, 2)
-        generator = b.Div(tangent, b.Max(1.0, row_sum, b.transpose(row_sum)))
-        turn = b.Add(generator, b.Mul(0.5, b.MatMul(generator, generator)))  # exp(generator) - 1 to second order
-        new = b.Add(old, b.MatMul(old, turn))
-        # One Newton-Schulz step keeps the rotation orthonormal.
-        new = b.MatMul(new, b.Sub(1.5 * eye, b.Mul(0.5, b.MatMul(b.transpose(new), new))))
-        new = b.Where(active, new, old)
-        active = b.And(active, b.Greater(b.ReduceMax(angle, [1, 2], keepdims=1), SMALLEST_ANGLE))
-        return b.any_true(active, 3), [new, active]
+        old = states[0]
+        projected = b.Gemm(old, b.Gemm(matrix, old), transA=1)
+        diagonal = b.Mul(projected, pi / 2 * eye)
+        gap = b.Add(b.Sub(b.total(diagonal, 0), b.total(diagonal, 1)), skew)
+        # Exactly symmetric: rounding noise would make the angles a non-rotation.
+        twice = b.Add(projected, b.Transpose(projected))
+        # pi/4 tanh(2/pi r) is near the Jacobi angle atan(r) / 2, and equal to it to second order and at infinity.
+        turn = b.Tanh(b.Div(twice, gap))  # in units of pi/4
+        amount = b.Abs(turn)
+        sums = [b.Mul(1 / LARGEST_TURN, b.total(amount, axis)) for axis in (0, 1)]
+        generator = b.Div(turn, b.Max(4 / pi, *sums))
+        # exp(generator) - 1 to third order, which up to LARGEST_TURN stays near enough to a rotation
+        # for one Newton-Schulz step to keep the product orthonormal.
+        generator_twice = b.Gemm(generator, generator, generator, alpha=1 / 3)
+        new = b.Gemm(old, b.Gemm(generator, generator_twice, generator, alpha=0.5), old)
+        new = b.Gemm(new, b.Gemm(new, new, eye, transA=1, alpha=-0.5, beta=1.5))
+        return b.Greater(b.ReduceMax(amount, keepdims=0), angle), [new]
 
-    return e.repeat_while(most, [start, active], [FLOAT, BOOL], rotate)[0]
+    return e.repeat_while(most, [e.constant(eye)], [FLOAT], rotate)[0]
 
 
 def _chebyshev_correction(e: Emitter, gram: str, block: str, rest: str, values: str) -> str:
     """What the eigenvectors have outside span(block), approximated: (theta - G)⁻¹ rest, column by column.
 
-    The spectrum outside the block lies in [0, smallest Ritz value], on which the Chebyshev polynomials are small; each
-    column is expanded around its own point, its Ritz value mapped to that interval.
+    The spectrum outside the block lies in [0, smallest Ritz value], which y = scale G - 1 maps to [-1, 1]. There the
+    Chebyshev polynomial T3 is small, so 1 / (theta - G) is near scale (1 - T3(y) / T3(point)) / (point - y), a
+    polynomial in y: 4 scale / T3(point) (y² + point y + point² - 3/4), with point the image of theta. Higher degrees
+    need more products with G for no fewer corrections.
     """
-    smallest, largest = e.ReduceMin(values, [2], keepdims=1), e.ReduceMax(values, [2], keepdims=1)
+    smallest, largest = e.ReduceMin(values, keepdims=1), e.ReduceMax(values, keepdims=1)
     scale = e.Div(2.0, e.Max(TINY, smallest, e.Mul(1e-6, largest)))
-    point = e.Max(1.0, e.Sub(e.Mul(values, scale), 1.0))  # below 1 the recurrence would divide by zero
-    ratio, target, rows = e.Reciprocal(point), e.Mul(rest, scale), e.transpose(block)
-    previous, current = None, e.Mul(ratio, target)
-    for _ in range(CHEBYSHEV_DEGREE - 1):
-        next_ratio = e.Reciprocal(e.Sub(e.Mul(2.0, point), ratio))
-        image = e.MatMul(gram, current)
-        image = e.Mul(e.Sub(image, e.MatMul(block, e.MatMul(rows, image))), scale)
-        new = e.Mul(e.Mul(2.0, next_ratio), e.Sub(e.Add(target, image), current))
-        if previous is not None:
-            new = e.Sub(new, e.Mul(e.Mul(next_ratio, ratio), previous))
-        previous, current, ratio = current, new, next_ratio
-    return str(current)
+    point = e.Max(1.0, e.Sub(e.Mul(values, scale), 1.0))  # T3 has its zeros below 1
+    square = e.Mul(point, point)
+    free = e.Sub(square, 0.75)
+    # What rounding leaves inside the block would grow with every product.
+    image = e.Mul(_outside(e, e.MatMul(gram, rest), block), scale)
+    inner = e.Add(image, e.Mul(e.Sub(point, 1.0), rest))  # (y + point) rest
+    image = e.Mul(_outside(e, e.MatMul(gram, inner), block), scale)
+    sum_ = e.Add(e.Sub(image, inner), e.Mul(free, rest))
+    return str(e.Mul(sum_, e.Div(scale, e.Mul(point, free))))  # T3(point) = 4 point (point² - 3/4)
 
 
 def _worst_residual(e: Emitter, rest: str, values: str, count: int) -> str:
-    """[B, 1, 1]: the largest residual norm among the `count` leading columns, relative to the largest value."""
-    top, _ = e.TopK(values, [count], outputs=2, axis=2)
-    wanted = e.as_float(e.GreaterOrEqual(values, e.ReduceMin(top, [2], keepdims=1)))
-    worst = e.ReduceMax(e.Mul(e.total(e.Mul(rest, rest), 1), wanted), [2], keepdims=1)
-    return str(e.Div(e.Sqrt(worst), e.Max(TINY, e.ReduceMax(values, [2], keepdims=1))))
+    """[1, 1]: the largest residual norm among the `count` leading columns, relative to the largest value."""
+    top, _ = e.TopK(values, [count], outputs=2, axis=1)
+    wanted = e.as_float(e.GreaterOrEqual(values, e.ReduceMin(top, keepdims=1)))
+    worst = e.ReduceMax(e.Mul(e.total(e.Mul(rest, rest), 0), wanted), keepdims=1)
+    return str(e.Div(e.Sqrt(worst), e.Max(TINY, e.ReduceMax(values, keepdims=1))))

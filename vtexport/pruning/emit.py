@@ -75,10 +75,7 @@ class Emitter:
         result = self.Loop(most, True, *states, outputs=len(states), body=graph)
         return [result] if len(states) == 1 else list(result)
 
-    # Short forms of what selection graphs are full of; matrices are [B, rows, columns].
-
-    def transpose(self, matrix: str) -> str:
-        return str(self.Transpose(matrix, perm=[0, 2, 1]))
+    # Short forms of what selection graphs are full of.
 
     def total(self, value: str, axis: int, *, keepdims: bool = True) -> str:
         return str(self.ReduceSum(value, [axis], keepdims=int(keepdims)))
@@ -88,17 +85,6 @@ class Emitter:
 
     def as_int(self, value: str) -> str:
         return str(self.Cast(value, to=INT64))
-
-    def any_true(self, condition: str, rank: int) -> str:
-        """A scalar bool; through float32 because TensorRT reduces no bool."""
-        most = self.ReduceMax(self.as_float(condition), list(range(rank)), keepdims=0)
-        return str(self.Greater(most, 0.5))
-
-    def ranks(self, values: str, count: int, *, largest: bool) -> str:
-        """[B, count] int64: the place of every element in the sorted order, ties to the lower index."""
-        _, order = self.TopK(values, [count], outputs=2, axis=1, largest=int(largest))
-        _, places = self.TopK(order, [count], outputs=2, axis=1, largest=0)
-        return str(places)
 
 
 def live_nodes(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:

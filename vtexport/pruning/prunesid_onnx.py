@@ -7,101 +7,176 @@ MatMuls, which every runtime has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from vtexport.pruning.eigen import TINY, leading_eigenvectors
-from vtexport.pruning.emit import FLOAT, Emitter
+from vtexport.pruning.emit import FLOAT, INT64, Emitter
 from vtexport.pruning.method import Sizes
 from vtexport.pruning.prunesid import PruneSIDParameters
+
+SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per number
 
 
 def emit_prunesid(e: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -> dict[str, str]:
     """Write the body for "features" and "scores"; see `Method.emit`. `parameters` are resolved."""
+    # One image after the other: the loops of each run as long as it needs, and no image depends on another.
+    images = []
+    for index in range(sizes.batch):
+        features, scores = "features", "scores"
+        if sizes.batch > 1:
+            features, scores = (e.Slice(each, [index], [index + 1], [0]) for each in (features, scores))
+        images.append(_select_image(e, features, scores, sizes, parameters))
+    values = images[0]
+    if sizes.batch > 1:
+        values = {name: e.Concat(*(image[name] for image in images), axis=0) for name in values}
+    rows = e.Add(values["keep_indices"], int(parameters.cls_slot))
+    return {"kept_features": e.GatherND("features", e.Unsqueeze(rows, [2]), batch_dims=1), **values}
+
+
+def _select_image(
+    e: Emitter, features: str, scores: str, sizes: Sizes, parameters: PruneSIDParameters
+) -> dict[str, str]:
+    """One image's results, with a first axis of 1; from features [1, rows, D] and scores [1, T]."""
     assert parameters.groups is not None
     assert parameters.threshold_scale is not None
     tokens, count, slot = sizes.tokens, parameters.groups, int(parameters.cls_slot)
-    chosen_count = sizes.keep - slot
-    features = e.as_float("features")
-    patches = e.Slice(features, [1], [1 + tokens], [1]) if slot else features
+    patches = e.as_float(e.Squeeze(e.Slice(features, [slot], [slot + tokens], [1]), [0]))
 
     groups, loading, residual = _group(e, patches, tokens, count, parameters.center)
-    score = "scores" if parameters.nms_score == "cls_attention" else loading
-    cosine, rho = _redundancy(e, patches, tokens)
+    score = scores if parameters.nms_score == "cls_attention" else loading
+
+    # From here on tokens are in the order of group, then score: a group is a run of neighbours.
+    _, best_first = e.TopK(score, [tokens], outputs=2, axis=1)
+    key = e.Add(e.Mul(e.GatherElements(groups, best_first, axis=1), tokens), np.arange(tokens)[None])
+    _, order = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
+    order = e.GatherElements(best_first, order, axis=1)
+    group = e.as_float(e.GatherElements(groups, order, axis=1))
+    member = e.as_float(e.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
+    group_sizes = e.Transpose(e.total(member, 1))  # [1, K]
+
+    rho, norms = _mean_cosine(e, patches, tokens)
     tau = e.Mul(rho, parameters.threshold_scale)
-
-    first = e.Mul(e.as_float(groups), float(tokens))  # [B, T]
-    rank = e.as_float(e.ranks(score, tokens, largest=True))
-    survives = _suppress(
-        e, cosine, tau, first=first, key=e.Add(first, rank), positive=e.Greater(score, 0.0), tokens=tokens
-    )
-
-    member = e.as_float(e.Equal(e.Unsqueeze(groups, [1]), np.arange(count)[None, :, None]))  # [B, K, T]
-    group_sizes = e.total(member, 2, keepdims=False)
-    survivors = e.Squeeze(e.MatMul(member, e.Unsqueeze(survives, [2])), [2])
+    candidate = e.as_float(e.Greater(e.GatherElements(score, order, axis=1), 0.0))
+    in_order = Sorted(tokens, order, group, candidate)
+    survives = _suppress(e, patches, norms, tau, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
+    survivors = e.MatMul(survives, e.Transpose(member))
     taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count)
 
-    # A token's place in the list of all tokens: group after group, survivors first, by score.
-    key = e.Add(e.Add(e.Mul(2.0, first), rank), e.Mul(e.Sub(1.0, survives), float(tokens)))
-    chosen = _cut(e, key, group_sizes, taken, tokens=tokens, count=count, keep=chosen_count)
+    chosen = _cut(e, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
+    chosen = e.GatherElements(order, chosen, axis=1)
     if parameters.order == "raster":
-        chosen, _ = e.TopK(chosen, [chosen_count], outputs=2, axis=1, largest=0)
-    keep_indices = chosen
-    if slot:
-        cls = e.Sub(e.Mul(0, e.Slice(chosen, [0], [1], [1])), 1)
-        keep_indices = e.Concat(cls, chosen, axis=1)
-    rows = e.Add(keep_indices, 1) if slot else keep_indices
+        chosen, _ = e.TopK(chosen, [sizes.keep - slot], outputs=2, axis=1, largest=0)
     return {
-        "kept_features": e.GatherND("features", e.Unsqueeze(rows, [2]), batch_dims=1),
-        "keep_indices": keep_indices,
+        "keep_indices": e.Concat(np.array([[-1]]), chosen, axis=1) if slot else chosen,
         "groups": groups,
         "sizes": e.as_int(group_sizes),
         "survivors": e.as_int(survivors),
         "taken": e.as_int(taken),
-        "rho": e.Squeeze(rho, [1, 2]),
-        "tau": e.Squeeze(tau, [1, 2]),
-        "residual": e.Squeeze(residual, [1, 2]),
+        "rho": e.Squeeze(rho, [1]),
+        "tau": e.Squeeze(tau, [1]),
+        "residual": e.Squeeze(residual, [1]),
     }
 
 
 def _group(e: Emitter, patches: str, tokens: int, count: int, center: str) -> tuple[str, str, str]:
-    """Step 1: groups [B, T] int64, the loadings [B, T] that decided them, the eigenvectors' residual [B, 1, 1]."""
+    """Step 1: groups [1, T] int64, the loadings [1, T] that decided them, the eigenvectors' residual [1, 1]."""
     y = e.Sigmoid(patches)
-    y = e.Sub(y, e.ReduceMean(y, [2 if center == "token" else 1], keepdims=1))
-    components = leading_eigenvectors(e, e.MatMul(y, e.transpose(y)), tokens=tokens, count=count)
+    y = e.Sub(y, e.ReduceMean(y, [1 if center == "token" else 0], keepdims=1))
+    components = leading_eigenvectors(e, _gram(e, y, tokens), tokens=tokens, count=count)
     loading = e.Abs(components.vectors)
-    return e.ArgMax(loading, axis=2, keepdims=0), e.ReduceMax(loading, [2], keepdims=0), components.residual
+    groups, largest = e.ArgMax(loading, axis=1, keepdims=1), e.ReduceMax(loading, [1], keepdims=1)
+    return e.Transpose(groups), e.Transpose(largest), components.residual
 
 
-def _redundancy(e: Emitter, patches: str, tokens: int) -> tuple[str, str]:
-    """Step 2: cosines [B, T, T] and their mean over pairs of different tokens [B, 1, 1]."""
-    square = e.total(e.Mul(patches, patches), 2)
-    floored = e.Max(TINY, square)
-    unit = e.Div(patches, e.Sqrt(floored))
-    # The sum of all cosines is |sum of the unit vectors|²: cheaper than summing the matrix, and more exact in float32.
-    resultant = e.MatMul(np.ones((1, tokens)), unit)
-    pairs = e.Sub(e.total(e.Mul(resultant, resultant), 2), e.total(e.Div(square, floored), 1))
-    return e.MatMul(unit, e.transpose(unit)), e.Div(pairs, float(tokens * (tokens - 1)))
+def _gram(e: Emitter, y: str, tokens: int) -> str:
+    """y yᵀ [T, T]. It is symmetric: of its four quarters three are computed."""
+    half = tokens // 2
+    upper, lower = e.Split(y, [half, tokens - half], outputs=2, axis=0)
+    corner = e.Gemm(upper, lower, transB=1)
+    first = e.Concat(e.Gemm(upper, upper, transB=1), corner, axis=1)
+    second = e.Concat(e.Transpose(corner), e.Gemm(lower, lower, transB=1), axis=1)
+    return str(e.Concat(first, second, axis=0))
 
 
-def _suppress(e: Emitter, cosine: str, tau: str, *, first: str, key: str, positive: str, tokens: int) -> str:
-    """Step 3: [B, T] float, 1 for NMS survivors.
+def _mean_cosine(e: Emitter, patches: str, tokens: int) -> tuple[str, str]:
+    """Step 2: the mean cosine [1, 1] over the pairs of different tokens, and the tokens' norms [T, 1].
 
-    `key` = `first` + rank by score, `first` = group * T. A token survives if no survivor before it in its group is more
-    similar to it than tau. Sweeping this rule over all tokens reaches its one fixed point, the greedy answer, after as
-    many sweeps as the longest chain of suppressions.
+    The sum of all cosines is |sum of the unit vectors|²: cheaper than summing the matrix, and more exact in float32.
     """
-    other, own = e.Unsqueeze(key, [1]), e.Unsqueeze(key, [2])
-    before = e.And(e.Less(other, own), e.GreaterOrEqual(other, e.Unsqueeze(first, [2])))
-    conflict = e.as_float(e.And(before, e.Greater(cosine, tau)))
-    candidate = e.as_float(e.Unsqueeze(positive, [2]))
+    square = e.total(e.Mul(patches, patches), 1)
+    floored = e.Max(TINY, square)
+    norms = e.Sqrt(floored)
+    resultant = e.MatMul(e.Transpose(e.Reciprocal(norms)), patches)
+    pairs = e.Sub(e.total(e.Mul(resultant, resultant), 1), e.total(e.Div(square, floored), 0))
+    return e.Div(pairs, float(tokens * (tokens - 1))), norms
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """The tokens by group, then by descending score, each [1, T]: index, group, and whether the score is positive."""
+
+    tokens: int
+    order: str
+    group: str
+    candidate: str
+
+
+def _suppress(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, *, largest: str, count: int) -> str:
+    """Step 3: [1, T] float in sorted order, 1 for NMS survivors. `largest` is the size of the largest group.
+
+    A token survives if no survivor before it in its group is more similar to it than tau. Sweeping this rule over all
+    tokens reaches its one fixed point, the greedy answer, after as many sweeps as the longest chain of suppressions.
+    """
+    size = min(by.tokens, max(SMALLEST_BLOCK, 2 * -(-by.tokens // count)))
+    conflict, columns = _conflicts(e, patches, norms, tau, by, largest, size)
 
     def sweep(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
         old = states[0]
-        new = b.Mul(candidate, b.as_float(b.Less(b.MatMul(conflict, old), 0.5)))
-        return b.any_true(b.Greater(b.Abs(b.Sub(new, old)), 0.5), 3), [new]
+        hits = b.Reshape(b.MatMul(conflict, b.Gather(b.Squeeze(old, [0]), columns)), [1, -1])
+        new = b.Mul(by.candidate, b.as_float(b.Less(b.Slice(hits, [0], [by.tokens], [1]), 0.5)))
+        return b.Greater(b.ReduceMax(b.Abs(b.Sub(new, old)), keepdims=0), 0.5), [new]
 
-    return str(e.Squeeze(e.repeat_while(tokens, [candidate], [FLOAT], sweep)[0], [2]))
+    return e.repeat_while(by.tokens, [by.candidate], [FLOAT], sweep)[0]
+
+
+def _conflicts(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, largest: str, size: int) -> tuple[str, str]:
+    """[blocks, size, T'] float, 1 where the token of a column suppresses that of a row if it survives; the columns.
+
+    Rows are blocks of `size` places in the sorted order. Only pairs of one group matter, and groups are runs of
+    neighbours: every block is compared with itself, then with the one before it, and so on as far as the largest group
+    can reach. `columns` [blocks, T', 1] are the places compared with; pairs never compared are 0.
+    """
+    blocks = -(-by.tokens // size)
+    places = np.arange(blocks * size).reshape(blocks, size)
+    order, group = e.Squeeze(by.order, [0]), e.Squeeze(by.group, [0])
+    padded = np.minimum(places, by.tokens - 1)
+    own = e.Gather(order, padded)
+    rows, groups = e.Gather(patches, own), e.Gather(group, padded[:, :, None])
+    limit = e.Mul(e.Gather(norms, own), tau)
+
+    def compare(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
+        old, distance = states  # in places
+        place = b.Sub(places, distance)
+        within = b.Max(0, b.Min(by.tokens - 1, place))
+        other = b.Gather(order, within)
+        similarity = b.MatMul(rows, b.Transpose(b.Gather(patches, other), perm=[0, 2, 1]))
+        bound = b.Mul(limit, b.Transpose(b.Gather(norms, other), perm=[0, 2, 1]))
+        same = b.Equal(groups, b.Unsqueeze(b.Gather(group, within), [1]))
+        place = b.Unsqueeze(place, [1])
+        earlier = b.And(b.Less(place, places[:, :, None]), b.GreaterOrEqual(place, 0))
+        new = b.as_float(b.And(b.And(same, earlier), b.Greater(similarity, bound)))
+        if blocks > 1:  # the newest in front
+            new = b.Concat(new, b.Slice(old, [0], [(blocks - 1) * size], [2]), axis=2)
+        return b.Greater(largest, b.Add(b.as_float(b.Squeeze(distance, [0])), 1.0)), [new, b.Add(distance, size)]
+
+    nothing = e.Expand(0.0, [blocks, size, blocks * size])
+    conflict, distance = e.repeat_while(blocks, [nothing, e.constant([0])], [FLOAT, INT64], compare)
+    # Column c of the first of n comparisons has come to place (n - 1) size + c.
+    first = np.arange(blocks)[:, None] * size + np.arange(blocks * size)[None] + size
+    columns = e.Max(0, e.Min(by.tokens - 1, e.Sub(first, distance)))
+    return conflict, e.Unsqueeze(columns, [2])
 
 
 def _allocate(e: Emitter, sizes: str, survivors: str, *, keep: int, cls_slots: int, count: int) -> str:
@@ -138,13 +213,14 @@ def _allocate(e: Emitter, sizes: str, survivors: str, *, keep: int, cls_slots: i
     return str(e.Add(taken, e.Max(0.0, e.Min(room, e.Sub(missing, room_before)))))
 
 
-def _cut(e: Emitter, key: str, sizes: str, taken: str, *, tokens: int, count: int, keep: int) -> str:
-    """Step 5: the `keep` chosen patches [B, keep] int64; `key` = group * 2T + place within the group's two halves."""
-    ordered, patch = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
-    group = e.as_int(e.Floor(e.Div(ordered, 2.0 * tokens)))
-    group_start = e.MatMul(sizes, np.triu(np.ones((count, count)), 1))
-    limit = e.GatherElements(e.Add(group_start, taken), group, axis=1)
+def _cut(e: Emitter, survives: str, group: str, sizes: str, taken: str, *, tokens: int, count: int, keep: int) -> str:
+    """Step 5: the places [1, keep] int64 of the chosen patches in the order by group, then score."""
     place = np.arange(tokens, dtype=np.float32)[None]
+    # Survivors before the others of their group.
+    key = e.Add(e.Mul(float(tokens), e.Sub(e.Mul(2.0, group), survives)), place)
+    _, ranked = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
+    group_start = e.MatMul(sizes, np.triu(np.ones((count, count)), 1))
+    limit = e.GatherElements(e.Add(group_start, taken), e.as_int(group), axis=1)  # sorting within groups keeps `group`
     beyond = e.as_float(e.GreaterOrEqual(place, limit))
     _, chosen = e.TopK(e.Add(place, e.Mul(float(tokens), beyond)), [keep], outputs=2, axis=1, largest=0)
-    return str(e.GatherElements(patch, chosen, axis=1))
+    return str(e.GatherElements(ranked, chosen, axis=1))

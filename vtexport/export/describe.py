@@ -1,0 +1,144 @@
+"""What a bundle's manifest says about its model, its source and its files."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import vtexport
+from vtexport.bundle import manifest as schema
+from vtexport.checkpoint.resolve import Checkpoint
+from vtexport.export.plan import Plan
+from vtexport.export.weights import Weight, hash_file
+from vtexport.models.spec import ImageSpec, ModelSpec
+
+# Beside the weights, what the bundle's content follows from.
+_SOURCE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
+
+
+def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs]) -> schema.Plan:
+    """A plan with the graphs it runs, by dialect."""
+    return schema.Plan(
+        name=plan.name,
+        method=plan.method.name,
+        parameters=plan.parameters,
+        paper=f"arXiv {plan.method.arxiv}" if plan.method.arxiv else None,
+        keep=plan.keep,
+        visual_tokens=plan.keep,
+        positions=plan.method.positions,  # type: ignore[arg-type]
+        position_span=plan.position_span,
+        graphs=graphs,
+    )
+
+
+def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) -> schema.Source:
+    """The checkpoint, with the SHA-256 of everything the bundle follows from; `weight_hashes` by file name."""
+    source = checkpoint.source
+    small = {name: checkpoint.folder / name for name in _SOURCE_FILES if (checkpoint.folder / name).is_file()}
+    return schema.Source(
+        requested=source.requested,
+        kind=source.kind,
+        id=source.id,
+        revision=source.revision,
+        weights=source.weights,
+        seed=source.seed,
+        files={**weight_hashes, **{name: hash_file(path) for name, path in small.items()}},
+    )
+
+
+def describe_files(folder: Path, known: Mapping[str, str]) -> dict[str, schema.File]:
+    """Size and hash of every file below `folder`; hashes already `known`, by relative name, are not taken again."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            relative = path.relative_to(folder).as_posix()
+            files[relative] = schema.File(bytes=path.stat().st_size, sha256=known.get(relative) or hash_file(path))
+    return files
+
+
+def describe_vision(spec: ModelSpec) -> schema.Vision:
+    """The vision tower's grid."""
+    vision = spec.vision
+    return schema.Vision(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        grid_height=vision.grid_height,
+        grid_width=vision.grid_width,
+        tokens=vision.tokens,
+        width=vision.width,
+    )
+
+
+def describe_image(image: ImageSpec) -> schema.Image:
+    """How pixels are prepared."""
+    return schema.Image(
+        resize_shortest=image.resize_shortest,
+        crop_height=image.crop_height,
+        crop_width=image.crop_width,
+        resample=image.resample,  # type: ignore[arg-type]
+        rescale=image.rescale,
+        mean=list(image.mean),
+        std=list(image.std),
+    )
+
+
+def describe_text(
+    spec: ModelSpec, image_token: str, bos_token: str | None, weights: Mapping[str, Weight], weights_prefix: str
+) -> schema.Text:
+    """Token ids, and where the embedding lies."""
+    table = weights[spec.decoder.embedding]
+    return schema.Text(
+        image_token=image_token,
+        image_token_id=spec.image_token_id,
+        bos_token=bos_token,
+        eos_token_ids=list(spec.eos_token_ids),
+        embedding=schema.StoredTensor(
+            file=weights_prefix + table.file,
+            offset=table.offset,
+            shape=list(table.shape),
+            dtype=table.dtype,  # type: ignore[arg-type]
+        ),
+    )
+
+
+def describe_decoder(spec: ModelSpec) -> schema.Decoder:
+    """The language model's sizes, as one segment."""
+    decoder = spec.decoder
+    return schema.Decoder(
+        layers=decoder.layers,
+        width=decoder.width,
+        heads=decoder.heads,
+        kv_heads=decoder.kv_heads,
+        head_dim=decoder.head_dim,
+        vocabulary=decoder.vocabulary,
+        max_positions=decoder.max_positions,
+        segments=[schema.Segment(first_layer=0, layers=decoder.layers)],
+    )
+
+
+def time_now() -> str:
+    """The time in UTC, or SOURCE_DATE_EPOCH (reproducible-builds.org) where it is set."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    if epoch is not None and epoch.isdigit():
+        now = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def versions() -> dict[str, str]:
+    """Of vtexport, Python and the libraries that wrote the bundle."""
+    found = {"vtexport": vtexport.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
