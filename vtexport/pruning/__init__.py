@@ -52,14 +52,14 @@ def select(
     needed = chosen.signals(given)
     if (scores is None) == bool(needed):
         wish = "needs scores [batch, tokens], the CLS attention summed over heads" if needed else "takes no scores"
-        raise InputError(f"{method} {wish} with these parameters.")
+        raise InputError(f"{method} {wish} with these parameters")
     _, batch, rows, _ = checked_inputs(features, scores)
     tokens = rows - int(chosen.takes_cls(given))
     if tokens < 1:
-        raise InputError(f"features has shape {tuple(features.shape)}, which leaves no patch after the CLS row.")
+        raise InputError(f"features has shape {tuple(features.shape)}, which leaves no patch after the CLS row")
     if scores is not None and tuple(scores.shape) != (batch, tokens):
         raise InputError(
-            f"scores has shape {tuple(scores.shape)} but features {tuple(features.shape)} needs ({batch}, {tokens})."
+            f"scores has shape {tuple(scores.shape)} but features {tuple(features.shape)} needs ({batch}, {tokens})"
         )
     keep, resolved = chosen.resolve(given, tokens=tokens, keep=keep)
     return chosen.select(features, scores, keep=keep, parameters=resolved)

@@ -24,16 +24,16 @@ def checked_inputs(features: Array, scores: Array | None) -> tuple[Any, int, int
     except TypeError as error:
         raise InputError(
             f"features and scores have to be NumPy arrays or PyTorch tensors, both of one kind, not "
-            f"{' and '.join(type(array).__name__ for array in arrays)}."
+            f"{' and '.join(type(array).__name__ for array in arrays)}"
         ) from error
     for name, array, rank in [("features", features, 3), ("scores", scores, 2)][: len(arrays)]:
         if array.ndim != rank or 0 in array.shape:
             layout = "[batch, tokens, width]" if rank == 3 else "[batch, tokens]"
-            raise InputError(f"{name} has shape {tuple(array.shape)}; give a non-empty {layout} array.")
+            raise InputError(f"{name} has shape {tuple(array.shape)}; give a non-empty {layout} array")
         if xp.isdtype(array.dtype, ("bool", "integral", "complex floating")):
-            raise InputError(f"{name} has type {array.dtype}; give real floating-point numbers.")
+            raise InputError(f"{name} has type {array.dtype}; give real floating-point numbers")
         if not bool(xp.all(xp.isfinite(array))):
-            raise InputError(f"{name} holds NaN or infinite values; check the layer that they come from.")
+            raise InputError(f"{name} holds NaN or infinite values; check the layer that they come from")
     return xp, int(features.shape[0]), int(features.shape[1]), int(features.shape[2])
 
 

@@ -65,7 +65,7 @@ class Parameters:
             if value is None and spec.default is None:
                 continue
             if not _allowed(value, spec.metadata):
-                raise UsageError(f"{spec.name}={value!r} is not allowed; give {spec.metadata['allowed']}.")
+                raise UsageError(f"{spec.name}={value!r} is not allowed; give {spec.metadata['allowed']}")
             if spec.metadata["kind"] is float:
                 object.__setattr__(self, spec.name, float(value))
 
@@ -170,6 +170,6 @@ class Method(ABC):
         if isinstance(keep, bool) or not isinstance(keep, int) or not self.smallest_keep <= keep <= largest:
             raise UsageError(
                 f"keep={keep!r} is not allowed for {self.name} on this image size; "
-                f"give a whole number from {self.smallest_keep} to {largest} ({unit})."
+                f"give a whole number from {self.smallest_keep} to {largest} ({unit})"
             )
         return keep

@@ -33,7 +33,7 @@ class KeepAll(Method):
     def resolve(self, parameters: Parameters, *, tokens: int, keep: int | None) -> tuple[int, Parameters]:
         if keep is not None and keep != tokens:
             raise UsageError(
-                f"keep={keep!r} is not allowed for none, which keeps all {tokens} patches; leave keep out."
+                f"keep={keep!r} is not allowed for none, which keeps all {tokens} patches; leave keep out"
             )
         return tokens, parameters
 

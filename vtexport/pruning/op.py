@@ -32,13 +32,13 @@ def build(
     """The model behind `vtexport.pruning.op_model` and `diagnostic_model`."""
     for name, value in (("tokens", tokens), ("width", width), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name}={value!r} is not allowed; give a whole number from 1.")
+            raise UsageError(f"{name}={value!r} is not allowed; give a whole number from 1")
     if tokens > MOST_TOKENS:
         raise UsageError(
-            f"tokens={tokens} is not allowed; one op takes at most {MOST_TOKENS} tokens, so split the image."
+            f"tokens={tokens} is not allowed; one op takes at most {MOST_TOKENS} tokens, so split the image"
         )
     if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}.")
+        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}")
     keep, parameters = method.resolve(parameters, tokens=tokens, keep=keep)
     sizes = Sizes(batch=batch, tokens=tokens, width=width, keep=keep)
 

@@ -91,7 +91,7 @@ class PruneSID(Method):
         groups = keep // 4 if parameters.groups is None else parameters.groups
         if groups > keep - slot:  # every group that is not empty gives at least one token
             raise UsageError(
-                f"groups={groups} is not allowed with keep={keep}; give a whole number from 1 to {keep - slot}."
+                f"groups={groups} is not allowed with keep={keep}; give a whole number from 1 to {keep - slot}"
             )
         scale = keep / 32 if parameters.threshold_scale is None else parameters.threshold_scale
         return keep, dataclasses.replace(parameters, groups=groups, threshold_scale=scale)

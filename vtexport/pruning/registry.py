@@ -44,7 +44,7 @@ def get_method(name: str) -> Method:
     """
     if name in _METHODS:
         return _METHODS[name]
-    raise UsageError(f"method {name!r} is not known; {_hint(str(name), sorted(_METHODS))}.")
+    raise UsageError(f"method {name!r} is not known; {_hint(str(name), sorted(_METHODS))}")
 
 
 def make_parameters(method: Method, values: Mapping[str, Any]) -> Parameters:
@@ -57,7 +57,7 @@ def make_parameters(method: Method, values: Mapping[str, Any]) -> Parameters:
     for name in values:
         if name not in specs:
             known = _hint(str(name), sorted(specs)) if specs else "it has no parameters"
-            raise UsageError(f"parameter {name!r} is not known to {method.name}; {known}.")
+            raise UsageError(f"parameter {name!r} is not known to {method.name}; {known}")
     return method.parameters(**{name: _converted(specs[name], value) for name, value in values.items()})
 
 
