@@ -139,8 +139,9 @@ def test_open_refuses(tiny_bundle: Path, tmp_path: Path) -> None:
         Pipeline.open(tmp_path / "nothing")
     with pytest.raises(UsageError, match="several plans"):
         Pipeline.open(tiny_bundle)
-    with pytest.raises(UsageError, match="threads is 0"):
-        Pipeline.open(tiny_bundle, "prunesid-16", threads=0)
+    for threads in (0, 100_000):
+        with pytest.raises(UsageError, match=f"threads is {threads}; give a whole number from 1 to 1024"):
+            Pipeline.open(tiny_bundle, "prunesid-16", threads=threads)
     with pytest.raises(UsageError, match="dialect 'modem' is not known; choose one of modern, classic"):
         Pipeline.open(tiny_bundle, "prunesid-16", dialect="modem")
     with pytest.raises(UsageError, match="device 'tpu' is not known; choose one of cpu, cuda"):

@@ -27,6 +27,7 @@ from vtexport.runtime.sampling import Sampler
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
+MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
@@ -86,8 +87,8 @@ class Pipeline:
         threads: int | None = None,
         dialect: str = DIALECTS[0],
     ):
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}; give a whole number from 1")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
         if dialect not in DIALECTS:
             raise UsageError(f"dialect {dialect!r} is not known; choose one of {', '.join(DIALECTS)}")
         check_device(device)
