@@ -55,7 +55,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         dest="options",
         help="a parameter of the method (see `vtexport list methods`); may be repeated",
     )
-    parser.add_argument("--precision", default="fp32", metavar="fp32", help="of weights and arithmetic; default: fp32")
+    parser.add_argument(
+        "--precision", default="fp32", metavar="fp32|fp16", help="of weights and matrix products; default: fp32"
+    )
     parser.add_argument(
         "--weights",
         default="stored",
