@@ -103,6 +103,8 @@ def build(
     check_destination(destination)
     is_unchanged = unchanged(destination)
     earlier = find_earlier(destination, replace=replace)
+    if (destination / "engines").is_dir():
+        report.note(f"the engines of {destination} are of its present graphs and go; run `vtexport compile` afterwards")
     if earlier is None:
         _check_space(checkpoint, destination, dtype)
 
