@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -20,10 +22,16 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.engines import rtx
+from vtexport.engines.profiles import profiles
 from vtexport.engines.record import read_engines
 from vtexport.engines.rtx_worker import Job, Outcome
 from vtexport.engines.targets import find_target
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
+from vtexport.export.decoder import decoder_segment
+from vtexport.export.dialects import DIALECTS
+from vtexport.export.graph import interface
+from vtexport.export.weights import Weight
+from vtexport.models.spec import DecoderSpec
 from vtexport.runtime.pipeline import Pipeline
 
 
@@ -91,6 +99,63 @@ def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_c
     assert main(given) == 0
     assert "run `vtexport compile` afterwards" in capsys.readouterr().err
     assert read_engines(open_bundle(half_bundle)) == []
+
+
+def decoder_weights(spec: DecoderSpec, folder: Path) -> dict[str, Weight]:
+    """Random float16 weights of a decoder without a head of any size, in one file."""
+    shapes: dict[str, tuple[int, ...]] = {spec.final_norm: (spec.width,), spec.head: (spec.vocabulary, spec.width)}
+    for layer in range(spec.layers):
+        prefix = spec.layer_prefix.format(layer)
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        shapes |= {
+            prefix + "input_layernorm.weight": (spec.width,),
+            prefix + "post_attention_layernorm.weight": (spec.width,),
+            prefix + "self_attn.q_proj.weight": (q, spec.width),
+            prefix + "self_attn.k_proj.weight": (kv, spec.width),
+            prefix + "self_attn.v_proj.weight": (kv, spec.width),
+            prefix + "self_attn.o_proj.weight": (spec.width, q),
+            prefix + "mlp.gate_proj.weight": (spec.intermediate, spec.width),
+            prefix + "mlp.up_proj.weight": (spec.intermediate, spec.width),
+            prefix + "mlp.down_proj.weight": (spec.width, spec.intermediate),
+        }
+    random, weights, offset = np.random.default_rng(0), {}, 0
+    (folder / "weights").mkdir()
+    with (folder / "weights" / "w.bin").open("wb") as file:
+        for name, shape in shapes.items():
+            data = (random.random(shape, np.float32) - 0.5).astype(np.float16).tobytes()
+            weights[name] = Weight("w.bin", offset, len(data), shape, "float16")
+            offset += file.write(data)
+    return weights
+
+
+def test_an_engine_holds_its_weights_once(half_bundle: Path, tmp_path: Path) -> None:
+    """Three profiles under 1.1 times the weights, with weights large enough that they outweigh the kernels."""
+    spec = DecoderSpec(
+        layers=2, width=2048, heads=16, kv_heads=8, head_dim=128, intermediate=8192, vocabulary=256,
+        norm_epsilon=1e-5, max_positions=2048, inverse_frequencies=1 / 10000 ** (np.arange(64) / 64), rope_scale=1.0,
+        attention_bias=False, mlp_bias=False, embedding="embed", layer_prefix="layers.{}.", final_norm="norm",
+        head="head.weight",
+    )  # fmt: skip
+    weights = decoder_weights(spec, tmp_path)
+    model = decoder_segment(spec, weights, tmp_path, "float16", 0, spec.layers, DIALECTS["modern"])
+    ir.save(model, tmp_path / "decoder.onnx")
+    inputs = [schema.Tensor(name=n, shape=s, dtype=d) for n, s, d in interface(model.graph.inputs)]  # type: ignore[arg-type]
+    graph = schema.Graph(file="decoder.onnx", opset=23, inputs=inputs, outputs=[])
+    manifest = open_bundle(half_bundle).manifest
+    plans = [msgspec.structs.replace(manifest.plans[0], visual_tokens=visual) for visual in (64, 192)]
+    sizes = msgspec.structs.replace(manifest.decoder, max_positions=spec.max_positions)
+    ranges = profiles(msgspec.structs.replace(manifest, plans=plans, decoder=sizes), graph)
+    assert [profile.name for profile in ranges] == ["prefill-64", "prefill-192", "decode"]
+    job = Job(
+        graph=str(tmp_path / "decoder.onnx"),
+        engine=str(tmp_path / "decoder.engine"),
+        profiles=ranges,
+        compute_capabilities=[],
+    )
+    rtx._run(job, "decoder")
+    total = sum(weight.nbytes for weight in weights.values())
+    assert total > 200e6
+    assert total < (tmp_path / "decoder.engine").stat().st_size < 1.1 * total
 
 
 def one_node(path: Path, op: str, **attributes: Any) -> Path:
