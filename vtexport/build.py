@@ -30,7 +30,7 @@ from vtexport.export.plan import Plan, check_method, make_plans
 from vtexport.export.weights import CopiedWeights, copy_weights, hash_file, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
-PRECISIONS = {"fp32": "float32"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
 
 
@@ -70,7 +70,8 @@ def build(
         method: a pruning method (`vtexport list methods`).
         keep: visual tokens per image that enter the language model; several make several plans.
         options: the method's own parameters by name.
-        precision: "fp32".
+        precision: "fp32", or "fp16" for weights and the language model's arithmetic (docs/architecture.md says what
+            stays in float32).
         weights: "stored", or "random" for the model's true shapes with seeded random values.
         seed: for random weights.
         cache_dir: where random checkpoints are kept.
@@ -102,6 +103,8 @@ def build(
     check_destination(destination)
     is_unchanged = unchanged(destination)
     earlier = find_earlier(destination, replace=replace)
+    if (destination / "engines").is_dir():
+        report.note(f"the engines of {destination} are of its present graphs and go; run `vtexport compile` afterwards")
     if earlier is None:
         _check_space(checkpoint, destination, dtype)
 

@@ -1,4 +1,4 @@
-"""Weights in the bundle: copied byte for byte or widened exactly, hashed on the way, never read whole."""
+"""Weights in the bundle: copied byte for byte, widened exactly or rounded; hashed on the way, never read whole."""
 
 from __future__ import annotations
 
@@ -62,10 +62,49 @@ def test_widening_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
         assert torch.equal(opened.get_tensor("other"), tensors["other"])
 
 
-def test_narrowing_is_refused_until_ranges_are_checked(tmp_path: Path) -> None:
+def every_bfloat16() -> torch.Tensor:
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+
+
+def test_narrowing_rounds_to_nearest_even(tmp_path: Path) -> None:
+    """Ties, subnormals and the largest number; what float16 can hold comes through exactly."""
     (tmp_path / "in").mkdir()
-    save_file({"a": torch.randn(3)}, tmp_path / "in" / "model.safetensors")
-    with pytest.raises(InputError, match="float32 cannot be exported as float16 yet; use --precision fp32"):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    wide = every_bfloat16()
+    tensors = {
+        "exact": every[every.isfinite()].float(),
+        "ties": torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, -(1 + 2**-11), 2**-25, 3 * 2**-25, 65519.99]),
+        "bf16": wide[wide.isfinite() & (wide.float().abs() < 65504)],
+        "random": torch.randn(1000),
+    }
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    result = copied(tmp_path / "in", tmp_path / "out", "float16")
+    for name, tensor in tensors.items():
+        got = values(tmp_path / "out", result.tensors[name])
+        np.testing.assert_array_equal(got.view(np.uint16), tensor.half().view(torch.int16).numpy().view(np.uint16))
+    exact = values(tmp_path / "out", result.tensors["exact"])
+    np.testing.assert_array_equal(exact.astype(np.float32), tensors["exact"].numpy())
+    ties = values(tmp_path / "out", result.tensors["ties"]).tolist()
+    assert ties == [1, 1 + 2**-9, -1, 0, 2**-23, 65504]
+    assert result.written_hashes == {"model.safetensors": sha256(tmp_path / "out" / "model.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (65520.0, torch.float32, "tensor b holds 65520, beyond fp16's largest number 65504; use --precision fp32"),
+        (-1e30, torch.bfloat16, r"tensor b holds 1.00\d*e\+30, beyond"),
+        (float("nan"), torch.float32, "tensor b holds NaN or infinite values"),
+        (float("-inf"), torch.bfloat16, "tensor b holds NaN or infinite values"),
+    ],
+)
+def test_what_fp16_cannot_hold_is_named(tmp_path: Path, value: float, dtype: torch.dtype, message: str) -> None:
+    """The largest value of the tensor, wherever it stands in it."""
+    (tmp_path / "in").mkdir()
+    tensor = torch.zeros(5_000_000)
+    tensor[3], tensor[4_999_999] = 65520.0 if value == value else 0.0, value
+    save_file({"a": torch.randn(3), "b": tensor.to(dtype)}, tmp_path / "in" / "model.safetensors")
+    with pytest.raises(InputError, match=message):
         copied(tmp_path / "in", tmp_path / "out", "float16")
 
 

@@ -28,17 +28,20 @@ _unfinished: set[Path] = set()  # folders that this process is writing, for `dis
 
 
 @contextlib.contextmanager
-def staged(destination: Path, before_exchange: Callable[[], None] | None = None) -> Iterator[Path]:
+def staged(
+    destination: Path, before_exchange: Callable[[], None] | None = None, marker: str = MANIFEST_NAME
+) -> Iterator[Path]:
     """A new folder to fill; when the block ends without an exception it takes the place of `destination`.
 
-    `before_exchange` is called when no other writer can exchange any more; what it raises ends the writing.
+    `before_exchange` is called when no other writer can exchange any more; what it raises ends the writing. `marker` is
+    the file by which a folder is known that may be replaced.
 
     Raises:
         UsageError: `destination` is something other than a bundle or an empty folder.
         InputError: the folder's parent cannot be written.
     """
     destination = _absolute(destination)
-    check_destination(destination)
+    check_destination(destination, marker)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover(destination)
@@ -56,7 +59,7 @@ def staged(destination: Path, before_exchange: Callable[[], None] | None = None)
         yield staging
         _finish(staging)
         with _locked(destination.parent):
-            check_destination(destination)
+            check_destination(destination, marker)
             if before_exchange is not None:
                 before_exchange()
             _exchange(staging, destination)
@@ -78,15 +81,15 @@ def discard_unfinished() -> bool:
     return bool(unfinished)
 
 
-def check_destination(destination: Path) -> None:
-    """Refuses to replace anything that is not a bundle.
+def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
+    """Refuses to replace anything that is not a bundle, or another folder that holds the file `marker`.
 
     Raises:
         UsageError: a file stands there, or a folder that holds something else.
     """
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise UsageError(f"{destination} exists and is not a folder; choose another -o/--output")
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST_NAME).is_file():
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / marker).is_file():
         raise UsageError(f"{destination} exists and holds something that is not a bundle; choose another -o/--output")
 
 

@@ -7,6 +7,7 @@ examples:
   vtexport build --model mini --method prunesid --keep 64
   vtexport build --model llava --method prunesid --keep 64 -o llava-64
   vtexport build --model ./my-llava --method none
+  vtexport build --model mini --keep 64,128 --target rtx      (TensorRT-RTX engines beside the graphs)
   vtexport build --model llava --weights random --keep 64     (true shapes, no download, answers are noise)
 """
 
@@ -17,8 +18,10 @@ import shlex
 import sys
 from typing import Any
 
+from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, say, say_json, size
-from vtexport.engines.targets import find_target
+from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
+from vtexport.engines.targets import Target, find_target
 from vtexport.errors import UsageError
 
 
@@ -29,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="cpu",
         metavar="NAME",
-        help="what the bundle is built for: cpu (ONNX Runtime), the only one so far (see `vtexport list targets`)",
+        help="what the bundle is built for: cpu (ONNX Runtime, the default) or rtx (TensorRT-RTX engines beside the "
+        "graphs); see `vtexport list targets`",
     )
+    add_engine_arguments(parser)
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +60,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         dest="options",
         help="a parameter of the method (see `vtexport list methods`); may be repeated",
     )
-    parser.add_argument("--precision", default="fp32", metavar="fp32", help="of weights and arithmetic; default: fp32")
+    parser.add_argument(
+        "--precision", metavar="fp32|fp16", help="of weights and matrix products; default: fp32, fp16 for target rtx"
+    )
     parser.add_argument(
         "--weights",
         default="stored",
@@ -82,11 +89,23 @@ def run(args: argparse.Namespace) -> int:
     target = find_target(args.target)
     if not target.buildable:
         raise UsageError(f"target {target.name} ({target.title}) cannot be built yet; leave --target out for cpu")
-    return export_bundle(args)
+    if target.runtime == "onnxruntime":
+        if args.compute_capability:
+            raise UsageError(f"--compute-capability is for engines, and target {target.name} has none")
+        return export_bundle(args)
+    args.precision = args.precision or target.precisions[0]
+    if args.precision not in target.precisions:
+        raise UsageError(
+            f"target {target.name} takes {', '.join(target.precisions)}, not {args.precision}; leave --precision out"
+        )
+    # Before the export, which takes minutes for a large model.
+    check_capabilities(args.compute_capability)
+    check_installed()
+    return export_bundle(args, target)
 
 
-def export_bundle(args: argparse.Namespace) -> int:
-    """Exports the bundle and says what is in it."""
+def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int:
+    """Exports the bundle, builds its engines where a `target` has some, and says what is in it."""
     progress = Progress(args.quiet)
     progress.stage("loading the exporter")
     from vtexport.build import Report, build
@@ -97,7 +116,7 @@ def export_bundle(args: argparse.Namespace) -> int:
         method=args.method,
         keep=args.keep,
         options=dict(args.options),
-        precision=args.precision,
+        precision=args.precision or "fp32",
         weights=args.weights,
         seed=args.seed,
         cache_dir=args.cache_dir,
@@ -105,16 +124,22 @@ def export_bundle(args: argparse.Namespace) -> int:
         report=Report(progress.stage, progress.note, progress.bytes_done),
         command=shlex.join(["vtexport", *sys.argv[1:]]),
     )
+    engines = None
+    if target is not None:
+        engines = compile_rtx(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
     progress.stage("done")
     manifest = bundle.manifest
     total = sum(file.bytes for file in manifest.files.values())
     if args.json:
         plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
-        say_json({"bundle": str(bundle.folder), "plans": plans, "bytes": total})
+        result = {"bundle": str(bundle.folder), "plans": plans, "bytes": total}
+        say_json(result | ({"engines": sizes(engines)} if engines else {}))
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
     for plan in manifest.plans:
         say(f"  {plan.name}: {manifest.vision.tokens} -> {plan.visual_tokens} visual tokens")
+    if engines is not None:
+        say_engines(engines)
     plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0

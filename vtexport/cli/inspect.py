@@ -1,4 +1,4 @@
-"""Say what a bundle holds: source, plans with their budgets, graphs with inputs and outputs, files.
+"""Say what a bundle holds: source, plans with their budgets, engines, graphs with inputs and outputs, files.
 
 With --verify every file is read and its SHA-256 compared with the manifest; damage ends with exit code 4.
 
@@ -15,7 +15,9 @@ import msgspec
 
 from vtexport.bundle.manifest import Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, say, say_json, size, table
+from vtexport.engines.record import read_engines
 from vtexport.errors import BundleError
 
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -35,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         manifest = msgspec.to_builtins(bundle.manifest)
         kv = {plan.name: kv_bytes(bundle.manifest, plan) for plan in bundle.manifest.plans}
-        say_json({"manifest": manifest, "image_kv_bytes": kv, "verified": None if problems is None else not problems,
-                  "problems": problems})  # fmt: skip
+        engines = [msgspec.to_builtins(record) for record in read_engines(bundle)]
+        say_json({"manifest": manifest, "image_kv_bytes": kv, "engines": engines,
+                  "verified": None if problems is None else not problems, "problems": problems})  # fmt: skip
     else:
         _describe(bundle)
     if problems:
@@ -82,6 +85,9 @@ def _describe(bundle: Bundle) -> None:
              plan.paper or "-", _parameters(plan))
         )  # fmt: skip
     say(table(rows, ("plan", "visual tokens", "of all", "image KV", "positions", "paper", "parameters")))
+    for record in read_engines(bundle):
+        say()
+        say_engines(record)
     for name, graph in sorted(manifest.graphs.items()):
         say()
         say(f"{name} ({graph.file}, {size(manifest.files[graph.file].bytes)})")

@@ -2,8 +2,8 @@
 
 `modern` (ONNX Runtime, TensorRT >= 10.15, TensorRT-RTX) has Attention, RMSNormalization and RotaryEmbedding as
 operators, which runtimes map to fused kernels. `classic` (JetPack 6.2's TensorRT 10.3, JetPack 7.0's 10.13) writes the
-same arithmetic with MatMul, Softmax and elementwise operators. Statistics are float32 in both, whatever the type of the
-data. Weights and interfaces are the same.
+same arithmetic with MatMul, Softmax and elementwise operators. Statistics are float32, whatever the type of the data,
+except that `Attention` leaves the precision of its softmax to the runtime. Weights and interfaces are the same.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Modern(Dialect):
     def attend(
         self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
+        # Without softmax_precision, which TensorRT's parser refuses: its fused kernels choose for themselves.
         heads: dict[str, Any] = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads}
         return g.op("Attention", q, k, v, mask, **heads)
 

@@ -15,12 +15,15 @@ import onnx_ir as ir
 
 from vtexport.errors import UsageError
 from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
+from vtexport.export.half import wide_gemm
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, op_model
 
 # The graph needs nothing newer (Gelu is since 20), so one file serves every dialect.
 PRUNE_OPSET = 20
+# Of the vision tower's output, also where its weights are float16: its residual stream is wider than that.
+FEATURES = "float32"
 
 
 def prune_graph(
@@ -34,8 +37,8 @@ def prune_graph(
 ) -> ir.Model:
     """The graph of one plan, batch 1.
 
-    Inputs: `features` [1, cls + T, D] and, where the method asks for it, `scores` [1, T] float32. Outputs:
-    `image_features` [1, N, W], `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS) and
+    Inputs: `features` [1, cls + T, D] float32 and, where the method asks for it, `scores` [1, T] float32. Outputs:
+    `image_features` [1, N, W] in `dtype`, `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS) and
     `visual_positions` [1, N] int64, counted from the image's place in the prompt.
 
     Raises:
@@ -47,7 +50,7 @@ def prune_graph(
     if takes_cls and not vision.cls_rows:
         raise UsageError(f"{method.name} keeps a CLS token and this vision tower has none; set its cls_slot to false")
     model = ir.from_proto(
-        op_model(method.name, tokens=vision.tokens, width=vision.width, keep=keep, dtype=dtype, **parameters)
+        op_model(method.name, tokens=vision.tokens, width=vision.width, keep=keep, dtype=FEATURES, **parameters)
     )
     graph = model.graph
     kept, keep_indices = graph.outputs
@@ -55,7 +58,7 @@ def prune_graph(
     before, after = GraphWriter(weights, folder), GraphWriter(weights, folder)
     rows = vision.cls_rows + vision.tokens
     if vision.cls_rows and not takes_cls:
-        whole = before.input("features", [1, rows, vision.width], dtype)
+        whole = before.input("features", [1, rows, vision.width], FEATURES)
         cut = before.op(
             "Slice",
             whole,
@@ -65,7 +68,7 @@ def prune_graph(
         cut.shape, cut.type = features.shape, features.type
         ir.convenience.replace_all_uses_with(features, cut)
         graph.inputs[0] = whole
-    projected = _projector(after, spec, kept, keep)
+    projected = _projector(after, spec, kept, keep, dtype)
     positions = _positions(after, method.positions, keep_indices, keep)
     for writer, insert in ((before, lambda nodes: graph.insert_before(graph[0], nodes)), (after, graph.extend)):
         if writer.nodes:
@@ -86,16 +89,21 @@ def prune_graph(
     return model
 
 
-def _projector(g: GraphWriter, spec: ModelSpec, kept: ir.Value, keep: int) -> ir.Value:
+def _projector(g: GraphWriter, spec: ModelSpec, kept: ir.Value, keep: int, dtype: str) -> ir.Value:
     projector = spec.projector
     x = g.op("Reshape", kept, g.constant(np.array([keep, projector.width_in])))
-    x = _linear(g, x, projector.first)
+    x = _linear(g, x, projector.first, dtype)
     x = g.op("Gelu", x, approximate="tanh" if projector.activation == "gelu_tanh" else "none")
-    x = _linear(g, x, projector.second)
+    x = _linear(g, x, projector.second, dtype)
+    if dtype != FEATURES:
+        x = g.op("Cast", x, to=DTYPES[dtype].value)
     return g.op("Reshape", x, g.constant(np.array([1, keep, projector.width_out])))
 
 
-def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None]) -> ir.Value:
+def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:
+    """Float32 in and out; `dtype` is that of the weights."""
+    if dtype == "float16":
+        return wide_gemm(g, x, g.weight(names[0]), g.weight(names[1]) if names[1] else None)
     return g.op("Gemm", x, *(g.weight(name) for name in names if name), transB=1)
 
 

@@ -9,6 +9,7 @@ in every block.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -25,6 +26,7 @@ from transformers import CLIPVisionModel
 
 from vtexport.errors import VtexportError
 from vtexport.export.graph import IR_VERSION, external_tensor
+from vtexport.export.half import WIDE_SCALE, softmax_in_float32
 from vtexport.export.weights import Weight
 from vtexport.models.spec import VisionSpec
 
@@ -37,7 +39,10 @@ class ClipFeatures(torch.nn.Module):
 
     `forward(pixel_values [B, 3, H, W])` returns `features` [B, 1 + T, D], the output of block L with the CLS token as
     row 0, and where asked for `scores` [B, T] float32: the attention of the CLS token in that block to every patch,
-    summed over heads (what PruneSID, ViTCoP and VisionZip rank by).
+    summed over heads (what PruneSID, ViTCoP and VisionZip rank by). All three are float32, whatever the tower is.
+
+    The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 keeps that type for the
+    operands of its matrix products only, because vision transformers grow single channels of the stream beyond 65504.
     """
 
     def __init__(self, tower: CLIPVisionModel, feature_layer: int, signals: tuple[str, ...]):
@@ -45,25 +50,45 @@ class ClipFeatures(torch.nn.Module):
         self.tower = tower
         self.feature_layer = feature_layer
         self.with_scores = CLS_ATTENTION in signals
+        self.dtype = tower.embeddings.patch_embedding.weight.dtype
+        if self.dtype != torch.float32:
+            for block in tower.encoder.layers:
+                for linear in (block.self_attn.out_proj, block.mlp.fc1, block.mlp.fc2):
+                    linear.forward = functools.partial(_wide_linear, linear)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        states = self.tower(pixel_values, output_hidden_states=True).hidden_states
-        features = states[self.feature_layer]
+        stream = self._norm(self.tower.pre_layrnorm, self.tower.embeddings(pixel_values.to(self.dtype)))
+        before = stream
+        for block in self.tower.encoder.layers[: self.feature_layer]:
+            before = stream
+            attended, _ = block.self_attn(self._norm(block.layer_norm1, stream).to(self.dtype))
+            stream = stream + attended
+            stream = stream + block.mlp(self._norm(block.layer_norm2, stream).to(self.dtype))
         if not self.with_scores:
-            return (features,)
-        block = self.tower.encoder.layers[self.feature_layer - 1]
-        return features, self._cls_attention(block, states[self.feature_layer - 1])
+            return (stream,)
+        return stream, self._cls_attention(block, before)
 
     @staticmethod
-    def _cls_attention(block: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        """LayerNorm in float32, result included."""
+        weight, bias = norm.weight.float(), norm.bias.float()
+        return torch.nn.functional.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
+
+    def _cls_attention(self, block: Any, hidden: torch.Tensor) -> torch.Tensor:
         attention = block.self_attn
-        x = block.layer_norm1(hidden)
+        x = self._norm(block.layer_norm1, hidden).to(self.dtype)
         batch, rows, width = x.shape
         heads = attention.num_heads
         query = attention.q_proj(x[:, :1]).view(batch, 1, heads, width // heads).transpose(1, 2)
         key = attention.k_proj(x).view(batch, rows, heads, width // heads).transpose(1, 2)
-        logits = (query @ key.transpose(-1, -2)).float() * attention.scale
+        logits = query.float() @ key.float().transpose(-1, -2) * attention.scale
         return torch.softmax(logits, dim=-1)[:, :, 0, 1:].sum(1)
+
+
+def _wide_linear(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T + bias in float32, of a float16 product that does not overflow below 65504 / WIDE_SCALE."""
+    product = torch.nn.functional.linear((x * WIDE_SCALE).to(linear.weight.dtype), linear.weight)
+    return product.float() * (1 / WIDE_SCALE) + linear.bias.float()
 
 
 def vision_graph(
@@ -77,13 +102,13 @@ def vision_graph(
 ) -> ir.Model:
     """The tower's graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
 
-    Input `pixel_values` [1, 3, H, W] float32; outputs `features` [1, cls + T, D] and, with the signal "cls_attention",
-    `scores` [1, T] float32.
+    Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and, with the signal "cls_attention",
+    `scores` [1, T]; all float32, whatever `dtype` says of the weights.
     """
     with torch.device("meta"):
         vision_config._attn_implementation = "sdpa"
         tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
-        pixels = torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=_TORCH_DTYPES[dtype])
+        pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
     module = ClipFeatures(tower, spec.feature_layer, signals).eval()
     outputs = ["features", "scores"] if module.with_scores else ["features"]
     with _quiet(), torch.no_grad():
@@ -109,6 +134,8 @@ def vision_graph(
         value.const_value = external_tensor(weight, value.name, folder)
         model.graph.inputs.remove(value)
         model.graph.register_initializer(value)
+    if dtype != "float32":
+        softmax_in_float32(model)
     _tidy(model)
     return model
 

@@ -64,7 +64,7 @@ def copy_weights(
     `progress` is called with the number of source bytes just read.
 
     Raises:
-        InputError: a file cannot be read, or changed while it was copied.
+        InputError: a file cannot be read, or changed while it was copied; a value does not fit into `precision`.
     """
     by_file: dict[Path, dict[str, TensorEntry]] = {}
     for name, entry in tensors.items():
@@ -140,7 +140,7 @@ def _convert(
     text += b" " * (-len(text) % 8)
     read, written = hashlib.sha256(), hashlib.sha256()
 
-    def write(data: bytes) -> None:
+    def write(data: bytes | memoryview) -> None:
         written.update(data)
         target.write(data)
 
@@ -162,11 +162,17 @@ def _convert(
     placed = {}
     for key, entry in ordered:
         skip_to(entry.offset)
-        start, left = target.tell(), entry.nbytes
+        start, left, largest = target.tell(), entry.nbytes, 0.0
         while left:
             data = take(min(left, _CHUNK))
             left -= len(data)
-            write(_converted(data, _dtype(key, entry), precision))
+            converted = _converted(data, _dtype(key, entry), precision)
+            if precision == "float16" and not np.isfinite(np.frombuffer(converted, "<f2")).all():
+                largest = np.fmax(largest, _largest(data, _dtype(key, entry)))
+            write(converted)
+            del data, converted  # before the next chunk comes
+        if largest:
+            raise InputError(_out_of_range(key, float(largest)))
         placed[key] = Weight(name, start, target.tell() - start, tuple(entry.shape), precision)
     while data := source.read(_CHUNK):  # what lies behind the last tensor wanted still belongs to the file's hash
         read.update(data)
@@ -174,12 +180,32 @@ def _convert(
     return read.hexdigest(), written.hexdigest(), placed
 
 
-def _converted(data: bytes, dtype: str, precision: str) -> bytes:
+def _converted(data: bytes, dtype: str, precision: str) -> bytes | memoryview:
     if dtype == precision:
         return data
-    if precision != "float32":
+    if precision not in ("float32", "float16"):
         raise InputError(f"weights in {dtype} cannot be exported as {precision} yet; use --precision fp32")
-    if dtype == "float16":
-        return np.frombuffer(data, "<f2").astype("<f4").tobytes()
-    # bfloat16 is the upper half of a float32
-    return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).tobytes()
+    values = _as_float32(data, dtype)
+    if precision == "float32":
+        return values.data
+    with np.errstate(over="ignore"):  # found and named by the caller
+        return values.astype("<f2").data  # to nearest, ties to even
+
+
+def _as_float32(data: bytes, dtype: str) -> np.ndarray:
+    """Exact, whatever the type."""
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    return np.frombuffer(data, {"float32": "<f4", "float16": "<f2"}[dtype]).astype("<f4")
+
+
+def _largest(data: bytes, dtype: str) -> float:
+    """The largest magnitude; infinity where there is a NaN, which no precision can hold as a number either."""
+    values = np.abs(_as_float32(data, dtype))
+    return float("inf") if np.isnan(values).any() else float(values.max())
+
+
+def _out_of_range(name: str, largest: float) -> str:
+    if np.isinf(largest):
+        return f"tensor {name} holds NaN or infinite values; the checkpoint is damaged, fetch it again"
+    return f"tensor {name} holds {largest:g}, beyond fp16's largest number 65504; use --precision fp32"

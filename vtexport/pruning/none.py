@@ -32,9 +32,7 @@ class KeepAll(Method):
 
     def resolve(self, parameters: Parameters, *, tokens: int, keep: int | None) -> tuple[int, Parameters]:
         if keep is not None and keep != tokens:
-            raise UsageError(
-                f"keep={keep!r} is not allowed for none, which keeps all {tokens} patches; leave keep out"
-            )
+            raise UsageError(f"keep={keep!r} is not allowed for none, which keeps all {tokens} patches; leave keep out")
         return tokens, parameters
 
     def select(self, features: Array, scores: Array | None, *, keep: int, parameters: Parameters) -> Selection:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vtexport.bundle.manifest import StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import BundleError, UsageError
+from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.runtime.cache import KVCache
 from vtexport.runtime.images import Crop, load_image, pixel_values
 from vtexport.runtime.onnxruntime_backend import Session, check_device
@@ -140,9 +140,11 @@ class Pipeline:
         upright = load_image(image)
         pixels, crop = pixel_values(upright, self.bundle.manifest.image)
         clock.lap("preprocess")
-        signals = self._vision.run({"pixel_values": pixels.astype(self._dtype, copy=False)})
+        signals = self._vision.run({"pixel_values": pixels})
+        self._check_finite(signals["features"], "the vision tower")
         clock.lap("vision")
         kept = self._prune.run(signals)
+        self._check_finite(kept["image_features"], "the projector")
         clock.lap("prune")
         vision = self.bundle.manifest.vision
         return VisualTokens(
@@ -308,7 +310,18 @@ class Pipeline:
             outputs = session.run(feeds)
             cache.append(outputs)
             hidden = outputs.get("hidden_states_out", hidden)
-        return outputs["logits"][0, 0]
+        logits = outputs["logits"][0, 0].astype(np.float32, copy=False)
+        self._check_finite(logits, "the language model")
+        return logits
+
+    def _check_finite(self, values: np.ndarray, stage: str) -> None:
+        """Stops where a stage left the range of numbers: what follows would be noise that looks like an answer."""
+        if not np.isfinite(values).all():
+            half = self._dtype == np.float16
+            advice = "build the bundle with --precision fp32" if half else "check the checkpoint's weights"
+            raise InputError(
+                f"{stage} gave values beyond the range of {self.bundle.manifest.precision} for this input; {advice}"
+            )
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """[1, S, W] rows of the memory-mapped embedding table."""

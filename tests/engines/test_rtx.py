@@ -1,0 +1,282 @@
+"""TensorRT-RTX engines, really built; that takes no GPU. Without tensorrt_rtx these tests fail and are not skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from vtexport.build import build
+from vtexport.bundle import manifest as schema
+from vtexport.bundle.reader import open_bundle
+from vtexport.cli.main import main
+from vtexport.engines import rtx
+from vtexport.engines.profiles import profiles
+from vtexport.engines.record import read_engines
+from vtexport.engines.rtx_worker import Job, Outcome
+from vtexport.engines.targets import find_target
+from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
+from vtexport.export.decoder import decoder_segment
+from vtexport.export.dialects import DIALECTS
+from vtexport.export.graph import interface
+from vtexport.export.weights import Weight
+from vtexport.models.spec import DecoderSpec
+from vtexport.runtime.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def compiled(mini_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mini in fp16 at two budgets with its engines, by the command a user gives."""
+    folder = tmp_path_factory.mktemp("rtx") / "mini"
+    given = ["--model", "mini", "--keep", "64,128", "--target", "rtx", "--cache-dir", str(mini_cache)]
+    assert main(["build", *given, "-o", str(folder), "--compute-capability", "8.6,8.9,12.0"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("half") / "tiny"
+    return build(str(tiny_checkpoint), target, keep=16, precision="fp16").folder
+
+
+def test_every_graph_of_the_plans_is_an_engine(compiled: Path, photo: Path) -> None:
+    bundle = open_bundle(compiled)
+    (record,) = read_engines(bundle)
+    modern = {name for plan in bundle.manifest.plans for name in _graphs(plan.graphs["modern"])}
+    assert set(record.engines) == modern
+    assert record.builder.startswith("tensorrt_rtx ")
+    assert (record.target, record.compute_capabilities) == ("rtx", ["8.6", "8.9", "12.0"])
+    folder = compiled / "engines" / "rtx"
+    for engine in record.engines.values():
+        data = (folder / engine.file).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (engine.bytes, engine.sha256)
+        assert len(data) > 1_000_000
+    assert {path.name for path in folder.iterdir()} == {"engines.json", *(e.file for e in record.engines.values())}
+    assert [path.name for path in folder.parent.iterdir()] == ["rtx"], "nothing is left beside it"
+    assert [p.name for p in record.engines["decoder_0.modern"].profiles] == ["prefill-64", "prefill-128", "decode"]
+    assert bundle.verify() == []
+    assert Pipeline.open(compiled, "prunesid-64").generate(photo, "What is this?", max_new_tokens=2).token_ids
+
+
+def _graphs(graphs: schema.PlanGraphs) -> list[str]:
+    return [graphs.vision, graphs.prune, *graphs.decoder]
+
+
+def test_inspect_lists_engines(compiled: Path, capsys: Any) -> None:
+    assert main(["inspect", str(compiled)]) == 0
+    assert "engines/rtx: 4 engines by tensorrt_rtx" in capsys.readouterr().out
+    assert main(["inspect", str(compiled), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["engines"][0]["engines"]) >= {"decoder_0.modern"}
+
+
+def test_compiling_again_replaces_and_changes_nothing_else(half_bundle: Path, capsys: Any) -> None:
+    manifest = (half_bundle / "manifest.json").read_bytes()
+    for capability in ("8.9", "12.0"):
+        given = ["compile", str(half_bundle), "--target", "rtx", "--compute-capability", capability, "--text-tokens"]
+        assert main([*given, "100", "--json"]) == 0
+        assert set(json.loads(capsys.readouterr().out)) == {"bundle", "engines"}
+    (record,) = read_engines(open_bundle(half_bundle))
+    assert record.compute_capabilities == ["12.0"]
+    assert record.engines["decoder_0.modern"].profiles[0].shapes["position_ids"] == [[1, 17], [1, 80], [1, 116]]
+    assert (half_bundle / "manifest.json").read_bytes() == manifest
+
+
+def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_checkpoint: Path, capsys: Any) -> None:
+    if not (half_bundle / "engines").exists():
+        rtx.compile_rtx(open_bundle(half_bundle), find_target("rtx"))
+    given = ["build", "--model", str(tiny_checkpoint), "--keep", "20", "--precision", "fp16", "-o", str(half_bundle)]
+    assert main(given) == 0
+    assert "run `vtexport compile` afterwards" in capsys.readouterr().err
+    assert read_engines(open_bundle(half_bundle)) == []
+
+
+def decoder_weights(spec: DecoderSpec, folder: Path) -> dict[str, Weight]:
+    """Random float16 weights of a decoder without a head of any size, in one file."""
+    shapes: dict[str, tuple[int, ...]] = {spec.final_norm: (spec.width,), spec.head: (spec.vocabulary, spec.width)}
+    for layer in range(spec.layers):
+        prefix = spec.layer_prefix.format(layer)
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        shapes |= {
+            prefix + "input_layernorm.weight": (spec.width,),
+            prefix + "post_attention_layernorm.weight": (spec.width,),
+            prefix + "self_attn.q_proj.weight": (q, spec.width),
+            prefix + "self_attn.k_proj.weight": (kv, spec.width),
+            prefix + "self_attn.v_proj.weight": (kv, spec.width),
+            prefix + "self_attn.o_proj.weight": (spec.width, q),
+            prefix + "mlp.gate_proj.weight": (spec.intermediate, spec.width),
+            prefix + "mlp.up_proj.weight": (spec.intermediate, spec.width),
+            prefix + "mlp.down_proj.weight": (spec.width, spec.intermediate),
+        }
+    random, weights, offset = np.random.default_rng(0), {}, 0
+    (folder / "weights").mkdir()
+    with (folder / "weights" / "w.bin").open("wb") as file:
+        for name, shape in shapes.items():
+            data = (random.random(shape, np.float32) - 0.5).astype(np.float16).tobytes()
+            weights[name] = Weight("w.bin", offset, len(data), shape, "float16")
+            offset += file.write(data)
+    return weights
+
+
+def test_an_engine_holds_its_weights_once(half_bundle: Path, tmp_path: Path) -> None:
+    """Three profiles under 1.1 times the weights, with weights large enough that they outweigh the kernels."""
+    spec = DecoderSpec(
+        layers=2, width=2048, heads=16, kv_heads=8, head_dim=128, intermediate=8192, vocabulary=256,
+        norm_epsilon=1e-5, max_positions=2048, inverse_frequencies=1 / 10000 ** (np.arange(64) / 64), rope_scale=1.0,
+        attention_bias=False, mlp_bias=False, embedding="embed", layer_prefix="layers.{}.", final_norm="norm",
+        head="head.weight",
+    )  # fmt: skip
+    weights = decoder_weights(spec, tmp_path)
+    model = decoder_segment(spec, weights, tmp_path, "float16", 0, spec.layers, DIALECTS["modern"])
+    ir.save(model, tmp_path / "decoder.onnx")
+    inputs = [schema.Tensor(name=n, shape=s, dtype=d) for n, s, d in interface(model.graph.inputs)]  # type: ignore[arg-type]
+    graph = schema.Graph(file="decoder.onnx", opset=23, inputs=inputs, outputs=[])
+    manifest = open_bundle(half_bundle).manifest
+    plans = [msgspec.structs.replace(manifest.plans[0], visual_tokens=visual) for visual in (64, 192)]
+    sizes = msgspec.structs.replace(manifest.decoder, max_positions=spec.max_positions)
+    ranges = profiles(msgspec.structs.replace(manifest, plans=plans, decoder=sizes), graph)
+    assert [profile.name for profile in ranges] == ["prefill-64", "prefill-192", "decode"]
+    job = Job(
+        graph=str(tmp_path / "decoder.onnx"),
+        engine=str(tmp_path / "decoder.engine"),
+        profiles=ranges,
+        compute_capabilities=[],
+    )
+    rtx._run(job, "decoder")
+    total = sum(weight.nbytes for weight in weights.values())
+    assert total > 200e6
+    assert total < (tmp_path / "decoder.engine").stat().st_size < 1.1 * total
+
+
+def one_node(path: Path, op: str, **attributes: Any) -> Path:
+    describe = helper.make_tensor_value_info
+    value, out = describe("x", TensorProto.FLOAT, [2, 3]), describe("y", TensorProto.INT64, None)
+    node = helper.make_node(op, ["x"], ["y"], name="the_node", **attributes)
+    graph = helper.make_graph([node], "g", [value], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def job(path: Path) -> Job:
+    return Job(graph=str(path), engine=str(path) + ".engine", profiles=[], compute_capabilities=[])
+
+
+def test_a_failure_has_the_parsers_sentence_and_the_nodes_name(tmp_path: Path) -> None:
+    with pytest.raises(VtexportError, match=r"tensorrt_rtx [\d.]+ does not take g: .+\(node the_node, NonZero\)"):
+        rtx._run(job(one_node(tmp_path / "g.onnx", "NonZero")), "g")
+    assert not (tmp_path / "g.onnx.engine").exists()
+
+
+def test_a_failed_build_leaves_the_earlier_engines(half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(half_bundle)
+    rtx.compile_rtx(bundle, find_target("rtx"))
+    before = read_engines(bundle)
+    run = rtx._run
+
+    def fail(wanted: Job, name: str) -> str:
+        if name.startswith("decoder"):
+            raise VtexportError("no")
+        return run(wanted, name)
+
+    monkeypatch.setattr(rtx, "_run", fail)
+    with pytest.raises(VtexportError, match="no"):
+        rtx.compile_rtx(bundle, find_target("rtx"), ["8.9"])
+    assert read_engines(bundle) == before
+    assert [path.name for path in (half_bundle / "engines").iterdir()] == ["rtx"]
+
+
+def test_a_process_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any, **__: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess([], -signal.SIGABRT, b"", b"terminate called\n")
+
+    monkeypatch.setattr(rtx.subprocess, "run", die)
+    with pytest.raises(VtexportError, match="engine of g ended with signal 6: terminate called"):
+        rtx._run(job(tmp_path / "g.onnx"), "g")
+
+
+def test_tf32_is_cleared(half_bundle: Path) -> None:
+    """The flag is on by default; the worker's configuration is looked at where it builds."""
+    graph = open_bundle(half_bundle).path("onnx/prunesid-16.prune.onnx")
+    code = f"""
+import tensorrt_rtx as trt
+from vtexport.engines.rtx_worker import Job, build
+real, seen = trt.Builder, []
+class Builder(real):
+    def build_serialized_network(self, network, config):
+        seen.append(config.get_flag(trt.BuilderFlag.TF32))
+        return None
+    def create_builder_config(self):
+        config = super().create_builder_config()
+        seen.append(config.get_flag(trt.BuilderFlag.TF32))
+        return config
+trt.Builder = Builder
+build(Job(graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[]))
+print(seen)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[True, False]"
+
+
+def test_what_cannot_work_is_refused_before_the_work(
+    tiny_bundle: Path, tiny_checkpoint: Path, half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = find_target("rtx")
+    with pytest.raises(UsageError, match=r"is in float32 and target rtx takes fp16 .* --precision fp16"):
+        rtx.compile_rtx(open_bundle(tiny_bundle), target)
+    with pytest.raises(UsageError, match=r"compute capability '9.0' is not one of TensorRT-RTX's; give some of 7.5"):
+        rtx.compile_rtx(open_bundle(half_bundle), target, ["9.0"])
+    monkeypatch.setattr(rtx.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vtexport\[tensorrt-rtx\]'"):
+        rtx.compile_rtx(open_bundle(half_bundle), target)
+    given = ["build", "--model", str(tiny_checkpoint), "--keep", "16", "-o", str(tmp_path / "b"), "--target", "rtx"]
+    assert main(given) == 3
+    assert main([*given, "--precision", "fp32"]) == 2
+    assert main([*given[:-1], "cpu", "--compute-capability", "8.9"]) == 2
+    assert list(tmp_path.iterdir()) == []
+    assert main(["compile", str(half_bundle), "--target", "cpu"]) == 2
+    assert main(["compile", str(half_bundle), "--target", "orin-jetpack-6.2"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(schema_version=2), "schema_version 2"),
+        (lambda record: record.update(manifest_sha256="0" * 64), "built from another manifest"),
+        (lambda record: record.update(engines=3), "is not a record of engines"),
+        (lambda record: record["engines"]["e"].update(file="../../manifest.json"), "is not there"),
+        (lambda record: record["engines"]["e"].update(bytes=1), "is not there with 1 bytes"),
+    ],
+)
+def test_a_damaged_record_is_refused(bundle_copy: Path, change: Any, message: str) -> None:
+    folder = bundle_copy / "engines" / "rtx"
+    folder.mkdir(parents=True)
+    (folder / "e.engine").write_bytes(b"12345")
+    digest = hashlib.sha256((bundle_copy / "manifest.json").read_bytes()).hexdigest()
+    engine = {"file": "e.engine", "bytes": 5, "sha256": "0" * 64, "profiles": []}
+    record = {
+        "schema_version": 1, "target": "rtx", "builder": "b", "compute_capabilities": [], "precision": "float16",
+        "manifest_sha256": digest, "engines": {"e": engine},
+    }  # fmt: skip
+    (folder / "engines.json").write_text(json.dumps(record))
+    assert len(read_engines(open_bundle(bundle_copy))) == 1
+    change(record)
+    (folder / "engines.json").write_text(json.dumps(record))
+    with pytest.raises(BundleError, match=message):
+        read_engines(open_bundle(bundle_copy))
+
+
+def test_the_worker_speaks_json(tmp_path: Path) -> None:
+    wanted = job(one_node(tmp_path / "g.onnx", "NonZero"))
+    command = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
+    shown = subprocess.run(command, input=msgspec.json.encode(wanted), capture_output=True, check=True)
+    assert msgspec.json.decode(shown.stdout, type=Outcome).problems

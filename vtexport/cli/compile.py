@@ -1,0 +1,89 @@
+"""Build engines of an exported bundle's graphs for a target; today TensorRT-RTX, which needs no GPU for that.
+
+The engines are put into the bundle's folder engines/TARGET with a record of their own; nothing else in it changes.
+
+examples:
+  vtexport compile mini --target rtx
+  vtexport compile mini --target rtx --compute-capability 8.6,8.9,12.0
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from vtexport.bundle.reader import open_bundle
+from vtexport.cli.console import Progress, say, say_json, size
+from vtexport.engines.profiles import TEXT_TOKENS
+from vtexport.engines.record import FOLDER, Engines
+from vtexport.engines.rtx import compile_rtx
+from vtexport.engines.targets import Target, find_target
+from vtexport.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--target", required=True, metavar="NAME", help="see `vtexport list targets`")
+    add_engine_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `compile` and `build` share."""
+    parser.add_argument(
+        "--compute-capability",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="X.Y[,X.Y...]",
+        help="GPUs the engines are for, such as 8.6,8.9,12.0; default: portable engines",
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        default=TEXT_TOKENS,
+        metavar="N",
+        help="the longest text that an engine takes beside the image in one prefill; default: %(default)s",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the engines and says which."""
+    target = engine_target(args.target)
+    progress = Progress(args.quiet)
+    bundle = open_bundle(args.bundle)
+    record = compile_rtx(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
+    progress.stage("done")
+    if args.json:
+        say_json({"bundle": str(bundle.folder), "engines": sizes(record)})
+    else:
+        say_engines(record)
+    return 0
+
+
+def engine_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none, it cannot be built yet, or it runs the bundle's graphs as they are.
+    """
+    target = find_target(name)
+    if target.runtime == "onnxruntime":
+        raise UsageError(f"target {name} runs the bundle's graphs as they are; there is nothing to compile")
+    if not target.buildable:
+        raise UsageError(f"target {name} ({target.title}) cannot be built yet; see `vtexport list targets`")
+    return target
+
+
+def sizes(record: Engines) -> dict[str, int]:
+    """Bytes of each engine by the name of its graph."""
+    return {name: engine.bytes for name, engine in record.engines.items()}
+
+
+def say_engines(record: Engines) -> None:
+    """A line for the target and one for each engine."""
+    built_for = ", ".join(record.compute_capabilities) or "portable"
+    say(f"{FOLDER}/{record.target}: {len(record.engines)} engines by {record.builder} ({built_for})")
+    for name, engine in record.engines.items():
+        ranges = ", ".join(profile.name for profile in engine.profiles)
+        say(f"  {name}: {size(engine.bytes)}" + (f", profiles {ranges}" if ranges else ""))

@@ -1,0 +1,71 @@
+"""What a bundle's folder `engines/TARGET/` holds, in its own file: the bundle's manifest never changes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from vtexport.bundle.manifest import MANIFEST_NAME, Sha256, is_inside
+from vtexport.bundle.reader import Bundle
+from vtexport.engines.profiles import Profile
+from vtexport.errors import BundleError
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "engines.json"
+FOLDER = "engines"  # inside a bundle; a folder for each target below
+
+
+class Engine(msgspec.Struct, kw_only=True):
+    """One graph's engine; `profiles` are in the engine's own order and empty where all shapes are fixed."""
+
+    file: str  # in the record's folder
+    bytes: int
+    sha256: Sha256
+    profiles: list[Profile]
+
+
+class Engines(msgspec.Struct, kw_only=True):
+    """All engines of one target."""
+
+    schema_version: int
+    target: str
+    builder: str  # "tensorrt_rtx 1.7.1.116"; an engine runs with the version that built it
+    compute_capabilities: list[str]  # empty for a portable engine
+    precision: str
+    manifest_sha256: Sha256  # of the bundle's manifest.json that they were built from
+    engines: dict[str, Engine]  # by the graph's name in the manifest
+
+
+def encode(record: Engines) -> bytes:
+    """UTF-8 JSON with sorted keys."""
+    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+
+
+def read_engines(bundle: Bundle) -> list[Engines]:
+    """The records of every target that engines were built for.
+
+    Raises:
+        BundleError: a record cannot be read, is of another manifest, names a file outside its folder, or a file is
+            missing or of another size.
+    """
+    manifest = hashlib.sha256(bundle.path(MANIFEST_NAME).read_bytes()).hexdigest()
+    return [_read(path, manifest) for path in sorted((bundle.folder / FOLDER).glob(f"[!.]*/{RECORD_NAME}"))]
+
+
+def _read(path: Path, manifest_sha256: str) -> Engines:
+    again = "run `vtexport compile` again"
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Engines)
+    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is not a record of engines ({error}); {again}") from error
+    if record.schema_version != SCHEMA_VERSION:
+        raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {again}")
+    if record.manifest_sha256 != manifest_sha256:
+        raise BundleError(f"{path} is of engines that were built from another manifest; {again}")
+    for engine in record.engines.values():
+        file = path.parent / engine.file
+        if not is_inside(engine.file) or not file.is_file() or file.stat().st_size != engine.bytes:
+            raise BundleError(f"{path} names {engine.file!r}, which is not there with {engine.bytes} bytes; {again}")
+    return record

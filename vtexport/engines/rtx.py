@@ -1,0 +1,134 @@
+"""TensorRT-RTX engines of a bundle's graphs, built ahead of time; that needs no GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from vtexport.bundle.manifest import MANIFEST_NAME, File
+from vtexport.bundle.publish import staged
+from vtexport.bundle.reader import Bundle
+from vtexport.engines.profiles import TEXT_TOKENS, profiles
+from vtexport.engines.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, Engine, Engines, encode
+from vtexport.engines.rtx_worker import Job, Outcome
+from vtexport.engines.targets import Target
+from vtexport.errors import MissingDependencyError, UsageError, VtexportError
+
+# What TensorRT-RTX 1.7 compiles for, by NVIDIA's compute capability.
+COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+def check_capabilities(capabilities: Sequence[str]) -> None:
+    """Refuses compute capabilities that TensorRT-RTX does not compile for.
+
+    Raises:
+        UsageError: one is not known, or named twice.
+    """
+    for capability in capabilities:
+        if capability not in COMPUTE_CAPABILITIES:
+            known = ", ".join(COMPUTE_CAPABILITIES)
+            raise UsageError(f"compute capability {capability!r} is not one of TensorRT-RTX's; give some of {known}")
+        if list(capabilities).count(capability) > 1:
+            raise UsageError(f"compute capability {capability} is given twice")
+
+
+def check_installed() -> None:
+    """Refuses to begin where the library is not there.
+
+    Raises:
+        MissingDependencyError: with how to get it.
+    """
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        raise MissingDependencyError(
+            "the Python package tensorrt_rtx is not installed; run pip install 'vtexport[tensorrt-rtx]'"
+        )
+
+
+def compile_rtx(
+    bundle: Bundle,
+    target: Target,
+    capabilities: Sequence[str] = (),
+    text_tokens: int = TEXT_TOKENS,
+    stage: Callable[[str], None] = lambda text: None,
+) -> Engines:
+    """Builds an engine of every graph that the bundle's plans run and puts them in place whole.
+
+    Args:
+        bundle: an exported bundle in float16; its manifest and its files are not changed.
+        target: a recipe with the runtime "tensorrt-rtx".
+        capabilities: compute capabilities such as "8.9"; a portable engine when empty.
+        text_tokens: the longest text that a prefill takes beside the image.
+        stage: called with a line before each engine.
+
+    Raises:
+        UsageError: the bundle's precision, a capability or a length does not fit.
+        MissingDependencyError: tensorrt_rtx is not installed.
+        VtexportError: TensorRT-RTX does not take a graph; with its own sentence.
+    """
+    check_capabilities(capabilities)
+    manifest = bundle.manifest
+    if manifest.precision != "float16":
+        raise UsageError(
+            f"{bundle.folder} is in {manifest.precision} and target {target.name} takes fp16 (TensorRT-RTX has no "
+            "float32 attention for lengths that vary); build the bundle with --precision fp16"
+        )
+    wanted: dict[str, None] = {}  # in the order that a plan runs them, each once
+    for plan in manifest.plans:
+        graphs = plan.graphs[target.dialect]
+        wanted |= dict.fromkeys((graphs.vision, graphs.prune, *graphs.decoder))
+    ranges = {name: profiles(manifest, manifest.graphs[name], text_tokens) for name in wanted}
+    check_installed()
+    engines, version = {}, ""
+    with staged(bundle.folder / FOLDER / target.name, marker=RECORD_NAME) as folder:
+        for number, name in enumerate(wanted, 1):
+            stage(f"building engine {number} of {len(wanted)}: {name}")
+            file = f"{name}.engine"
+            job = Job(
+                graph=str(bundle.path(manifest.graphs[name].file).absolute()),
+                engine=str(folder / file),
+                profiles=ranges[name],
+                compute_capabilities=["SM" + capability.replace(".", "") for capability in capabilities],
+            )
+            version = _run(job, name)
+            described = _describe(folder / file)
+            engines[name] = Engine(file=file, bytes=described.bytes, sha256=described.sha256, profiles=ranges[name])
+        record = Engines(
+            schema_version=SCHEMA_VERSION,
+            target=target.name,
+            builder=version,
+            compute_capabilities=list(capabilities),
+            precision=manifest.precision,
+            manifest_sha256=_describe(bundle.path(MANIFEST_NAME)).sha256,
+            engines=engines,
+        )
+        (folder / RECORD_NAME).write_bytes(encode(record))
+    return record
+
+
+def _run(job: Job, name: str) -> str:
+    """Builds in a process of its own; the version of the library that built."""
+    command = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
+    shown = subprocess.run(command, input=msgspec.json.encode(job), capture_output=True)
+    if shown.returncode != 0:
+        last = (shown.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        ended = f"signal {-shown.returncode}" if shown.returncode < 0 else f"exit code {shown.returncode}"
+        raise VtexportError(f"the process that built the engine of {name} ended with {ended}: {last}")
+    outcome = msgspec.json.decode(shown.stdout, type=Outcome)
+    if outcome.problems:
+        more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
+        raise VtexportError(f"{outcome.version} does not take {name}: {outcome.problems[0]}{more}")
+    return outcome.version
+
+
+def _describe(path: Path) -> File:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(4 * 2**20):
+            digest.update(chunk)
+    return File(bytes=path.stat().st_size, sha256=digest.hexdigest())

@@ -1,0 +1,81 @@
+"""One TensorRT-RTX engine from one ONNX file, in a process of its own: `python -m vtexport.engines.rtx_worker`.
+
+A process for each engine, because the first logger given to TensorRT stays for the whole process, its memory (about
+three times the weights) goes back at once, and a crash ends nothing else. No plugin library of ours may be loaded here:
+the parser of TensorRT-RTX aborts when it meets a matching plugin creator. The pruning op's function is inlined instead.
+
+Reads a `Job` as JSON from stdin and writes an `Outcome` as JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vtexport.engines.profiles import Profile
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """What to build."""
+
+    graph: str  # path of the ONNX file, its weights beside it
+    engine: str  # path to write
+    profiles: list[Profile]
+    compute_capabilities: list[str]  # names such as "SM89"; empty for a portable engine
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """`problems` is empty where the engine has been written; else it says why not, in the library's own words."""
+
+    problems: list[str]
+    version: str
+
+
+def build(job: Job) -> Outcome:
+    """Parses, builds and writes one engine. Types are the graph's own (strongly typed), without TF32."""
+    import tensorrt_rtx as trt
+
+    logged: list[str] = []
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                logged.append(message)
+
+    logger = Logger()
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    version = f"tensorrt_rtx {trt.__version__}"
+    if not parser.parse_from_file(job.graph):
+        errors = [parser.get_error(number) for number in range(parser.num_errors)]
+        told = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
+        return Outcome(problems=told or logged or ["the file cannot be parsed"], version=version)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it changes which tokens a pruning op keeps
+    if job.compute_capabilities:
+        config.num_compute_capabilities = len(job.compute_capabilities)
+        for number, name in enumerate(job.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), number)
+    for given in job.profiles:
+        profile = builder.create_optimization_profile()
+        for name, (least, usual, most) in given.shapes.items():
+            profile.set_shape(name, least, usual, most)
+        if config.add_optimization_profile(profile) < 0:
+            return Outcome(problems=[f"profile {given.name}: {' '.join(logged) or 'refused'}"], version=version)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        return Outcome(problems=logged or ["the builder gave no engine and no reason"], version=version)
+    Path(job.engine).write_bytes(engine)
+    return Outcome(problems=[], version=version)
+
+
+if __name__ == "__main__":
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    sys.stdout.buffer.write(msgspec.json.encode(build(wanted)))

@@ -1,0 +1,52 @@
+"""What keeps a float16 graph inside float16's range: where float32 is used, and how products are scaled.
+
+The policy, for the vision tower and the projector: residual stream, normalisation, softmax and activation functions are
+float32; only the operands of matrix products are float16. A product that is added to the stream is computed from
+operands scaled by `WIDE_SCALE` and scaled back in float32, so it may be as large as 65504 / WIDE_SCALE, about 4.2
+million. The scale is a power of two and changes no significant digit; what it costs is that numbers below about 4e-6
+are rounded to nothing, where float16 itself would have done so below 6e-8.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from vtexport.export.graph import DTYPES, GraphWriter
+
+WIDE_SCALE = 2.0**-6
+_FLOAT = DTYPES["float32"].value
+
+
+def wide_gemm(g: GraphWriter, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """x @ weight.T + bias: x [S, in] float32, weight [out, in] and bias [out] float16, the result float32."""
+    narrow = g.op("Cast", g.op("Mul", x, g.constant(np.float32(WIDE_SCALE))), to=DTYPES["float16"].value)
+    product = g.op("Cast", g.op("Gemm", narrow, weight, transB=1), to=_FLOAT)
+    wide = g.op("Mul", product, g.constant(np.float32(1 / WIDE_SCALE)))
+    return wide if bias is None else g.op("Add", wide, g.op("Cast", bias, to=_FLOAT))
+
+
+def softmax_in_float32(model: ir.Model) -> None:
+    """Gives every float16 Softmax of an exported graph float32 statistics.
+
+    Not those inside `Attention`: TensorRT's parser refuses its attribute `softmax_precision`, whatever the value.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "Softmax" and node.outputs[0].dtype == ir.DataType.FLOAT16:
+            _widen(graph, node)
+
+
+def _widen(graph: ir.Graph, node: ir.Node) -> None:
+    """Cast to float32 before `node` and back to float16 behind it."""
+    source, result = node.inputs[0], node.outputs[0]
+    assert source is not None
+    wide = ir.node("Cast", [source], attributes={"to": _FLOAT})
+    narrow = ir.node("Cast", [result], attributes={"to": DTYPES["float16"].value})
+    narrow.outputs[0].shape, narrow.outputs[0].type = result.shape, ir.TensorType(ir.DataType.FLOAT16)
+    ir.convenience.replace_all_uses_with(result, narrow.outputs[0])
+    narrow.replace_input_with(0, result)
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(node, wide)
+    node.replace_input_with(0, wide.outputs[0])
+    graph.insert_after(node, narrow)
