@@ -11,7 +11,7 @@ from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import Report, build
 from vtexport.bundle.reader import open_bundle
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import earlier
 from vtexport.runtime.pipeline import Pipeline
 
@@ -74,7 +74,7 @@ def test_another_tokenizer_is_another_checkpoint(tiny_checkpoint: Path, bundle_c
 
 def test_a_damaged_bundle_is_only_replaced_when_told(tiny_checkpoint: Path, bundle_copy: Path) -> None:
     (bundle_copy / "tokenizer.json").unlink()
-    with pytest.raises(UsageError, match=r"tokenizer.json is missing.*--replace"):
+    with pytest.raises(UsageError, match=r"cannot be opened .*tokenizer.json is missing.*--replace"):
         build(str(tiny_checkpoint), bundle_copy, keep=20)
     build(str(tiny_checkpoint), bundle_copy, keep=20, replace=True)
     assert plans(bundle_copy) == ["prunesid-20"]
@@ -112,3 +112,82 @@ def test_a_full_disk_is_said_before_the_work(
     with pytest.raises(InputError, match="0 MB free and the bundle takes"):
         build(str(tiny_checkpoint), tmp_path / "b", keep=16)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_in_what_is_taken_over_is_found(tiny_checkpoint: Path, bundle_copy: Path) -> None:
+    for name in ("onnx/prunesid-16.prune.onnx", "onnx/weights/model.safetensors"):
+        path = bundle_copy / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(BundleError, match=rf"{path.name} does not have the SHA-256 .*--replace"):
+            build(str(tiny_checkpoint), bundle_copy, keep=20)
+        path.write_bytes(whole)
+    assert plans(bundle_copy) == ["prunesid-16", "prunesid-32"]
+
+
+def test_buffers_that_no_graph_uses_do_not_matter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Older versions of transformers saved the row numbers of the position embedding, as integers."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "old"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(65)[None]
+    save_file(tensors, folder / "model.safetensors")
+    for keep in (16, 20):
+        build(str(folder), tmp_path / "b", keep=keep)
+    assert plans(tmp_path / "b") == ["prunesid-16", "prunesid-20"]
+
+
+def test_each_plan_keeps_the_command_that_made_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    build(str(tiny_checkpoint), tmp_path / "b", keep=16, command="first")
+    build(str(tiny_checkpoint), tmp_path / "b", keep=20, command="second")
+    assert [plan.command for plan in open_bundle(tmp_path / "b").manifest.plans] == ["first", "second"]
+
+
+def test_the_same_files_under_other_names_are_the_same_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As in the hub's cache, where a snapshot is links to blobs named by hash."""
+    linked = Path(shutil.copytree(tiny_checkpoint, tmp_path / "snapshot"))
+    (linked / "model.safetensors").rename(tmp_path / "0123abcd")
+    (linked / "model.safetensors").symlink_to(tmp_path / "0123abcd")
+    build(str(tiny_checkpoint), tmp_path / "b", keep=16)
+    build(str(linked), tmp_path / "b", keep=20)
+    assert plans(tmp_path / "b") == ["prunesid-16", "prunesid-20"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("preprocessor_config.json", "[1]"),
+        ("preprocessor_config.json", '{"crop_size": {"shortest_edge": 112}}'),
+        ("preprocessor_config.json", '{"size": 112, "crop_size": 112, "rescale_factor": "x"}'),
+        ("preprocessor_config.json", '{"size": 112, "crop_size": 112, "resample": [3]}'),
+        ("preprocessor_config.json", '{"size": 112, "crop_size": 112, "image_mean": ["a", "b", "c"]}'),
+        ("generation_config.json", "[1]"),
+        ("generation_config.json", '{"eos_token_id": []}'),
+        ("generation_config.json", '{"eos_token_id": "</s>"}'),
+    ],
+)
+def test_odd_settings_are_named_and_nothing_is_published(
+    tiny_checkpoint: Path, bundle_copy: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "odd"))
+    (folder / name).write_text(content)
+    before = open_bundle(bundle_copy).manifest
+    with pytest.raises((InputError, UsageError), match=name):
+        build(str(folder), bundle_copy, keep=16, replace=True)
+    assert open_bundle(bundle_copy).manifest == before
+
+
+@pytest.mark.parametrize("output", [".", "..", "", "file/b", "link"])
+def test_outputs_that_cannot_be(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "file").write_text("x")
+    (here / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(here)
+    with pytest.raises(UsageError, match="-o/--output"):
+        build(str(tiny_checkpoint), output, keep=16)
+    assert sorted(path.name for path in here.iterdir()) == ["file", "link"]

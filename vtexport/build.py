@@ -89,6 +89,8 @@ def build(
     dtype = PRECISIONS[precision]
     check_method(method, options or {})
     if output is not None:
+        if not str(output):
+            raise UsageError("the output is empty; give a folder's name with -o/--output")
         check_destination(Path(output))
 
     report.stage(f"reading the checkpoint {model}")
@@ -112,6 +114,7 @@ def build(
         manifest = _write_bundle(folder, checkpoint, spec, image, plans, dtype, earlier, report, command)
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
+        open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
 
 
@@ -153,10 +156,10 @@ def _write_bundle(
         dtype,
         weights_base=(earlier.folder if earlier else folder) / "onnx",
     )
-    described = []
+    described, created_at = [], time_now()
     for plan in plans:
         report.stage(f"exporting {plan.name}: {spec.vision.tokens} -> {plan.keep} visual tokens")
-        described.append(describe_plan(plan, exporter.plan(plan)))
+        described.append(describe_plan(plan, exporter.plan(plan), command, created_at))
     graphs = dict(exporter.graphs)
     known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}
     if earlier is not None:
@@ -171,7 +174,7 @@ def _write_bundle(
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         name="",
-        created_at=time_now(),
+        created_at=created_at,
         command=command,
         versions=versions(),
         family=spec.family,
@@ -206,7 +209,7 @@ def _place_weights(
     written_hashes = {
         name.removeprefix(WEIGHTS_PREFIX): f.sha256 for name, f in files if name.startswith(WEIGHTS_PREFIX)
     }
-    return CopiedWeights(weights_of(earlier, WEIGHTS_PREFIX, checkpoint.family), source_hashes, written_hashes)
+    return CopiedWeights(weights_of(earlier, WEIGHTS_PREFIX, checkpoint), source_hashes, written_hashes)
 
 
 def _check_space(checkpoint: Checkpoint, destination: Path, dtype: str) -> None:

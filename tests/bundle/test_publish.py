@@ -86,7 +86,7 @@ def test_does_not_touch_what_is_not_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_text("precious")
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "photos")
-    for name, message in (("photos", "not a bundle"), ("file", "not a folder"), ("link", "not a folder")):
+    for name, message in (("photos", "not a bundle"), ("file", "not a folder"), ("link", "is a link")):
         with pytest.raises(UsageError, match=message), staged(tmp_path / name):
             pytest.fail("must refuse before any work")
     assert (tmp_path / "photos" / "a.jpg").read_text() == "precious"
@@ -99,10 +99,20 @@ def test_takes_an_empty_folder(tmp_path: Path) -> None:
     assert content(tmp_path / "b") == ("x", "x")
 
 
-def test_no_permission_is_one_sentence(tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="choose another -o/--output"), staged(tmp_path / "file" / "b"):
+    with pytest.raises(UsageError, match=r"is a file, so .* cannot be made in it"), staged(tmp_path / "file" / "b"):
         pass
+
+
+def test_no_permission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(publish.tempfile, "mkdtemp", refuse)
+    with pytest.raises(InputError, match=r"cannot be written .Permission denied.; choose"), staged(tmp_path / "b"):
+        pass
+    assert names(tmp_path) == []
 
 
 _WRITER = textwrap.dedent("""

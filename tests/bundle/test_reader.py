@@ -36,7 +36,7 @@ def test_files_are_world_readable(tiny_bundle: Path) -> None:
 def test_plans_by_name(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     assert bundle.plan("prunesid-32").keep == 32
-    with pytest.raises(UsageError, match=r"several plans; choose one of prunesid-16, prunesid-32"):
+    with pytest.raises(UsageError, match=r"several plans; name one of them .--plan.: prunesid-16, prunesid-32"):
         bundle.plan()
     with pytest.raises(UsageError, match="no plan 'prunesid-64'; it has prunesid-16, prunesid-32"):
         bundle.plan("prunesid-64")

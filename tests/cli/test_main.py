@@ -137,7 +137,7 @@ def test_list(what: str, capsys: Any) -> None:
         (["build", "--model", "{tiny}", "--keep", "16", "-o", "{photos}"], 2, "holds something that is not a bundle"),
         (["build", "--model", "lava", "--keep", "16"], 2, "did you mean 'llava'"),
         (["build", "--model", "./nowhere", "--keep", "16"], 2, "there is no folder ./nowhere"),
-        (["run", "{bundle}", "--image", "{photo}", "--prompt", "x"], 2, "several plans; choose one of"),
+        (["run", "{bundle}", "--image", "{photo}", "--prompt", "x"], 2, "several plans; name one of them"),
         (["run", "{bundle}", "--plan", "x", "--image", "{photo}", "--prompt", "x"], 2, "has no plan 'x'"),
         (
             ["run", "{bundle}", "--plan", "prunesid-16", "--image", "no.jpg", "--prompt", "x"],

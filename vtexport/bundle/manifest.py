@@ -10,6 +10,8 @@ from vtexport.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+TEMPLATE_NAME = "chat_template.jinja"
 # A manifest holds a line per file and tensor of a few graphs; a longer one is not ours.
 MAX_MANIFEST_BYTES = 64 * 2**20
 
@@ -60,6 +62,8 @@ class Plan(msgspec.Struct, kw_only=True):
     positions: Literal["contiguous", "original"]
     position_span: Positive  # position ids that the image takes; the text after it starts behind them
     graphs: dict[str, PlanGraphs]  # by dialect
+    command: str  # that added the plan
+    created_at: str
 
     def graph_names(self) -> set[str]:
         """Keys of `Manifest.graphs` that the plan runs, in any dialect."""
@@ -108,7 +112,7 @@ class Text(msgspec.Struct, kw_only=True):
     image_token: str
     image_token_id: Count
     bos_token: str | None
-    eos_token_ids: list[Count]
+    eos_token_ids: Annotated[list[Count], msgspec.Meta(min_length=1)]
     embedding: StoredTensor
 
 
@@ -152,7 +156,10 @@ class File(msgspec.Struct, kw_only=True):
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """Everything a runtime or a person needs to know about a bundle. Never changes after publishing."""
+    """Everything a runtime or a person needs to know about a bundle. It is never changed in place.
+
+    `command`, `created_at` and `versions` are those of the last build; each plan has its own command and time.
+    """
 
     schema_version: int
     name: str
@@ -216,7 +223,8 @@ def _check_references(manifest: Manifest, where: str) -> None:
     for path in manifest.files:
         if not is_inside(path):
             refuse(f"names the file {path!r}, which is not a plain path inside the bundle")
-    stored = [graph.file for graph in manifest.graphs.values()] + [manifest.text.embedding.file]
+    stored = [graph.file for graph in manifest.graphs.values()]
+    stored += [manifest.text.embedding.file, TOKENIZER_NAME, TEMPLATE_NAME]
     for path in stored:
         if path not in manifest.files:
             refuse(f"uses the file {path!r} but does not list it")

@@ -87,7 +87,16 @@ def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
     Raises:
         UsageError: a file stands there, or a folder that holds something else.
     """
-    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+    parent = next(parent for parent in destination.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise UsageError(f"{parent} is a file, so {destination} cannot be made in it; choose another -o/--output")
+    if destination.is_symlink():
+        raise UsageError(f"{destination} is a link; give the folder that it leads to as -o/--output")
+    if Path.cwd().is_relative_to(_absolute(destination)):
+        raise UsageError(
+            f"{destination} is the folder this runs in, which cannot be replaced; choose another -o/--output"
+        )
+    if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination} exists and is not a folder; choose another -o/--output")
     if destination.is_dir() and any(destination.iterdir()) and not (destination / marker).is_file():
         raise UsageError(f"{destination} exists and holds something that is not a bundle; choose another -o/--output")

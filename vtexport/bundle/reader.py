@@ -22,7 +22,13 @@ class Bundle:
     manifest: Manifest
 
     def path(self, relative: str) -> Path:
-        """The file of that name in the bundle."""
+        """The file of that name in the bundle.
+
+        Raises:
+            BundleError: the manifest does not list it, so it was not checked when the bundle was opened.
+        """
+        if relative != MANIFEST_NAME and relative not in self.manifest.files:
+            raise BundleError(f"{self.folder} does not list {relative!r} in its manifest; build the bundle again")
         return self.folder / relative
 
     def plan(self, name: str | None = None) -> Plan:
@@ -36,7 +42,7 @@ class Bundle:
         if name is None:
             if len(plans) == 1:
                 return plans[0]
-            raise UsageError(f"{self.folder} has several plans; choose one of {names} with --plan")
+            raise UsageError(f"{self.folder} has several plans; name one of them (--plan): {names}")
         for plan in plans:
             if plan.name == name:
                 return plan

@@ -115,7 +115,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         args.output,
         method=args.method,
         keep=args.keep,
-        options=dict(args.options),
+        options=_once_each(args.options),
         precision=args.precision or "fp32",
         weights=args.weights,
         seed=args.seed,
@@ -143,6 +143,15 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0
+
+
+def _once_each(options: list[tuple[str, Any]]) -> dict[str, Any]:
+    given = dict(options)
+    if len(given) < len(options):
+        names = [name for name, _ in options]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"--set {twice} is given twice; give it once")
+    return given
 
 
 def budgets(text: str) -> list[int]:

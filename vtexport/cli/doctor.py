@@ -31,6 +31,7 @@ _EXPORT_PACKAGES = (
     "safetensors",
     "array-api-compat",
     "filelock",
+    "polygraphy",
 )
 
 

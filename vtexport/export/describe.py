@@ -11,20 +11,16 @@ from pathlib import Path
 
 import vtexport
 from vtexport.bundle import manifest as schema
+from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import Plan
 from vtexport.export.weights import Weight, hash_file
 from vtexport.models.spec import ImageSpec, ModelSpec
 
-# Beside the weights, what the bundle's content follows from.
-_SOURCE_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
-def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs]) -> schema.Plan:
+def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str, created_at: str) -> schema.Plan:
     """A plan with the graphs it runs, by dialect."""
     return schema.Plan(
         name=plan.name,
@@ -36,13 +32,15 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs]) -> schema.Pl
         positions=plan.method.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
         graphs=graphs,
+        command=command,
+        created_at=created_at,
     )
 
 
 def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) -> schema.Source:
     """The checkpoint, with the SHA-256 of everything the bundle follows from; `weight_hashes` by file name."""
     source = checkpoint.source
-    small = {name: checkpoint.folder / name for name in _SOURCE_FILES if (checkpoint.folder / name).is_file()}
+    small = {path.name: path for path in copied_files(checkpoint.folder)}
     return schema.Source(
         requested=source.requested,
         kind=source.kind,

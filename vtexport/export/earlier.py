@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 
+import vtexport
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError
-from vtexport.export.weights import Weight, stored_weight
+from vtexport.export.weights import Weight, hash_file, stored_weight
 
 
 def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:
@@ -26,7 +27,10 @@ def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:
     try:
         return open_bundle(destination)
     except BundleError as error:
-        raise UsageError(f"{error} with --replace, or give another -o/--output") from error
+        raise UsageError(
+            f"{destination} holds a bundle that cannot be opened ({error}); "
+            "give --replace to discard it, or another -o/--output"
+        ) from error
 
 
 def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> None:
@@ -39,7 +43,11 @@ def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> 
     choices = "give another -o/--output, or --replace to discard what stands there"
     if before.precision != precision:
         raise UsageError(f"{earlier.folder} is a bundle in {before.precision}, this build is in {precision}; {choices}")
-    if before.source.files != source.files:
+    if before.versions.get("vtexport") != vtexport.__version__:
+        other = before.versions.get("vtexport")
+        raise UsageError(f"{earlier.folder} was made by vtexport {other}, this is {vtexport.__version__}; {choices}")
+    # By hash, not by name: a snapshot of the hub's cache holds the same files under other names than a copy of it.
+    if sorted(before.source.files.values()) != sorted(source.files.values()):
         differing = sorted(name for name, _ in before.source.files.items() ^ source.files.items())
         raise UsageError(
             f"{earlier.folder} is a bundle of another checkpoint ({before.source.id}: {differing[0]} differs); "
@@ -47,13 +55,24 @@ def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> 
         )
 
 
-def weights_of(earlier: Bundle, prefix: str, family: ModuleType) -> dict[str, Weight]:
-    """Canonical name -> weight, from the headers of the bundle's weight files (those under `prefix`)."""
+def weights_of(earlier: Bundle, prefix: str, checkpoint: Checkpoint) -> dict[str, Weight]:
+    """Canonical name -> weight for the checkpoint's tensors, from the headers of the bundle's files under `prefix`.
+
+    Raises:
+        BundleError: a weight file is damaged.
+    """
     weights: dict[str, Weight] = {}
     for name in earlier.manifest.files:
-        if name.startswith(prefix):
-            for stored, entry in read_header(earlier.path(name)).items():
-                weights[family.canonical_name(stored)] = stored_weight(name.removeprefix(prefix), entry, entry.offset)
+        if not name.startswith(prefix):
+            continue
+        try:
+            header = read_header(earlier.path(name))
+        except InputError as error:
+            raise _damaged(earlier, name) from error
+        for stored, entry in header.items():
+            canonical = checkpoint.family.canonical_name(stored)
+            if canonical in checkpoint.tensors:  # files may hold buffers that no graph uses
+                weights[canonical] = stored_weight(name.removeprefix(prefix), entry, entry.offset)
     return weights
 
 
@@ -61,17 +80,39 @@ def take_over(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, 
     """Puts files of the earlier bundle into `folder` without copying them, where the file system can; their hashes.
 
     Hard links: the earlier bundle goes when the new one is in place, so each file has one name again.
+
+    Raises:
+        BundleError: a file is not what the earlier manifest says.
+        InputError: another build has replaced the earlier bundle meanwhile.
     """
     hashes = {}
     for name in names:
-        target = folder / name
+        source, target = earlier.path(name), folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(earlier.path(name), target)
-        except OSError:  # FAT and some network file systems have no hard links
-            shutil.copyfile(earlier.path(name), target)
+            try:
+                os.link(source, target)
+            except FileNotFoundError:
+                raise
+            except OSError:  # FAT and some network file systems have no hard links
+                shutil.copyfile(source, target)
+        except FileNotFoundError as error:
+            raise _changed_meanwhile(earlier.folder) from error
         hashes[name] = earlier.manifest.files[name].sha256
+        if hash_file(target) != hashes[name]:
+            raise _damaged(earlier, name)
     return hashes
+
+
+def _damaged(earlier: Bundle, name: str) -> BundleError:
+    return BundleError(
+        f"{earlier.path(name)} does not have the SHA-256 that the bundle's manifest states; "
+        "give --replace to build the bundle anew"
+    )
+
+
+def _changed_meanwhile(destination: Path) -> InputError:
+    return InputError(f"another build changed {destination} meanwhile; run the command again to add to its result")
 
 
 def unchanged(destination: Path) -> Callable[[], None]:
@@ -88,8 +129,6 @@ def unchanged(destination: Path) -> Callable[[], None]:
 
     def check() -> None:
         if manifest() != at_first:
-            raise InputError(
-                f"another build changed {destination} meanwhile; run the command again to add to its result"
-            )
+            raise _changed_meanwhile(destination)
 
     return check

@@ -6,9 +6,10 @@ of transformers 5.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from vtexport.errors import InputError, UsageError
 from vtexport.models.spec import DecoderSpec, ImageSpec, ModelSpec, ProjectorSpec, VisionSpec
@@ -29,6 +30,8 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "g
 # PIL's resampling numbers, which preprocessor_config.json stores
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
+
+_T = TypeVar("_T")
 
 # What LLaVA-1.5 was trained with, for checkpoints that come without a template: the image first, then the text.
 CHAT_TEMPLATE = """\
@@ -211,54 +214,79 @@ def image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         path = folder / "processor_config.json"  # transformers 5 may store the image processor inside the processor
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} has no preprocessor_config.json, so it is not known how pixels are prepared; "
-            "copy the file from the model's repository"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {_first_line(error)}; fetch the file again") from error
-    settings = settings.get("image_processor", settings)
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIPImageProcessor"
+    settings = _read(path, _Processor)
+    if settings.image_processor is not None:
+        settings = settings.image_processor
+    kind = settings.image_processor_type or settings.feature_extractor_type or "CLIPImageProcessor"
     _require(kind.startswith("CLIP"), path, "image_processor_type", kind, "CLIPImageProcessor")
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        _require(settings.get(step, True) is True, path, step, settings.get(step), "true")
-    size, crop = settings.get("size", 224), settings.get("crop_size", 224)
-    shortest: Any = size.get("shortest_edge") if isinstance(size, dict) else size
-    _require(isinstance(shortest, int), path, "size", size, '{"shortest_edge": pixels}')
-    height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+        _require(getattr(settings, step), path, step, False, "true")
+    size, crop = settings.size, settings.crop_size
+    shortest = size.get("shortest_edge", 0) if isinstance(size, dict) else size
     _require(
-        height == width == vision.image_size,
-        path,
-        "crop_size",
-        crop,
-        f"{vision.image_size}, the vision tower's image_size",
+        shortest >= vision.image_size, path, "size", size, f"a shortest_edge of at least {vision.image_size} pixels"
     )
-    _require(shortest >= vision.image_size, path, "size", size, f"at least the crop of {vision.image_size}")
-    resample = settings.get("resample", 3)
+    height, width = (crop.get("height", 0), crop.get("width", 0)) if isinstance(crop, dict) else (crop, crop)
+    same = height == width == vision.image_size
+    _require(same, path, "crop_size", crop, f"{vision.image_size}, the vision tower's image_size")
+    resample = settings.resample
     _require(resample in _RESAMPLE, path, "resample", resample, ", ".join(map(str, _RESAMPLE)))
-    mean = tuple(settings.get("image_mean") or (0.48145466, 0.4578275, 0.40821073))
-    std = tuple(settings.get("image_std") or (0.26862954, 0.26130258, 0.27577711))
-    _require(len(mean) == 3 and len(std) == 3, path, "image_mean and image_std", (mean, std), "three numbers each")
-    return ImageSpec(shortest, height, width, _RESAMPLE[resample], settings.get("rescale_factor", 1 / 255), mean, std)
+    mean, std = settings.image_mean, settings.image_std
+    _require(all(std), path, "image_std", std, "numbers other than 0")
+    return ImageSpec(shortest, height, width, _RESAMPLE[resample], settings.rescale_factor, mean, std)
+
+
+class _Processor(msgspec.Struct):
+    """preprocessor_config.json, with CLIPImageProcessor's defaults."""
+
+    image_processor: _Processor | None = None  # in processor_config.json
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None
+    do_resize: bool = True
+    do_center_crop: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    size: dict[str, int] | int = 224
+    crop_size: dict[str, int] | int = 224
+    resample: int = 3
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class _Generation(msgspec.Struct):
+    """generation_config.json, as far as it is used."""
+
+    eos_token_id: int | list[int] | None = None
+
+
+def _read(path: Path, kind: type[_T]) -> _T:
+    """The file as the struct `kind`; fields that the struct does not have are passed over.
+
+    Raises:
+        InputError: it is missing, no JSON, or a field is of another type.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path.parent} has no preprocessor_config.json, so it is not known how pixels are prepared; "
+            "copy the file from the model's repository"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise InputError(f"{path} cannot be used ({error}); correct it or fetch it again") from error
 
 
 def _eos(config: Any, folder: Path) -> tuple[int, ...]:
     """End-of-sequence ids: generation_config.json's where there is one, as transformers' generate() does."""
-    eos = None
     path = folder / "generation_config.json"
-    if path.is_file():
-        try:
-            eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{path} cannot be read: {_first_line(error)}; fetch the file again or delete it"
-            ) from error
+    eos = _read(path, _Generation).eos_token_id if path.is_file() else None
+    where = path if eos is not None else folder / "config.json"
     eos = config.text_config.eos_token_id if eos is None else eos
-    _require(eos is not None, folder / "config.json", "eos_token_id", None, "the id that ends an answer")
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    fits = bool(ids) and all(isinstance(token, int) and 0 <= token < config.text_config.vocab_size for token in ids)
+    _require(fits, where, "eos_token_id", eos, "the id of the token that ends an answer, or a list of such ids")
+    return tuple(int(token) for token in ids)
 
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:
@@ -266,7 +294,3 @@ def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) 
         raise UsageError(
             f"{where} has {field} = {value!r}, which vtexport cannot export for LLaVA yet; it takes {wanted}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

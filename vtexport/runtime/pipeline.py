@@ -215,7 +215,7 @@ class Pipeline:
             UsageError: a value is out of range, or the prompt does not fit the model's context.
             InputError: the image cannot be read.
         """
-        if max_new_tokens < 1:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; give a whole number from 1")
         sampler = Sampler(temperature, top_p, seed)
         if isinstance(image, VisualTokens) and image.plan != self.plan.name:

@@ -17,12 +17,10 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from vtexport.bundle.manifest import Text
+from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Text
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, UsageError
 
-TOKENIZER_NAME = "tokenizer.json"
-TEMPLATE_NAME = "chat_template.jinja"
 Messages = Sequence[dict[str, Any]]
 
 
@@ -44,7 +42,12 @@ class PromptReader:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path} is not a tokenizer ({error}); build or copy the bundle again") from error
-        self._template = _compile(bundle.path(TEMPLATE_NAME).read_text(encoding="utf-8"))
+        path = bundle.path(TEMPLATE_NAME)
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} cannot be read ({error}); build or copy the bundle again") from error
+        self._template = _compile(source)
 
     def render(self, prompt: str | Messages, *, raw: bool = False) -> str:
         """The text that is tokenised, with the image's placeholder in it.
@@ -70,6 +73,8 @@ class PromptReader:
                     )
                 content = [{"type": "image"}, {"type": "text", "text": prompt}]
                 prompt = [{"role": "user", "content": content}]
+            if isinstance(prompt, (bytes, dict)) or not all(isinstance(message, dict) for message in prompt):
+                raise UsageError("a prompt is a string, or a list of messages with a role and content each")
             text = self._rendered(prompt)
         if (found := text.count(token)) != 1:
             raise UsageError(f"the prompt holds {found} images ({token}); it takes exactly one")
@@ -111,7 +116,7 @@ class PromptReader:
                 bos_token=self._text.bos_token or "",
                 eos_token=self._eos(),
             )
-        except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # a template computes: it may also divide by zero or count too far
             raise UsageError(f"the chat template does not take these messages: {error}") from error
 
     def _eos(self) -> str:

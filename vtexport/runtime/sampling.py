@@ -18,6 +18,11 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None):
+        for name, value in (("temperature", temperature), ("top_p", top_p)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UsageError(f"{name} is {value!r}; give a number")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise UsageError(f"seed is {seed!r}; give a whole number")
         if not (math.isfinite(temperature) and temperature >= 0):
             raise UsageError(f"temperature is {temperature}; give 0 for greedy or a positive number")
         if not 0 < top_p <= 1:
@@ -32,8 +37,9 @@ class Sampler:
         """The next token's id from logits [V]."""
         if self._temperature == 0:
             return int(np.argmax(logits))
-        scaled = logits.astype(np.float64) / self._temperature
-        weights = np.exp(scaled - scaled.max())
+        # The largest first: a tiny temperature would make two infinities of which the difference is not a number.
+        with np.errstate(over="ignore"):
+            weights = np.exp((logits.astype(np.float64) - logits.max()) / self._temperature)
         order = np.argsort(-weights, kind="stable")
         cumulative = np.cumsum(weights[order])
         cumulative /= cumulative[-1]
