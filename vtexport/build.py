@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
@@ -27,7 +28,7 @@ from vtexport.export.describe import (
 )
 from vtexport.export.earlier import check_same_model, find_earlier, take_over, unchanged, weights_of
 from vtexport.export.plan import Plan, check_method, make_plans
-from vtexport.export.weights import CopiedWeights, copy_weights, hash_file, planned_bytes
+from vtexport.export.weights import CopiedWeights, copy_weights, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16"}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, decode
 from vtexport.bundle.publish import recover
 from vtexport.errors import BundleError, InputError, UsageError
-
-_CHUNK = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,13 @@ class Bundle:
         """
         problems = []
         for relative, recorded in self.manifest.files.items():
-            digest = hashlib.sha256()
+            report = functools.partial(progress, relative) if progress else lambda count: None
             try:
-                with self.path(relative).open("rb") as file:
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
-                        if progress is not None:
-                            progress(relative, len(chunk))
+                digest = hash_file(self.path(relative), report)
             except OSError as error:
                 problems.append(f"{relative} cannot be read: {error.strerror}")
                 continue
-            if digest.hexdigest() != recorded.sha256:
+            if digest != recorded.sha256:
                 problems.append(f"{relative} does not have the SHA-256 that the manifest states")
         return problems
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
 
+from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, Sha256, is_inside
 from vtexport.bundle.reader import Bundle
 from vtexport.engines.profiles import Profile
@@ -50,7 +50,7 @@ def read_engines(bundle: Bundle) -> list[Engines]:
         BundleError: a record cannot be read, is of another manifest, names a file outside its folder, or a file is
             missing or of another size.
     """
-    manifest = hashlib.sha256(bundle.path(MANIFEST_NAME).read_bytes()).hexdigest()
+    manifest = hash_file(bundle.path(MANIFEST_NAME))
     return [_read(path, manifest) for path in sorted((bundle.folder / FOLDER).glob(f"[!.]*/{RECORD_NAME}"))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
 from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import Bundle
@@ -127,8 +127,4 @@ def _run(job: Job, name: str) -> str:
 
 
 def _describe(path: Path) -> File:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(4 * 2**20):
-            digest.update(chunk)
-    return File(bytes=path.stat().st_size, sha256=digest.hexdigest())
+    return File(bytes=path.stat().st_size, sha256=hash_file(path))

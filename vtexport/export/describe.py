@@ -11,10 +11,11 @@ from pathlib import Path
 
 import vtexport
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import Plan
-from vtexport.export.weights import Weight, hash_file
+from vtexport.export.weights import Weight
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")

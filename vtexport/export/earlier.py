@@ -9,11 +9,12 @@ from pathlib import Path
 
 import vtexport
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError
-from vtexport.export.weights import Weight, hash_file, stored_weight
+from vtexport.export.weights import Weight, stored_weight
 
 
 def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:

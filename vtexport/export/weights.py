@@ -91,16 +91,6 @@ def copy_weights(
     return copied
 
 
-def hash_file(path: Path, progress: Callable[[int], object] = lambda count: None) -> str:
-    """SHA-256 of a file, read in chunks; `progress` is called with each count of bytes read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            progress(len(chunk))
-    return digest.hexdigest()
-
-
 def stored_weight(file: str, entry: TensorEntry, offset: int) -> Weight:
     """The weight that a stored tensor is when its bytes lie in the bundle's `file` at `offset`."""
     return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype])
