@@ -160,6 +160,8 @@ def _write_bundle(
     described, created_at = [], time_now()
     for plan in plans:
         report.stage(f"exporting {plan.name}: {spec.vision.tokens} -> {plan.keep} visual tokens")
+        for remark in plan.remarks:
+            report.note(remark)
         described.append(describe_plan(plan, exporter.plan(plan), command, created_at))
     graphs = dict(exporter.graphs)
     known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}

@@ -46,7 +46,7 @@ class GraphExporter:
         prune, without_function = self._prune(plan)
         return {
             name: schema.PlanGraphs(
-                vision=self._vision(plan.signals, dialect),
+                vision=self._vision(plan.vision_signals, dialect),
                 prune=prune,
                 decoder=[self._decoder(dialect)],
                 prune_plugin=without_function if name == "classic" else None,

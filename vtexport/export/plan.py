@@ -11,6 +11,7 @@ from vtexport.errors import UsageError
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, Parameters, get_method
 from vtexport.pruning.registry import make_parameters
+from vtexport.pruning.signals import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,14 @@ class Plan:
     options: dict[str, Any]
     parameters: dict[str, Any]
     keep: int
-    signals: tuple[str, ...]
+    signals: tuple[str, ...]  # of `vtexport.pruning.signals`
     position_span: int
+    remarks: tuple[str, ...] = ()  # what a user should know of this choice
+
+    @property
+    def vision_signals(self) -> tuple[str, ...]:
+        """Those that the vision graph gives, in the order of its outputs."""
+        return tuple(name for name, each in SIGNALS.items() if name in self.signals and each.source == "vision")
 
 
 def check_method(method_name: str, options: Mapping[str, Any]) -> None:
@@ -44,7 +51,7 @@ def make_plans(
         UsageError: an unknown method or parameter, a budget the method cannot give, no budget where it needs one.
     """
     method = get_method(method_name)
-    tokens = spec.vision.tokens
+    tokens, grid = spec.vision.tokens, (spec.vision.grid_height, spec.vision.grid_width)
     given = make_parameters(method, options)
     if not budgets and method_name != "none":
         raise UsageError(
@@ -55,7 +62,13 @@ def make_plans(
     plans = []
     wanted: Sequence[int | None] = budgets or [None]
     for budget in wanted:
-        keep, resolved = method.resolve(given, tokens=tokens, keep=budget)
+        keep, resolved = method.resolve(given, grid=grid, keep=budget)
+        for name in method.signals(resolved):
+            if SIGNALS[name].source == "caller":
+                raise UsageError(
+                    f"{method.name} needs {SIGNALS[name].about} with these parameters, which no bundle has; "
+                    "`vtexport list methods` shows the others"
+                )
         contiguous = method.positions == "contiguous"
         plans.append(
             Plan(
@@ -66,6 +79,7 @@ def make_plans(
                 keep=keep,
                 signals=method.signals(resolved),
                 position_span=keep if contiguous else tokens,
+                remarks=method.remarks(resolved, grid=grid, keep=keep),
             )
         )
     return tuple(plans)

@@ -37,48 +37,64 @@ def prune_graph(
 ) -> ir.Model:
     """The graph of one plan, batch 1.
 
-    Inputs: `features` [1, cls + T, D] float32 and, where the method asks for it, `scores` [1, T] float32. Outputs:
-    `image_features` [1, N, W] in `dtype`, `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS) and
-    `visual_positions` [1, N] int64, counted from the image's place in the prompt.
+    Inputs: `features` [1, cls + T, D] float32 and the signals that the method asks for (`vtexport.pruning.signals`).
+    Outputs: `image_features` [1, N, W] in `dtype`, `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS),
+    `visual_positions` [1, N] int64, counted from the image's place in the prompt, and where the method merges, `merged`
+    [1, N] bool.
 
     Raises:
         UsageError: the method needs a CLS token that the vision tower does not have.
     """
-    vision = spec.vision
-    resolved = method.resolve(method.parameters(**parameters), tokens=vision.tokens, keep=keep)[1]
-    takes_cls = method.takes_cls(resolved)
+    vision, width_out = spec.vision, spec.projector.width_out
+    grid = vision.grid_height, vision.grid_width
+    resolved = method.resolve(method.parameters(**parameters), grid=grid, keep=keep)[1]
+    takes_cls, projected_space = method.takes_cls(resolved), method.space(resolved) == "projected"
     if takes_cls and not vision.cls_rows:
         raise UsageError(f"{method.name} keeps a CLS token and this vision tower has none; set its cls_slot to false")
     model = ir.from_proto(
-        op_model(method.name, tokens=vision.tokens, width=vision.width, keep=keep, dtype=FEATURES, **parameters)
+        op_model(
+            method.name,
+            tokens=vision.tokens,
+            width=width_out if projected_space else vision.width,
+            keep=keep,
+            dtype=FEATURES,
+            grid=grid,
+            heads=vision.heads,
+            head_width=vision.width // vision.heads,
+            embedding_width=width_out,
+            **parameters,
+        )
     )
     graph = model.graph
-    kept, keep_indices = graph.outputs
+    kept, keep_indices, *merged = graph.outputs
     features = graph.inputs[0]
     before, after = GraphWriter(weights, folder), GraphWriter(weights, folder)
+    after.initializers = before.initializers
     rows = vision.cls_rows + vision.tokens
+    whole = before.input("features", [1, rows, vision.width], FEATURES)
+    given = whole
     if vision.cls_rows and not takes_cls:
-        whole = before.input("features", [1, rows, vision.width], FEATURES)
-        cut = before.op(
-            "Slice",
-            whole,
-            *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)),
-            outputs=["patches"],
-        )
-        cut.shape, cut.type = features.shape, features.type
-        ir.convenience.replace_all_uses_with(features, cut)
+        given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))
+    if projected_space:
+        given = _projector(before, spec, given, vision.tokens, dtype)
+    if given is not whole:
+        given.name, given.shape, given.type = "op_features", features.shape, features.type
+        ir.convenience.replace_all_uses_with(features, given)
         graph.inputs[0] = whole
-    projected = _projector(after, spec, kept, keep, dtype)
+    image_features = kept if projected_space else _projector(after, spec, kept, keep, dtype)
+    if dtype != FEATURES:
+        image_features = after.op("Cast", image_features, to=DTYPES[dtype].value)
     positions = _positions(after, method.positions, keep_indices, keep)
     for writer, insert in ((before, lambda nodes: graph.insert_before(graph[0], nodes)), (after, graph.extend)):
         if writer.nodes:
             insert(writer.nodes)
-        for value in writer.initializers.values():
-            graph.register_initializer(value)
+    for value in before.initializers.values():
+        graph.register_initializer(value)
     described = [
-        (projected, "image_features", [1, keep, spec.projector.width_out], dtype),
+        (image_features, "image_features", [1, keep, width_out], dtype),
         (keep_indices, "keep_indices", [1, keep], "int64"),
         (positions, "visual_positions", [1, keep], "int64"),
+        *((value, "merged", [1, keep], "bool") for value in merged),
     ]
     for value, name, shape, kind in described:
         value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[kind])
@@ -89,15 +105,14 @@ def prune_graph(
     return model
 
 
-def _projector(g: GraphWriter, spec: ModelSpec, kept: ir.Value, keep: int, dtype: str) -> ir.Value:
+def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: str) -> ir.Value:
+    """[1, rows, W] float32 of x [1, rows, D] float32; `dtype` is that of the weights."""
     projector = spec.projector
-    x = g.op("Reshape", kept, g.constant(np.array([keep, projector.width_in])))
+    x = g.op("Reshape", x, g.constant(np.array([rows, projector.width_in])))
     x = _linear(g, x, projector.first, dtype)
     x = g.op("Gelu", x, approximate="tanh" if projector.activation == "gelu_tanh" else "none")
     x = _linear(g, x, projector.second, dtype)
-    if dtype != FEATURES:
-        x = g.op("Cast", x, to=DTYPES[dtype].value)
-    return g.op("Reshape", x, g.constant(np.array([1, keep, projector.width_out])))
+    return g.op("Reshape", x, g.constant(np.array([1, rows, projector.width_out])))
 
 
 def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:

@@ -29,27 +29,29 @@ from vtexport.export.graph import IR_VERSION, external_tensor
 from vtexport.export.half import WIDE_SCALE, softmax_in_float32
 from vtexport.export.weights import Weight
 from vtexport.models.spec import VisionSpec
+from vtexport.pruning.signals import SIGNALS
 
 _TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-CLS_ATTENTION = "cls_attention"
 
 
 class ClipFeatures(torch.nn.Module):
     """A CLIP tower cut at LLaVA's feature layer.
 
     `forward(pixel_values [B, 3, H, W])` returns `features` [B, 1 + T, D], the output of block L with the CLS token as
-    row 0, and where asked for `scores` [B, T] float32: the attention of the CLS token in that block to every patch,
-    summed over heads (what PruneSID, ViTCoP and VisionZip rank by). All three are float32, whatever the tower is.
+    row 0, and the signals asked for (`vtexport.pruning.signals`), in their order there: `scores` [B, T], the attention
+    of the CLS token in block L to every patch, summed over heads; `keys` [B, T, heads, D / heads], the patches' key
+    projections in block L; `similarity_features` [B, T, D], the mean of the outputs of the tower's last third of
+    blocks, for which the blocks behind L run too. All are float32, whatever the tower is.
 
     The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 keeps that type for the
     operands of its matrix products only, because vision transformers grow single channels of the stream beyond 65504.
     """
 
-    def __init__(self, tower: CLIPVisionModel, feature_layer: int, signals: tuple[str, ...]):
+    def __init__(self, tower: CLIPVisionModel, spec: VisionSpec, signals: tuple[str, ...]):
         super().__init__()
         self.tower = tower
-        self.feature_layer = feature_layer
-        self.with_scores = CLS_ATTENTION in signals
+        self.spec = spec
+        self.signals = signals
         self.dtype = tower.embeddings.patch_embedding.weight.dtype
         if self.dtype != torch.float32:
             for block in tower.encoder.layers:
@@ -58,15 +60,24 @@ class ClipFeatures(torch.nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         stream = self._norm(self.tower.pre_layrnorm, self.tower.embeddings(pixel_values.to(self.dtype)))
-        before = stream
-        for block in self.tower.encoder.layers[: self.feature_layer]:
-            before = stream
-            attended, _ = block.self_attn(self._norm(block.layer_norm1, stream).to(self.dtype))
+        outputs: list[torch.Tensor] = []
+        late: list[torch.Tensor] = []
+        with_late = "similarity_features" in self.signals
+        last = self.spec.layers if with_late else self.spec.feature_layer
+        for number, block in enumerate(self.tower.encoder.layers[:last], 1):
+            normed = self._norm(block.layer_norm1, stream).to(self.dtype)
+            attended, _ = block.self_attn(normed)
+            if number == self.spec.feature_layer:
+                outputs = self._attention_signals(block.self_attn, normed)
             stream = stream + attended
             stream = stream + block.mlp(self._norm(block.layer_norm2, stream).to(self.dtype))
-        if not self.with_scores:
-            return (stream,)
-        return stream, self._cls_attention(block, before)
+            if number == self.spec.feature_layer:
+                outputs.insert(0, stream)
+            if with_late and number >= self.spec.similarity_layer:
+                late.append(stream)
+        if with_late:
+            outputs.append(sum(late[1:], late[0])[:, self.spec.cls_rows :] * (1 / len(late)))
+        return tuple(outputs)
 
     @staticmethod
     def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
@@ -74,15 +85,21 @@ class ClipFeatures(torch.nn.Module):
         weight, bias = norm.weight.float(), norm.bias.float()
         return torch.nn.functional.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
 
-    def _cls_attention(self, block: Any, hidden: torch.Tensor) -> torch.Tensor:
-        attention = block.self_attn
-        x = self._norm(block.layer_norm1, hidden).to(self.dtype)
+    def _attention_signals(self, attention: Any, x: torch.Tensor) -> list[torch.Tensor]:
+        """`scores` and `keys`, as far as asked for, from a block's normalised input x [B, 1 + T, D]."""
+        if not {"cls_attention", "keys"} & set(self.signals):
+            return []
         batch, rows, width = x.shape
         heads = attention.num_heads
-        query = attention.q_proj(x[:, :1]).view(batch, 1, heads, width // heads).transpose(1, 2)
-        key = attention.k_proj(x).view(batch, rows, heads, width // heads).transpose(1, 2)
-        logits = query.float() @ key.float().transpose(-1, -2) * attention.scale
-        return torch.softmax(logits, dim=-1)[:, :, 0, 1:].sum(1)
+        key = attention.k_proj(x).view(batch, rows, heads, width // heads).float()
+        found = []
+        if "cls_attention" in self.signals:
+            query = attention.q_proj(x[:, :1]).view(batch, 1, heads, width // heads).float().transpose(1, 2)
+            logits = query @ key.transpose(1, 2).transpose(-1, -2) * attention.scale
+            found.append(torch.softmax(logits, dim=-1)[:, :, 0, 1:].sum(1))
+        if "keys" in self.signals:
+            found.append(key[:, self.spec.cls_rows :])
+        return found
 
 
 def _wide_linear(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -102,15 +119,15 @@ def vision_graph(
 ) -> ir.Model:
     """The tower's graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
 
-    Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and, with the signal "cls_attention",
-    `scores` [1, T]; all float32, whatever `dtype` says of the weights.
+    Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and `signals` as `ClipFeatures` describes
+    them; all float32, whatever `dtype` says of the weights.
     """
     with torch.device("meta"):
         vision_config._attn_implementation = "sdpa"
         tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
         pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
-    module = ClipFeatures(tower, spec.feature_layer, signals).eval()
-    outputs = ["features", "scores"] if module.with_scores else ["features"]
+    module = ClipFeatures(tower, spec, signals).eval()
+    outputs = ["features", *(SIGNALS[name].input for name in signals)]
     with _quiet(), torch.no_grad():
         program = torch.export.export(module, (pixels,), strict=False)
         exported = torch.onnx.export(

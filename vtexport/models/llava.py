@@ -147,6 +147,7 @@ def _vision(config: Any, where: Path) -> VisionSpec:
         width=vision.hidden_size,
         layers=vision.num_hidden_layers,
         feature_layer=layer,
+        heads=vision.num_attention_heads,
     )
 
 

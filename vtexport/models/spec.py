@@ -19,11 +19,17 @@ class VisionSpec:
     width: int
     layers: int
     feature_layer: int  # index into hidden_states: 0 = embeddings, k = output of block k - 1
+    heads: int
 
     @property
     def tokens(self) -> int:
         """Patch tokens of one image, CLS not counted."""
         return self.grid_height * self.grid_width
+
+    @property
+    def similarity_layer(self) -> int:
+        """The first hidden state of the tower's last third; Nüwa averages those from 16 on of CLIP-L's 24."""
+        return round(2 * self.layers / 3)
 
 
 @dataclass(frozen=True)

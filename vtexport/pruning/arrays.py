@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from array_api_compat import array_namespace, device
 
 from vtexport.errors import InputError
 from vtexport.pruning.method import Array
+from vtexport.pruning.signals import AXES, SIGNALS
 
 
-def checked_inputs(features: Array, scores: Array | None) -> tuple[Any, int, int, int]:
-    """The array namespace of the inputs and the features' batch, rows and width.
+def checked_inputs(features: Array, signals: Mapping[str, Array]) -> Any:
+    """The array namespace of `features` [B, rows, D] and of the signals by tensor name.
 
     Raises:
-        InputError: `features` is no [B, rows, D] array of finite real numbers, or `scores` no finite [B, *] of the same
-            kind.
+        InputError: One is no non-empty array of finite real numbers of the right rank, or they are not of one kind.
     """
-    arrays = [features] if scores is None else [features, scores]
+    arrays = {"features": (features, "[batch, tokens, width]")}
+    for signal in SIGNALS.values():
+        if signal.input in signals:
+            axes = "[" + ", ".join(AXES[axis] for axis in signal.axes) + "]"
+            arrays.setdefault(signal.input, (signals[signal.input], axes))
     try:
-        xp = array_namespace(*arrays)
+        xp = array_namespace(*(array for array, _ in arrays.values()))
     except TypeError as error:
+        kinds = " and ".join(dict.fromkeys(type(array).__name__ for array, _ in arrays.values()))
         raise InputError(
-            f"features and scores have to be NumPy arrays or PyTorch tensors, both of one kind, not "
-            f"{' and '.join(type(array).__name__ for array in arrays)}"
+            f"{' and '.join(arrays)} have to be NumPy arrays or PyTorch tensors, all of one kind, not {kinds}"
         ) from error
-    for name, array, rank in [("features", features, 3), ("scores", scores, 2)][: len(arrays)]:
-        if array.ndim != rank or 0 in array.shape:
-            layout = "[batch, tokens, width]" if rank == 3 else "[batch, tokens]"
+    for name, (array, layout) in arrays.items():
+        if array.ndim != layout.count(",") + 1 or 0 in array.shape:
             raise InputError(f"{name} has shape {tuple(array.shape)}; give a non-empty {layout} array")
         if xp.isdtype(array.dtype, ("bool", "integral", "complex floating")):
             raise InputError(f"{name} has type {array.dtype}; give real floating-point numbers")
         if not bool(xp.all(xp.isfinite(array))):
             raise InputError(f"{name} holds NaN or infinite values; check the layer that they come from")
-    return xp, int(features.shape[0]), int(features.shape[1]), int(features.shape[2])
+    return xp
 
 
 def integers(xp: Any, values: Sequence[Any], like: Array) -> Array:

@@ -89,23 +89,42 @@ class Selection:
 
     Attributes:
         keep_indices: [B, N] int64, raster index of the patch every row stands for, -1 for CLS.
-        kept_features: [B, N, D], dtype of the input features, rows bit-equal to input rows.
+        kept_features: [B, N, D], dtype of the input features; rows that stand for one patch are bit-equal to its row.
         details: Intermediate values by name, batched; each method documents its own.
+        merged: [B, N] bool, which rows stand for several patches; None where the method never merges.
     """
 
     keep_indices: Array
     kept_features: Array
     details: dict[str, Array]
+    merged: Array | None = None
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The fixed sizes one op is built for: batch, patch tokens without CLS, feature width and the budget."""
+    """The fixed sizes one op is built for.
+
+    Attributes:
+        batch: Images, B.
+        grid: Rows and columns of patches; T is their product.
+        width: Feature width D of the space the op acts in.
+        keep: The budget N.
+        heads, head_width: Of the vision tower, for `keys`.
+        embedding_width: Of what comes as `text_embeds` and `image_embeds`.
+    """
 
     batch: int
-    tokens: int
+    grid: tuple[int, int]
     width: int
     keep: int
+    heads: int = 1
+    head_width: int = 1
+    embedding_width: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """T, patches of one image without CLS."""
+        return self.grid[0] * self.grid[1]
 
 
 class Method(ABC):
@@ -118,6 +137,8 @@ class Method(ABC):
         acts: Where in the model the op stands.
         budget: What `keep` counts.
         positions: "contiguous" or "original" position ids for the kept tokens.
+        merges: Whether rows may stand for several patches; the op then has the output `merged`.
+        needs_grid: Whether the op has to know rows and columns of patches, not just their number.
         has_plugin: Whether native forms of the op are meant to exist; False where the function body is all it takes.
         smallest_keep: Smallest budget the method is defined for.
         parameters: The `Parameters` class with the method's options.
@@ -132,6 +153,8 @@ class Method(ABC):
     acts: ClassVar[str]
     budget: ClassVar[str]
     positions: ClassVar[str]
+    merges: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = False
     has_plugin: ClassVar[bool] = True
     smallest_keep: ClassVar[int] = 1
     parameters: ClassVar[type[Parameters]] = Parameters
@@ -139,30 +162,42 @@ class Method(ABC):
 
     @abstractmethod
     def signals(self, parameters: Any) -> tuple[str, ...]:
-        """Inputs the op takes besides the features: () or ("cls_attention",), the CLS row summed over heads."""
+        """Names in `vtexport.pruning.signals.SIGNALS`, in their order there, of what the op reads besides features."""
 
     @abstractmethod
     def takes_cls(self, parameters: Any) -> bool:
         """Whether `features` has the CLS row in front of the patch rows."""
 
+    def space(self, parameters: Any) -> str:
+        """Which features the op takes: "vision", before the projector, or "projected", after it (then without CLS)."""
+        return "vision"
+
     @abstractmethod
-    def resolve(self, parameters: Any, *, tokens: int, keep: int | None) -> tuple[int, Any]:
-        """The budget and the parameters with every None filled in, for `tokens` patches.
+    def resolve(self, parameters: Any, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Any]:
+        """The budget and the parameters with every None filled in, for a grid of patches (rows, columns).
 
         Raises:
             UsageError: The budget or a parameter does not fit the number of tokens.
         """
 
+    def remarks(self, parameters: Any, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
+        """Sentences that a build prints about this choice of (resolved) parameters: limits a user should know of."""
+        return ()
+
     @abstractmethod
-    def select(self, features: Array, scores: Array | None, *, keep: int, parameters: Any) -> Selection:
-        """The reference. Inputs are checked and `parameters` resolved already; use `vtexport.pruning.select`."""
+    def select(self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: Any) -> Selection:
+        """The reference. Inputs are checked and `parameters` resolved already; use `vtexport.pruning.select`.
+
+        `signals` are by tensor name (`Signal.input`), as they were given.
+        """
 
     @abstractmethod
     def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: Any) -> dict[str, str]:
-        """Write the ONNX function body. Its inputs are named "features" and "scores".
+        """Write the ONNX function body. Its inputs are named "features" and as `Signal.input` says.
 
         Returns:
-            The value names of `kept_features`, `keep_indices` and of every entry of `diagnostics`.
+            The value names of `kept_features`, `keep_indices`, `merged` where the method merges, and of every entry of
+            `diagnostics`.
         """
 
     def check_keep(self, keep: int | None, *, largest: int, unit: str) -> int:
@@ -173,3 +208,21 @@ class Method(ABC):
                 f"give a whole number from {self.smallest_keep} to {largest} ({unit})"
             )
         return keep
+
+
+def as_grid(method: Method, tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of `tokens` patches: `grid` after a look, else a square, else one row where that is harmless.
+
+    Raises:
+        UsageError: The grid has another number of patches, or the method needs one and none can be told.
+    """
+    side = math.isqrt(tokens)
+    if grid is None:
+        if side * side == tokens:
+            return side, side
+        if method.needs_grid:
+            raise UsageError(f"{method.name} needs grid=(rows, columns), and {tokens} patches are no square")
+        return 1, tokens
+    if len(grid) != 2 or grid[0] * grid[1] != tokens or min(grid) < 1:
+        raise UsageError(f"grid={tuple(grid)} does not have {tokens} patches; give (rows, columns)")
+    return int(grid[0]), int(grid[1])

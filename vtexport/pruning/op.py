@@ -3,64 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from vtexport.errors import UsageError
-from vtexport.pruning.emit import INT64, Emitter, live_nodes
-from vtexport.pruning.method import MOST_TOKENS, Method, Sizes
+from vtexport.pruning.emit import BOOL, INT64, Emitter, live_nodes
+from vtexport.pruning.method import MOST_TOKENS, Method, Sizes, as_grid
+from vtexport.pruning.signals import SIGNALS
 
 DOMAIN = "vtexport"
 OPSET = 20  # of the function bodies, the lower of the two dialects
 IR_VERSION = 10
 DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-OUTPUTS = ("kept_features", "keep_indices")
 
 
 def build(
-    method: Method,
-    parameters: Any,
-    *,
-    tokens: int,
-    width: int,
-    keep: int | None,
-    batch: int,
-    dtype: str,
-    diagnostics: bool,
+    method: Method, parameters: Any, sizes: Mapping[str, Any], *, keep: int | None, dtype: str, diagnostics: bool
 ) -> ModelProto:
-    """The model behind `vtexport.pruning.op_model` and `diagnostic_model`."""
-    for name, value in (("tokens", tokens), ("width", width), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """The model behind `vtexport.pruning.op_model` and `diagnostic_model`; `sizes` are those of `op_model`."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}")
+    given = dict(sizes)
+    tokens, grid = given.pop("tokens"), given.pop("grid")
+    for name, value in [("tokens", tokens), *given.items()]:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{name}={value!r} is not allowed; give a whole number from 1")
     if tokens > MOST_TOKENS:
         raise UsageError(
             f"tokens={tokens} is not allowed; one op takes at most {MOST_TOKENS} tokens, so split the image"
         )
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}")
-    keep, parameters = method.resolve(parameters, tokens=tokens, keep=keep)
-    sizes = Sizes(batch=batch, tokens=tokens, width=width, keep=keep)
+    grid = as_grid(method, tokens, grid)
+    keep, parameters = method.resolve(parameters, grid=grid, keep=keep)
+    width = given["width"]
+    # CLIP's heads are 64 wide, in every size.
+    given["heads"] = given["heads"] or max(1, width // 64)
+    given["head_width"] = given["head_width"] or -(-width // given["heads"])
+    given["embedding_width"] = given["embedding_width"] or width
+    fixed = Sizes(grid=grid, keep=keep, **given)
 
-    outputs = [*OUTPUTS, *(method.diagnostics if diagnostics else ())]
-    function = _function(method, parameters, sizes, outputs)
+    outputs = [*output_names(method), *(method.diagnostics if diagnostics else ())]
+    function = _function(method, parameters, fixed, outputs)
     node = helper.make_node(
-        method.op_type, list(function.input), outputs, domain=DOMAIN, **_attributes(parameters, sizes.keep)
+        method.op_type, list(function.input), outputs, domain=DOMAIN, **_attributes(parameters, fixed.keep)
     )
-    rows = tokens + int(method.takes_cls(parameters))
     describe = helper.make_tensor_value_info
-    inputs = {"features": describe("features", DTYPES[dtype], [batch, rows, width])}
-    inputs["scores"] = describe("scores", TensorProto.FLOAT, [batch, tokens])
+    rows = fixed.tokens + int(method.takes_cls(parameters))
+    inputs = [describe("features", DTYPES[dtype], [fixed.batch, rows, fixed.width])]
+    for signal in map(SIGNALS.__getitem__, method.signals(parameters)):
+        inputs.append(describe(signal.input, TensorProto.FLOAT, signal.shape(fixed)))
     results = [
-        describe("kept_features", DTYPES[dtype], [batch, keep, width]),
-        describe("keep_indices", INT64, [batch, keep]),
-        *(describe(name, *_diagnostic_type(method, name)) for name in outputs[len(OUTPUTS) :]),
-    ]
-    graph = helper.make_graph([node], f"{method.name}_keep{keep}", [inputs[name] for name in function.input], results)
+        describe("kept_features", DTYPES[dtype], [fixed.batch, keep, fixed.width]),
+        describe("keep_indices", INT64, [fixed.batch, keep]),
+        describe("merged", BOOL, [fixed.batch, keep]),
+    ][: len(output_names(method))]
+    results += [describe(name, *_diagnostic_type(method, name)) for name in outputs[len(results) :]]
+    graph = helper.make_graph([node], f"{method.name}_keep{keep}", inputs, results)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, functions=[function], producer_name="vtexport"
     )
+
+
+def output_names(method: Method) -> tuple[str, ...]:
+    """The op's outputs: kept_features, keep_indices and, where the method merges, merged."""
+    return ("kept_features", "keep_indices", "merged") if method.merges else ("kept_features", "keep_indices")
 
 
 def _diagnostic_type(method: Method, name: str) -> tuple[int, list[str]]:
@@ -88,7 +96,7 @@ def _function(method: Method, parameters: Any, sizes: Sizes, outputs: list[str])
     return helper.make_function(
         DOMAIN,
         method.op_type,
-        ["features", *(["scores"] if method.signals(parameters) else [])],
+        ["features", *(SIGNALS[name].input for name in method.signals(parameters))],
         outputs,
         live_nodes(emitter.nodes, outputs),
         [helper.make_opsetid("", OPSET)],

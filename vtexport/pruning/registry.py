@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -31,8 +34,18 @@ def register(cls: _M) -> _M:
     return cls
 
 
+@functools.cache
+def _load() -> None:
+    """Imports every file of `vtexport.pruning.methods`; that registers them."""
+    package = importlib.import_module("vtexport.pruning.methods")
+    for found in pkgutil.iter_modules(package.__path__):
+        if not found.name.endswith("_onnx"):  # the second half of a method too long for one file; it imports onnx
+            importlib.import_module(f"{package.__name__}.{found.name}")
+
+
 def list_methods() -> list[Method]:
     """All methods, sorted by name."""
+    _load()
     return [_METHODS[name] for name in sorted(_METHODS)]
 
 
@@ -42,6 +55,7 @@ def get_method(name: str) -> Method:
     Raises:
         UsageError: There is no such method; the message lists the names and the closest one.
     """
+    _load()
     if name in _METHODS:
         return _METHODS[name]
     raise UsageError(f"method {name!r} is not known; {_hint(str(name), sorted(_METHODS))}")

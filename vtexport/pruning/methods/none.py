@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vtexport.errors import UsageError
@@ -30,18 +31,21 @@ class KeepAll(Method):
     def takes_cls(self, parameters: Parameters) -> bool:
         return True
 
-    def resolve(self, parameters: Parameters, *, tokens: int, keep: int | None) -> tuple[int, Parameters]:
+    def resolve(self, parameters: Parameters, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Parameters]:
+        tokens = grid[0] * grid[1]
         if keep is not None and keep != tokens:
             raise UsageError(f"keep={keep!r} is not allowed for none, which keeps all {tokens} patches; leave keep out")
         return tokens, parameters
 
-    def select(self, features: Array, scores: Array | None, *, keep: int, parameters: Parameters) -> Selection:
+    def select(
+        self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: Parameters
+    ) -> Selection:
         from array_api_compat import array_namespace
 
         from vtexport.pruning.arrays import integers
 
         xp = array_namespace(features)
-        every = integers(xp, [list(range(keep))] * features.shape[0], features)
+        every = integers(xp, [list(range(sizes.keep))] * features.shape[0], features)
         return Selection(every, features[:, 1:, :], {})
 
     def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: Parameters) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +85,10 @@ class PruneSID(Method):
         return parameters.cls_slot
 
     def resolve(
-        self, parameters: PruneSIDParameters, *, tokens: int, keep: int | None
+        self, parameters: PruneSIDParameters, *, grid: tuple[int, int], keep: int | None
     ) -> tuple[int, PruneSIDParameters]:
         slot = int(parameters.cls_slot)
-        keep = self.check_keep(keep, largest=tokens + slot, unit="CLS included" if slot else "patches")
+        keep = self.check_keep(keep, largest=grid[0] * grid[1] + slot, unit="CLS included" if slot else "patches")
         groups = keep // 4 if parameters.groups is None else parameters.groups
         if groups > keep - slot:  # every group that is not empty gives at least one token
             raise UsageError(
@@ -96,23 +97,26 @@ class PruneSID(Method):
         scale = keep / 32 if parameters.threshold_scale is None else parameters.threshold_scale
         return keep, dataclasses.replace(parameters, groups=groups, threshold_scale=scale)
 
-    def select(self, features: Array, scores: Array | None, *, keep: int, parameters: PruneSIDParameters) -> Selection:
+    def select(
+        self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: PruneSIDParameters
+    ) -> Selection:
         from array_api_compat import array_namespace
 
         from vtexport.pruning.arrays import gather_rows, integers
 
         xp, slot = array_namespace(features), int(parameters.cls_slot)
+        scores = signals.get("scores")
         images = []
         for image in range(features.shape[0]):
             patches = xp.astype(features[image, slot:, :], xp.float64)
             score = None if scores is None else xp.astype(scores[image, :], xp.float32)
-            images.append(_select_image(xp, patches, score, keep, parameters))
+            images.append(_select_image(xp, patches, score, sizes.keep, parameters))
         rows = integers(xp, [[0] * slot + [patch + slot for patch in chosen] for chosen, _ in images], features)
         details = {name: xp.stack([each[name] for _, each in images]) for name in images[0][1]}
         return Selection(rows - slot, gather_rows(xp, features, rows), details)
 
     def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -> dict[str, str]:
-        from vtexport.pruning.prunesid_onnx import emit_prunesid
+        from vtexport.pruning.methods.prunesid_onnx import emit_prunesid
 
         return emit_prunesid(emitter, sizes=sizes, parameters=parameters)
 

@@ -14,35 +14,30 @@ import numpy as np
 from vtexport.pruning.eigen import TINY, leading_eigenvectors
 from vtexport.pruning.emit import FLOAT, INT64, Emitter
 from vtexport.pruning.method import Sizes
-from vtexport.pruning.prunesid import PruneSIDParameters
+from vtexport.pruning.methods.prunesid import PruneSIDParameters
+from vtexport.pruning.parts_onnx import gather_rows, gram, in_raster_order, patch_rows, per_image
 
 SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per number
 
 
 def emit_prunesid(e: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -> dict[str, str]:
     """Write the body for "features" and "scores"; see `Method.emit`. `parameters` are resolved."""
-    # One image after the other: the loops of each run as long as it needs, and no image depends on another.
-    images = []
-    for index in range(sizes.batch):
-        features, scores = "features", "scores"
-        if sizes.batch > 1:
-            features, scores = (e.Slice(each, [index], [index + 1], [0]) for each in (features, scores))
-        images.append(_select_image(e, features, scores, sizes, parameters))
-    values = images[0]
-    if sizes.batch > 1:
-        values = {name: e.Concat(*(image[name] for image in images), axis=0) for name in values}
+    inputs = ["features", "scores"] if parameters.nms_score == "cls_attention" else ["features"]
+    values = per_image(
+        e, sizes.batch, inputs, lambda *each: _select_image(e, *each, sizes=sizes, parameters=parameters)
+    )
     rows = e.Add(values["keep_indices"], int(parameters.cls_slot))
-    return {"kept_features": e.GatherND("features", e.Unsqueeze(rows, [2]), batch_dims=1), **values}
+    return {"kept_features": gather_rows(e, "features", rows), **values}
 
 
 def _select_image(
-    e: Emitter, features: str, scores: str, sizes: Sizes, parameters: PruneSIDParameters
+    e: Emitter, features: str, scores: str = "", *, sizes: Sizes, parameters: PruneSIDParameters
 ) -> dict[str, str]:
     """One image's results, with a first axis of 1; from features [1, rows, D] and scores [1, T]."""
     assert parameters.groups is not None
     assert parameters.threshold_scale is not None
     tokens, count, slot = sizes.tokens, parameters.groups, int(parameters.cls_slot)
-    patches = e.as_float(e.Squeeze(e.Slice(features, [slot], [slot + tokens], [1]), [0]))
+    patches = patch_rows(e, features, tokens, cls_rows=slot)
 
     groups, loading, residual = _group(e, patches, tokens, count, parameters.center)
     score = scores if parameters.nms_score == "cls_attention" else loading
@@ -67,7 +62,7 @@ def _select_image(
     chosen = _cut(e, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
     chosen = e.GatherElements(order, chosen, axis=1)
     if parameters.order == "raster":
-        chosen, _ = e.TopK(chosen, [sizes.keep - slot], outputs=2, axis=1, largest=0)
+        chosen = in_raster_order(e, chosen, sizes.keep - slot)
     return {
         "keep_indices": e.Concat(np.array([[-1]]), chosen, axis=1) if slot else chosen,
         "groups": groups,
@@ -84,20 +79,10 @@ def _group(e: Emitter, patches: str, tokens: int, count: int, center: str) -> tu
     """Step 1: groups [1, T] int64, the loadings [1, T] that decided them, the eigenvectors' residual [1, 1]."""
     y = e.Sigmoid(patches)
     y = e.Sub(y, e.ReduceMean(y, [1 if center == "token" else 0], keepdims=1))
-    components = leading_eigenvectors(e, _gram(e, y, tokens), tokens=tokens, count=count)
+    components = leading_eigenvectors(e, gram(e, y, tokens), tokens=tokens, count=count)
     loading = e.Abs(components.vectors)
     groups, largest = e.ArgMax(loading, axis=1, keepdims=1), e.ReduceMax(loading, [1], keepdims=1)
     return e.Transpose(groups), e.Transpose(largest), components.residual
-
-
-def _gram(e: Emitter, y: str, tokens: int) -> str:
-    """y yᵀ [T, T]. It is symmetric: of its four quarters three are computed."""
-    half = tokens // 2
-    upper, lower = e.Split(y, [half, tokens - half], outputs=2, axis=0)
-    corner = e.Gemm(upper, lower, transB=1)
-    first = e.Concat(e.Gemm(upper, upper, transB=1), corner, axis=1)
-    second = e.Concat(e.Transpose(corner), e.Gemm(lower, lower, transB=1), axis=1)
-    return str(e.Concat(first, second, axis=0))
 
 
 def _mean_cosine(e: Emitter, patches: str, tokens: int) -> tuple[str, str]:

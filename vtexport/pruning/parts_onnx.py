@@ -1,0 +1,56 @@
+"""Pieces that several methods' ONNX functions are made of, in the opset-20 operators every runtime has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vtexport.pruning.eigen import TINY
+from vtexport.pruning.emit import Emitter
+
+
+def per_image(e: Emitter, batch: int, inputs: Sequence[str], image: Callable[..., dict[str, str]]) -> dict[str, str]:
+    """`image(*inputs)` for every image of the batch, each input cut to [1, ...]; results joined along the first axis.
+
+    One image after the other: the loops of each run as long as it needs, and no image depends on another.
+    """
+    results = []
+    for index in range(batch):
+        own = [e.Slice(each, [index], [index + 1], [0]) for each in inputs] if batch > 1 else list(inputs)
+        results.append(image(*own))
+    if batch == 1:
+        return results[0]
+    return {name: e.Concat(*(result[name] for result in results), axis=0) for name in results[0]}
+
+
+def patch_rows(e: Emitter, features: str, tokens: int, *, cls_rows: int) -> str:
+    """[T, D] float32 patch rows of one image's `features` [1, c + T, D]."""
+    rows = e.Squeeze(features, [0])
+    return e.as_float(e.Slice(rows, [cls_rows], [cls_rows + tokens], [0]) if cls_rows else rows)
+
+
+def gather_rows(e: Emitter, features: str, rows: str) -> str:
+    """[B, N, D]: the rows `rows` [B, N] int64 of `features` [B, R, D], bits unchanged."""
+    return str(e.GatherND(features, e.Unsqueeze(rows, [2]), batch_dims=1))
+
+
+def in_raster_order(e: Emitter, chosen: str, count: int) -> str:
+    """`chosen` [1, count] int64, ascending."""
+    return str(e.TopK(chosen, [count], outputs=2, axis=1, largest=0)[0])
+
+
+def gram(e: Emitter, y: str, tokens: int) -> str:
+    """y yᵀ [T, T] of y [T, D]. It is symmetric: of its four quarters three are computed."""
+    half = tokens // 2
+    if not half:
+        return str(e.Gemm(y, y, transB=1))
+    upper, lower = e.Split(y, [half, tokens - half], outputs=2, axis=0)
+    corner = e.Gemm(upper, lower, transB=1)
+    first = e.Concat(e.Gemm(upper, upper, transB=1), corner, axis=1)
+    second = e.Concat(e.Transpose(corner), e.Gemm(lower, lower, transB=1), axis=1)
+    return str(e.Concat(first, second, axis=0))
+
+
+def cosine_rows(e: Emitter, rows: str) -> str:
+    """`rows` [T, D] scaled to norm 1; a zero row stays zero."""
+    square = e.Max(TINY, e.total(e.Mul(rows, rows), 1))
+    return str(e.Mul(rows, e.Reciprocal(e.Sqrt(square))))
