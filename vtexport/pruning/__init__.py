@@ -66,7 +66,7 @@ def select(
 
     chosen = get_method(method)
     given = make_parameters(chosen, parameters)
-    named = {
+    named: dict[str, Array] = {
         "scores": scores,
         "keys": keys,
         "similarity_features": similarity_features,
@@ -79,7 +79,7 @@ def select(
             raise InputError(f"{method} needs {name} with these parameters: {wanted[name].about}")
         if array is not None and name not in wanted:
             raise InputError(f"{method} takes no {name} with these parameters")
-    signals = {name: named[name] for name in wanted}
+    signals: dict[str, Array] = {name: named[name] for name in wanted}
     checked_inputs(features, signals)
     rows = int(features.shape[1])
     tokens = rows - int(chosen.takes_cls(given))

@@ -64,9 +64,7 @@ SIGNALS = {
             "vision",
             "attention from CLS to every patch in the feature layer's block, summed over heads",
         ),
-        Signal(
-            "keys", "keys", "BTHK", "vision", "key projections of the patches in the feature layer's block, by head"
-        ),
+        Signal("keys", "keys", "BTHK", "vision", "the patches' key projections in the feature layer's block, by head"),
         Signal(
             "similarity_features",
             "similarity_features",
