@@ -15,10 +15,13 @@ from vtexport.pruning.signals import SIGNALS
 if TYPE_CHECKING:
     import onnx
 
+    from vtexport.pruning.eager import Applied
+
 __all__ = [
     "Method",
     "Parameters",
     "Selection",
+    "apply",
     "diagnostic_model",
     "get_method",
     "list_methods",
@@ -26,6 +29,13 @@ __all__ = [
     "op_model",
     "select",
 ]
+
+
+def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any) -> Applied:
+    """Prunes a Hugging Face LLaVA in eager mode, in place; see `vtexport.pruning.eager.apply`."""
+    from vtexport.pruning import eager
+
+    return eager.apply(model, method=method, keep=keep, **parameters)
 
 
 def select(

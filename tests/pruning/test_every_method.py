@@ -1,0 +1,260 @@
+"""What every method promises, whatever the input: a new method is held to it by being there."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pruning_cases import run_stock, structured
+
+from vtexport.errors import InputError, UsageError
+from vtexport.pruning import get_method, list_methods, make_parameters, op_model, select
+from vtexport.pruning.method import Sizes
+from vtexport.pruning.signals import SIGNALS
+
+GRID = (6, 8)
+TOKENS, WIDTH, HEADS, HEAD_WIDTH, TEXT = 48, 24, 3, 8, 5
+METHODS = [method.name for method in list_methods()]
+# Whose choice does not depend on where a patch stands; for the others a permutation of the tokens is another image.
+EQUIVARIANT = {"cdpruner", "divprune", "none", "prunesid", "svdprune", "vitcop"}
+# A hair's difference decides these ones' ties, so only exact copies of tokens are compared elsewhere.
+KINDS = ["equal", "zero", "rank1", "large", "tiny", "repeated", "one token", "half repeated", "structured", "random"]
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def budgets(name: str, grid: tuple[int, int] = GRID) -> tuple[int | None, ...]:
+    """The smallest, a middle and the largest budget that the method gives on this grid."""
+    method = get_method(name)
+    possible = []
+    for keep in range(1, grid[0] * grid[1] + 2):
+        try:
+            method.resolve(make_parameters(method, {}), grid=grid, keep=keep)
+        except UsageError:
+            continue
+        possible.append(keep)
+    return tuple(sorted({possible[0], possible[len(possible) // 2], possible[-1]})) if possible else ()
+
+
+def rows_of(kind: str, rows: int, width: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    shape = (rows, width)
+    made = {
+        "equal": lambda: np.full(shape, 0.3),
+        "zero": lambda: np.zeros(shape),
+        "rank1": lambda: rng.standard_normal((rows, 1)) * rng.standard_normal((1, width)),
+        "large": lambda: rng.standard_normal(shape) * 1e30,
+        "tiny": lambda: rng.standard_normal(shape) * 1e-38,
+        "repeated": lambda: np.repeat(rng.standard_normal((-(-rows // 3), width)), 3, axis=0)[:rows],
+        "one token": lambda: np.eye(rows)[min(4, rows - 1)][:, None] * rng.standard_normal((1, width)),
+        "half repeated": lambda: np.concatenate(
+            [np.tile(rng.standard_normal(width), (rows // 2, 1)), rng.standard_normal((rows - rows // 2, width))]
+        ),
+        "structured": lambda: structured(seed, rows, width, min(10, rows - 1, width - 1)),
+        "random": lambda: rng.standard_normal(shape),
+    }
+    return np.asarray(made[kind](), np.float32)
+
+
+def scores_of(kind: str, tokens: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    made = {
+        "zero": np.zeros(tokens),
+        "equal": np.full(tokens, 0.5),
+        "underflow": np.full(tokens, 1e-45),
+        "negative": -rng.random(tokens),
+        "one": np.eye(tokens)[tokens // 2],
+        "tied": np.floor(3 * rng.random(tokens)) / 3,
+        "random": rng.random(tokens),
+    }
+    return np.asarray(made[kind], np.float32)
+
+
+def inputs(
+    name: str,
+    kind: str = "random",
+    scores: str = "random",
+    *,
+    grid: tuple[int, int] = GRID,
+    seed: int = 0,
+    batch: int = 1,
+) -> dict[str, np.ndarray]:
+    """Everything the op reads, by name, each signal as hostile as the features."""
+    method = get_method(name)
+    parameters = make_parameters(method, {})
+    tokens = grid[0] * grid[1]
+    made: dict[str, list[np.ndarray]] = {}
+    for image in range(batch):
+        own = seed + 100 * image
+        made.setdefault("features", []).append(rows_of(kind, tokens + int(method.takes_cls(parameters)), WIDTH, own))
+        for signal in map(SIGNALS.__getitem__, method.signals(parameters)):
+            if signal.input == "scores":
+                value = scores_of(scores, tokens, own)
+            else:
+                sizes = Sizes(1, grid, WIDTH, 1, HEADS, HEAD_WIDTH, WIDTH)
+                shape = [TEXT if isinstance(size, str) else size for size in signal.shape(sizes)[1:]]
+                value = rows_of(kind, shape[0], int(np.prod(shape[1:])), own + 7).reshape(shape)
+            made.setdefault(signal.input, []).append(value)
+    return {name: np.stack(values) for name, values in made.items()}
+
+
+@functools.cache
+def op(name: str, keep: int | None, *, grid: tuple[int, int] = GRID, batch: int = 1, dtype: str = "float32") -> Any:
+    sizes: dict[str, Any] = {"tokens": grid[0] * grid[1], "grid": grid, "width": WIDTH, "batch": batch, "dtype": dtype}
+    model = op_model(name, keep=keep, heads=HEADS, head_width=HEAD_WIDTH, embedding_width=WIDTH, **sizes)
+    onnx.checker.check_model(model, full_check=True)
+    return run_stock(model)
+
+
+def assert_valid(indices: Any, keep: int, tokens: int = TOKENS) -> None:
+    for image in np.asarray(indices).tolist():
+        assert len(image) == len(set(image)) == keep
+        assert set(image) <= set(range(-1, tokens))
+
+
+def assert_copied(found: Any, features: np.ndarray, name: str) -> None:
+    """Rows that stand for one patch are that patch's row, bit for bit."""
+    method = get_method(name)
+    slot = int(method.takes_cls(make_parameters(method, {})))
+    merged = found.get("merged")
+    for image, row in enumerate(features):
+        for place, patch in enumerate(np.asarray(found["keep_indices"])[image].tolist()):
+            if merged is None or not merged[image][place]:
+                assert found["kept_features"][image][place].tobytes() == row[patch + slot].tobytes()
+
+
+@every_method
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_finite_input_gives_exactly_n_tokens(name: str, kind: str) -> None:
+    for keep in budgets(name):
+        for scores in ("zero", "equal", "underflow", "negative", "one", "tied"):
+            given = inputs(name, kind, scores)
+            found = op(name, keep)(**given)
+            assert_valid(found["keep_indices"], found["kept_features"].shape[1])
+            assert_copied(found, given["features"], name)
+            by_reference = select(name, keep=keep, grid=GRID, **given)
+            assert_valid(by_reference.keep_indices, found["kept_features"].shape[1])
+            assert_copied(vars(by_reference), given["features"], name)
+
+
+@every_method
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite(name: str, value: float) -> None:
+    """The reference refuses it; a graph cannot, and still gives N tokens."""
+    keep = budgets(name)[len(budgets(name)) // 2]
+    for poisoned in inputs(name):
+        for where in (slice(None), slice(3, 4)):
+            given = inputs(name)
+            given[poisoned][:, where] = value
+            with pytest.raises(InputError, match=f"{poisoned} holds NaN or infinite values"):
+                select(name, keep=keep, grid=GRID, **given)
+            found = op(name, keep)(**given)
+            assert_valid(found["keep_indices"], found["kept_features"].shape[1])
+
+
+@every_method
+def test_images_do_not_depend_on_each_other(name: str) -> None:
+    keep = budgets(name)[len(budgets(name)) // 2]
+    both = inputs(name, "structured", batch=2)
+    together = op(name, keep, batch=2)(**both)
+    reference = select(name, keep=keep, grid=GRID, **both)
+    for image in range(2):
+        own = {key: value[image : image + 1] for key, value in both.items()}
+        for key, value in op(name, keep)(**own).items():
+            np.testing.assert_array_equal(together[key][image], value[0])
+        np.testing.assert_array_equal(
+            reference.keep_indices[image], select(name, keep=keep, grid=GRID, **own).keep_indices[0]
+        )
+
+
+@every_method
+def test_numpy_and_pytorch_agree(name: str) -> None:
+    keep = budgets(name)[len(budgets(name)) // 2]
+    given = inputs(name, "structured")
+    by_numpy = select(name, keep=keep, grid=GRID, **given)
+    tensors = {key: torch.from_numpy(value) for key, value in given.items()}
+    by_torch = select(name, keep=keep, grid=GRID, **tensors)
+    assert isinstance(by_torch.keep_indices, torch.Tensor)
+    assert by_numpy.keep_indices.dtype == np.int64
+    np.testing.assert_array_equal(by_torch.keep_indices, by_numpy.keep_indices)
+    np.testing.assert_allclose(by_torch.kept_features, by_numpy.kept_features, rtol=1e-6, atol=1e-7)
+    assert (by_torch.merged is None) == (by_numpy.merged is None) == (not get_method(name).merges)
+    if by_numpy.merged is not None:
+        np.testing.assert_array_equal(by_torch.merged, by_numpy.merged)
+        assert by_numpy.merged.dtype == bool
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_features(name: str, dtype: str) -> None:
+    """Features that are exact in every type give the same choice in every type, in rows of their own type."""
+    keep = budgets(name)[len(budgets(name)) // 2]
+    given = inputs(name, "structured")
+    coarse = torch.from_numpy(given["features"]).bfloat16()
+    given["features"] = coarse.float().numpy()
+    expected = op(name, keep)(**given)
+    tensors = {key: torch.from_numpy(value) for key, value in given.items()}
+    tensors["features"] = coarse.to(getattr(torch, dtype))
+    if dtype == "float16":
+        found = op(name, keep, dtype=dtype)(**given | {"features": tensors["features"].numpy()})
+        np.testing.assert_array_equal(found["keep_indices"], expected["keep_indices"])
+        np.testing.assert_allclose(found["kept_features"], expected["kept_features"], rtol=1e-3, atol=1e-3)
+    by_reference = select(name, keep=keep, grid=GRID, **tensors)
+    assert by_reference.kept_features.dtype == getattr(torch, dtype)
+    same = select(name, keep=keep, grid=GRID, **given)
+    np.testing.assert_array_equal(by_reference.keep_indices, same.keep_indices)
+
+
+@pytest.mark.parametrize("name", sorted(EQUIVARIANT & set(METHODS)))
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_permuting_tokens_permutes_the_choice(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    keep = budgets(name)[len(budgets(name)) // 2]
+    given_ = inputs(name, "random", seed=seed % 1000)
+    order = rng.permutation(TOKENS)
+    slot = given_["features"].shape[1] - TOKENS
+    permuted = {
+        key: value if key == "text_embeds" else value[:, order] if value.shape[1] == TOKENS else value
+        for key, value in given_.items()
+    }
+    if slot:
+        permuted["features"] = np.concatenate([given_["features"][:, :1], given_["features"][:, 1:][:, order]], axis=1)
+    before = select(name, keep=keep, grid=GRID, **given_).keep_indices[0].tolist()
+    after = select(name, keep=keep, grid=GRID, **permuted).keep_indices[0].tolist()
+    assert sorted(before) == sorted(patch if patch < 0 else order[patch] for patch in after)
+
+
+@every_method
+@pytest.mark.parametrize("keep", [0, -1, 50, 10**9, 2.5, True])
+def test_budgets_out_of_range_are_refused(name: str, keep: Any) -> None:
+    with pytest.raises(UsageError, match=f"keep={keep!r} is not allowed for {name}"):
+        op_model(name, tokens=TOKENS, grid=GRID, width=WIDTH, keep=keep)
+    with pytest.raises(UsageError, match="is not allowed"):
+        select(name, keep=keep, grid=GRID, **inputs(name))
+
+
+@every_method
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 5), (3, 3), (5, 2)])
+def test_few_tokens(name: str, grid: tuple[int, int]) -> None:
+    """Down to one patch: N tokens, or a budget refused."""
+    tokens = grid[0] * grid[1]
+    for keep in budgets(name, grid):
+        given = inputs(name, grid=grid)
+        found = op(name, keep, grid=grid)(**given)
+        assert_valid(found["keep_indices"], found["kept_features"].shape[1], tokens)
+        expected = select(name, keep=keep, grid=grid, **given)
+        assert_valid(expected.keep_indices, found["kept_features"].shape[1], tokens)
+
+
+@every_method
+def test_a_wrong_grid_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"grid=\(5, 5\) does not have 48 patches"):
+        select(name, keep=budgets(name)[0], grid=(5, 5), **inputs(name))
