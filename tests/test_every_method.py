@@ -1,0 +1,91 @@
+"""Every pruning method in a whole bundle: the answer of the PyTorch model under `apply`, and TensorRT-RTX engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_llava import PHOTO
+
+from vtexport.build import build
+from vtexport.bundle.reader import open_bundle
+from vtexport.engines.rtx import compile_rtx
+from vtexport.engines.targets import find_target
+from vtexport.pruning import apply, get_method, list_methods, make_parameters
+from vtexport.runtime.pipeline import Pipeline
+
+METHODS = [method.name for method in list_methods()]
+KEEP = 16  # of 64; a square, for pool
+QUESTION = "What is on the table?"
+
+
+def budget(name: str) -> int | None:
+    return None if name == "none" else KEEP
+
+
+def plan(name: str) -> str:
+    return name if name == "none" else f"{name}-{KEEP}"
+
+
+def bundle_of_all(checkpoint: Path, folder: Path, precision: str) -> Path:
+    """One bundle with a plan of every method; each build adds its graphs to what stands there."""
+    for name in METHODS:
+        build(str(checkpoint), folder, method=name, keep=budget(name), precision=precision)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of_all(tiny_checkpoint, tmp_path_factory.mktemp("methods") / "tiny", "fp32")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Any:
+    from transformers import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("dialect", ["modern", "classic"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_bundle_answers_like_the_pytorch_model(
+    name: str, dialect: str, bundle: Path, model: Any, tiny_checkpoint: Path
+) -> None:
+    from transformers import AutoProcessor
+
+    read = AutoProcessor.from_pretrained(tiny_checkpoint, local_files_only=True)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    text = read.apply_chat_template(messages, add_generation_prompt=True)
+    given = read(images=Image.open(PHOTO), text=text, return_tensors="pt")
+    with apply(model, method=name, keep=budget(name)) as applied:
+        method = get_method(name)
+        if "text" in method.signals(make_parameters(method, {})):
+            question = read.tokenizer(QUESTION, add_special_tokens=False, return_tensors="pt")
+            applied.ask(question["input_ids"])
+        tokens = model.generate(**given, max_new_tokens=16, do_sample=False)[0, given["input_ids"].shape[1] :].tolist()
+    answer = Pipeline.open(bundle, plan(name), dialect=dialect).generate(PHOTO, QUESTION, max_new_tokens=16)
+    np.testing.assert_array_equal(answer.keep_indices, applied.selections[0].keep_indices[0])
+    assert answer.token_ids == tokens
+    assert answer.visual_tokens == (64 if name == "none" else KEEP)
+
+
+def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert {plan.name for plan in manifest.plans} == {plan(name) for name in METHODS}
+    for dialect in ("modern", "classic"):
+        signals = {name for name in manifest.graphs if name.startswith("vision") and name.endswith(dialect)}
+        wanted = {plan.graphs[dialect].vision for plan in manifest.plans}
+        assert signals == wanted
+        assert {*(plan.graphs[dialect].decoder[0] for plan in manifest.plans)} == {f"decoder_0.{dialect}"}
+    assert len([name for name in manifest.files if name.endswith(".safetensors")]) == 1
+
+
+def test_tensorrt_rtx_builds_every_prune_graph(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = bundle_of_all(tiny_checkpoint, tmp_path / "tiny", "fp16")
+    record = compile_rtx(open_bundle(folder), find_target("rtx"))
+    assert {f"{plan(name)}.prune" for name in METHODS} <= set(record.engines)
+    assert all((folder / "engines" / "rtx" / engine.file).stat().st_size > 1000 for engine in record.engines.values())
