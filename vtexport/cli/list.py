@@ -46,13 +46,14 @@ def _models() -> list[dict[str, Any]]:
 
 def _methods() -> list[dict[str, Any]]:
     from vtexport.pruning import list_methods
+    from vtexport.pruning.signals import SIGNALS
 
     return [
         {
             "name": method.name,
             "paper": f"{method.title} (arXiv {method.arxiv})" if method.arxiv else None,
             "acts": method.acts,
-            "needs": list(method.signals(method.parameters())),
+            "needs": {name: SIGNALS[name].about for name in method.signals(method.parameters())},
             "positions": method.positions,
             "budget": method.budget,
             "parameters": _parameters(method.parameters),
@@ -80,7 +81,8 @@ def _say_methods(rows: list[dict[str, Any]]) -> None:
         say(row["name"])
         say(f"  paper      {row['paper'] or '-'}")
         say(f"  acts       {row['acts']}")
-        say(f"  needs      {', '.join(row['needs']) or 'nothing but the features'}")
+        needs = [f"{name} ({about})" for name, about in row["needs"].items()]
+        say(f"  needs      {', '.join(needs) or 'nothing but the features'}")
         say(f"  positions  {row['positions']}")
         say(f"  budget     {row['budget']}")
         for parameter in row["parameters"]:
