@@ -17,55 +17,20 @@ import json
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from machine import describe
+from ops import WIDTH, generated_images, gram_model, samples_ms, session
 
 # numpy and torch read the thread settings when they are imported, so they are imported after the arguments are read.
 
 ROOT = Path(__file__).resolve().parents[1]
-GRID, TOKENS, WIDTH = 24, 576, 1024
+TOKENS = 576
 PACKAGES = ("numpy", "torch", "onnx", "onnxruntime")
 CASES = [(32, 1), (64, 1), (128, 1), (192, 1), (64, 5)]  # keep, batch
-
-
-def generated_images(batch: int) -> tuple[Any, Any]:
-    """Features [batch, 577, 1024] float16 and CLS scores [batch, 576] float32, in the likeness of CLIP's.
-
-    Smooth fields over the grid (background), blobs with a direction of their own (objects), a few tokens of large norm
-    (CLIP's outliers) and noise; attention falls on blobs and outliers.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(2024)
-    y, x = np.mgrid[:GRID, :GRID] / GRID
-    features, scores = [], []
-    for _ in range(batch):
-        maps, attention = [], 0.05 * rng.random(TOKENS)
-        for order in range(1, 25):
-            phase = rng.random(2) * 2 * np.pi
-            waves = rng.integers(0, 1 + order // 4, 2)
-            maps.append(
-                np.cos(2 * np.pi * waves[0] * x + phase[0]) * np.cos(2 * np.pi * waves[1] * y + phase[1]) / order**0.5
-            )
-        for _ in range(30):
-            center, size = rng.random(2), 0.03 + 0.1 * rng.random()
-            blob = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * size**2))
-            maps.append(1.5 * blob)
-            attention += rng.random() * blob.ravel()
-        fields = np.stack([each.ravel() for each in maps], axis=1)
-        image = 0.3 * rng.standard_normal(WIDTH) + 0.6 * fields @ rng.standard_normal((len(maps), WIDTH))
-        image += 0.35 * rng.standard_normal(image.shape)
-        outliers = rng.choice(TOKENS, 5, replace=False)
-        image[outliers] = 4 * rng.standard_normal(WIDTH) + 0.2 * image[outliers]
-        attention[outliers] += 2.0
-        features.append(np.concatenate([image.mean(0, keepdims=True), image]))
-        scores.append(attention / attention.sum() * 12)
-    return np.stack(features).astype(np.float16), np.stack(scores).astype(np.float32)
 
 
 def golden_images(batch: int) -> tuple[Any, Any]:
@@ -123,43 +88,6 @@ def randomised_selection(features: Any, scores: Any, keep: int) -> list[list[int
     return chosen
 
 
-def session(model: Any, threads: int) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Two sessions take turns here: without this the threads of the one stay awake beside the other's.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def gram_model(batch: int) -> Any:
-    """Only the product that gives the Gram matrix, of features that are centred already."""
-    from onnx import TensorProto, helper
-
-    describe = helper.make_tensor_value_info
-    nodes = [
-        helper.make_node("Transpose", ["y"], ["columns"], perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["y", "columns"], ["gram"]),
-    ]
-    ins = [describe("y", TensorProto.FLOAT, [batch, TOKENS, WIDTH])]
-    outs = [describe("gram", TensorProto.FLOAT, [batch, TOKENS, TOKENS])]
-    graph = helper.make_graph(nodes, "gram", ins, outs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def samples_ms(run: Callable[[], Any], runs: int) -> list[float]:
-    for _ in range(max(2, runs // 10)):  # the first runs allocate
-        run()
-    samples = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        samples.append(1e3 * (time.perf_counter() - start))
-    return samples
-
-
 def overlap(found: list[list[int]], expected: list[list[int]]) -> float:
     """Share of the expected patches that were found."""
     pairs = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(found, expected, strict=True)]
@@ -168,7 +96,7 @@ def overlap(found: list[list[int]], expected: list[list[int]]) -> float:
 
 def images(source: str, batch: int) -> tuple[Any, Any]:
     """Features and scores of that source."""
-    return (generated_images if source == "generated" else golden_images)(batch)
+    return generated_images(batch, (24, 24)) if source == "generated" else golden_images(batch)
 
 
 def onnxruntime_samples(source: str, keep: int, batch: int, threads: int, runs: int) -> tuple[Any, dict[str, Any]]:
@@ -183,7 +111,7 @@ def onnxruntime_samples(source: str, keep: int, batch: int, threads: int, runs: 
     features, scores = images(source, batch)
     features = features.astype(np.float32)
     op = session(op_model("prunesid", tokens=TOKENS, width=WIDTH, keep=keep, batch=batch), threads)
-    gram = session(gram_model(batch), threads)
+    gram = session(gram_model(TOKENS, batch), threads)
     forms = {
         "onnxruntime op": lambda: op.run(["keep_indices"], {"features": features, "scores": scores})[0].tolist(),
         "onnxruntime gram only": lambda: gram.run(None, {"y": features[:, 1:]}),
