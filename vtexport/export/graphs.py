@@ -15,7 +15,7 @@ from vtexport.export.dialects import DIALECTS, Dialect
 from vtexport.export.graph import WEIGHTS_FOLDER, interface
 from vtexport.export.plan import Plan
 from vtexport.export.prune import prune_graph
-from vtexport.export.vision import vision_graph
+from vtexport.export.vision import VisionTower
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
 
@@ -40,6 +40,7 @@ class GraphExporter:
         self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
         self._weights_base = weights_base
         self.graphs: dict[str, schema.Graph] = {}
+        self._towers: dict[tuple[str, ...], VisionTower] = {}  # by signals
 
     def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
         """All graphs of one plan, by dialect."""
@@ -60,13 +61,14 @@ class GraphExporter:
 
     def _vision(self, signals: tuple[str, ...], dialect: Dialect) -> str:
         """The vision tower with these signals; depends on nothing else, so plans share it."""
-        vision = self._config.vision_config
-        return self._once(
-            ".".join(("vision", *signals, dialect.name)),
-            lambda: vision_graph(
-                vision, self._spec.vision, signals, self._weights, self._weights_base, self._dtype, dialect.opset
-            ),
-        )
+        name = ".".join(("vision", *signals, dialect.name))
+        return self._once(name, lambda: self._tower(signals).graph(dialect.opset))
+
+    def _tower(self, signals: tuple[str, ...]) -> VisionTower:
+        if signals not in self._towers:
+            config, spec = self._config.vision_config, self._spec.vision
+            self._towers[signals] = VisionTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
+        return self._towers[signals]
 
     def _prune(self, plan: Plan) -> tuple[str, str | None]:
         """The plan's pruning op and the projector, with and without the op's function; one for every dialect."""
