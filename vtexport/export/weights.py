@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -40,6 +40,7 @@ class Weight:
     nbytes: int
     shape: tuple[int, ...]
     dtype: str
+    beside: bool = False  # in the graphs' own folder, instead of the one for weights below it
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,9 @@ def copy_weights(
     Raises:
         InputError: a file cannot be read, or changed while it was copied; a value does not fit into `precision`.
     """
-    by_file: dict[Path, dict[str, TensorEntry]] = {}
-    for name, entry in tensors.items():
-        by_file.setdefault(entry.file, {})[name] = entry
     copied = CopiedWeights({}, {}, {})
-    for number, (path, entries) in enumerate(sorted(by_file.items()), 1):
-        # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
-        name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
-        same = all(_dtype(canonical, entry) == precision for canonical, entry in entries.items())
+    for name, path, entries in files_of(tensors):
+        same = all(dtype_of(canonical, entry) == precision for canonical, entry in entries.items())
         try:
             with (
                 path.open("rb") as source,
@@ -99,12 +95,28 @@ def copy_weights(
     return copied
 
 
-def stored_weight(file: str, entry: TensorEntry, offset: int) -> Weight:
+def files_of(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Path, dict[str, TensorEntry]]]:
+    """Each file of the checkpoint with its name in the bundle and those of `tensors` that it holds."""
+    by_file: dict[Path, dict[str, TensorEntry]] = {}
+    for name, entry in tensors.items():
+        by_file.setdefault(entry.file, {})[name] = entry
+    for number, (path, entries) in enumerate(sorted(by_file.items()), 1):
+        # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
+        name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
+        yield name, path, entries
+
+
+def stored_weight(file: str, entry: TensorEntry, offset: int, *, beside: bool = False) -> Weight:
     """The weight that a stored tensor is when its bytes lie in the bundle's `file` at `offset`."""
-    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype])
+    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype], beside)
 
 
-def _dtype(name: str, entry: TensorEntry) -> str:
+def dtype_of(name: str, entry: TensorEntry) -> str:
+    """numpy's name of the type in which tensor `name` is stored.
+
+    Raises:
+        InputError: vtexport does not take it.
+    """
     if entry.dtype not in _NAMES:
         raise InputError(f"tensor {name} has dtype {entry.dtype}; vtexport takes checkpoints in {', '.join(_NAMES)}")
     return _NAMES[entry.dtype]
@@ -170,9 +182,9 @@ def _convert(
         while left:
             data = take(min(left, _CHUNK))
             left -= len(data)
-            converted = _converted(data, _dtype(key, entry), precision)
+            converted = _converted(data, dtype_of(key, entry), precision)
             if precision == "float16" and not np.isfinite(np.frombuffer(converted, "<f2")).all():
-                largest = np.fmax(largest, _largest(data, _dtype(key, entry)))
+                largest = np.fmax(largest, _largest(data, dtype_of(key, entry)))
             write(converted)
             del data, converted  # before the next chunk comes
         if largest:
