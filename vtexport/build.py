@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
@@ -19,6 +20,7 @@ from vtexport.export.describe import (
     describe_decoder,
     describe_files,
     describe_image,
+    describe_own_files,
     describe_plan,
     describe_source,
     describe_text,
@@ -26,10 +28,22 @@ from vtexport.export.describe import (
     time_now,
     versions,
 )
-from vtexport.export.earlier import check_same_model, find_earlier, take_over, unchanged, weights_of
+from vtexport.export.earlier import (
+    check_same_model,
+    checked,
+    find_earlier,
+    kept_plans,
+    take_over,
+    unchanged,
+    weights_of,
+)
+from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
 from vtexport.export.plan import Plan, check_method, make_plans
 from vtexport.export.weights import CopiedWeights, copy_weights, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from vtexport.export.graphs import GraphExporter
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
@@ -59,6 +73,7 @@ def build(
     seed: int = 0,
     cache_dir: str | Path | None = None,
     replace: bool = False,
+    link_weights: bool = False,
     report: Report | None = None,
     command: str = "",
 ) -> Bundle:
@@ -77,6 +92,8 @@ def build(
         seed: for random weights.
         cache_dir: where random checkpoints are kept.
         replace: discard a bundle that stands at the output instead of adding to it.
+        link_weights: copy no weights: reflink them, or, where `output` is the checkpoint's own folder, write the graphs
+            beside them. Where neither can be done the build is refused.
         report: what to call as the work goes on.
         command: recorded in the manifest.
 
@@ -92,7 +109,8 @@ def build(
     if output is not None:
         if not str(output):
             raise UsageError("the output is empty; give a folder's name with -o/--output")
-        check_destination(Path(output))
+        if not link_weights:  # then it may be the checkpoint's folder
+            check_destination(Path(output))
 
     report.stage(f"reading the checkpoint {model}")
     checkpoint = open_checkpoint(
@@ -103,16 +121,22 @@ def build(
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
     destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
+    if link_weights:
+        check_linkable(checkpoint.tensors, dtype)
+        if destination.resolve() == checkpoint.folder.resolve():
+            with in_place(checkpoint.folder.resolve()) as writer:
+                writer.publish(_write_in_place(writer, checkpoint, spec, image, plans, dtype, replace, report, command))
+            return open_bundle(destination)
     check_destination(destination)
     is_unchanged = unchanged(destination)
     earlier = find_earlier(destination, replace=replace)
     if (destination / "engines").is_dir():
         report.note(f"the engines of {destination} are of its present graphs and go; run `vtexport compile` afterwards")
-    if earlier is None:
+    if earlier is None and not link_weights:
         _check_space(checkpoint, destination, dtype)
 
     with staged(destination, before_exchange=None if replace else is_unchanged) as folder:
-        manifest = _write_bundle(folder, checkpoint, spec, image, plans, dtype, earlier, report, command)
+        manifest = _write_bundle(folder, checkpoint, spec, image, plans, dtype, earlier, link_weights, report, command)
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
         open_bundle(folder)  # what cannot be opened is not published
@@ -135,6 +159,7 @@ def _write_bundle(
     plans: Sequence[Plan],
     dtype: str,
     earlier: Bundle | None,
+    link_weights: bool,
     report: Report,
     command: str,
 ) -> schema.Manifest:
@@ -142,12 +167,11 @@ def _write_bundle(
     from vtexport.export.graphs import GraphExporter
     from vtexport.export.text import write_text_files
 
-    weights = _place_weights(folder, checkpoint, dtype, earlier, report)
+    weights = _place_weights(folder, checkpoint, dtype, earlier, link_weights, report)
 
     report.stage("writing tokenizer and chat template")
-    image_token, bos_token = write_text_files(
-        checkpoint.folder, folder, spec.image_token_id, checkpoint.family.CHAT_TEMPLATE, report.note
-    )
+    template = checkpoint.family.CHAT_TEMPLATE
+    tokens = write_text_files(checkpoint.folder, folder, spec.image_token_id, template, report.note)
 
     exporter = GraphExporter(
         checkpoint.config,
@@ -157,49 +181,129 @@ def _write_bundle(
         dtype,
         weights_base=(earlier.folder if earlier else folder) / "onnx",
     )
+    described = _export_plans(exporter, plans, spec, report, command)
+    graphs = dict(exporter.graphs)
+    known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}
+    if earlier is not None:
+        take_over(earlier, known_hashes, folder)
+        kept, used = kept_plans(earlier.manifest, plans, graphs)
+        known_hashes |= take_over(earlier, (graph.file for graph in used.values()), folder)
+        described, graphs = kept + described, graphs | used
+    report.stage(f"checking {len(exporter.graphs)} graphs")
+    exporter.check(report.note)
+    source = describe_source(checkpoint, weights.source_hashes)
+    text = describe_text(spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
+    return _manifest(spec, image, dtype, source, text, graphs, described, describe_files(folder, known_hashes), command)
+
+
+def _write_in_place(
+    writer: InPlace,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    image: ImageSpec,
+    plans: Sequence[Plan],
+    dtype: str,
+    replace: bool,
+    report: Report,
+    command: str,
+) -> schema.Manifest:
+    """Graphs beside the checkpoint's own weights, and the manifest for `writer` to publish."""
+    from vtexport.export.graphs import GraphExporter
+    from vtexport.export.text import write_text_files
+
+    folder = writer.folder
+    earlier = find_earlier(folder, replace=replace)
+    if (folder / "engines").is_dir():
+        report.note(f"the engines of {folder} are of its present graphs and go; run `vtexport compile` afterwards")
+    total = sum(path.stat().st_size for path in checkpoint.weight_files)
+    report.stage(f"reading {total / 1e6:,.1f} MB of weights for their hashes; they stay where they are")
+    with report.bytes_done("weights", total) as progress:
+        weights = weights_in_place(checkpoint.tensors, folder, progress)
+    source = describe_source(checkpoint, weights.source_hashes)
+    if earlier is not None:
+        check_same_model(earlier, source, dtype)
+
+    report.stage("writing tokenizer and chat template")
+    texts, template = writer.unfinished("text"), checkpoint.family.CHAT_TEMPLATE
+    texts.mkdir()
+    tokens = write_text_files(folder, texts, spec.image_token_id, template, report.note)
+    exporter = GraphExporter(checkpoint.config, spec, weights.tensors, folder, dtype, folder, UNFINISHED)
+    described = _export_plans(exporter, plans, spec, report, command)
+    report.stage(f"checking {len(exporter.graphs)} graphs")
+    exporter.check(report.note)
+
+    # From here on files get names that stay, none of which the present manifest has with other content.
+    files = describe_own_files(folder, source)
+    graphs = dict(exporter.graphs)
+    for name, graph in graphs.items():
+        graph.file, files[graph.file] = writer.settle(exporter.path(name), f"{name}.onnx")
+    text = describe_text(spec, *tokens, weights.tensors, "")
+    for attribute, name in (("tokenizer", schema.TOKENIZER_NAME), ("chat_template", schema.TEMPLATE_NAME)):
+        settled, file = writer.settle(texts / name, name, TEXT_FOLDER)
+        setattr(text, attribute, settled)
+        files[settled] = file
+    if earlier is not None:
+        kept, used = kept_plans(earlier.manifest, plans, graphs)
+        files |= checked(earlier, (graph.file for graph in used.values()))
+        described, graphs = kept + described, graphs | used
+    manifest = _manifest(spec, image, dtype, source, text, graphs, described, files, command)
+    manifest.name = folder.name
+    return manifest
+
+
+def _export_plans(
+    exporter: GraphExporter, plans: Sequence[Plan], spec: ModelSpec, report: Report, command: str
+) -> list[schema.Plan]:
     described, created_at = [], time_now()
     for plan in plans:
         report.stage(f"exporting {plan.name}: {spec.vision.tokens} -> {plan.keep} visual tokens")
         for remark in plan.remarks:
             report.note(remark)
         described.append(describe_plan(plan, exporter.plan(plan), command, created_at))
-    graphs = dict(exporter.graphs)
-    known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}
-    if earlier is not None:
-        take_over(earlier, known_hashes, folder)
-        kept = [plan for plan in earlier.manifest.plans if plan.name not in {new.name for new in plans}]
-        used = {name for plan in kept for name in plan.graph_names()} - set(graphs)
-        graphs |= {name: earlier.manifest.graphs[name] for name in used}
-        known_hashes |= take_over(earlier, (earlier.manifest.graphs[name].file for name in sorted(used)), folder)
-        described = kept + described
-    report.stage(f"checking {len(exporter.graphs)} graphs")
-    exporter.check(report.note)
+    return described
+
+
+def _manifest(
+    spec: ModelSpec,
+    image: ImageSpec,
+    dtype: str,
+    source: schema.Source,
+    text: schema.Text,
+    graphs: dict[str, schema.Graph],
+    plans: list[schema.Plan],
+    files: dict[str, schema.File],
+    command: str,
+) -> schema.Manifest:
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         name="",
-        created_at=created_at,
+        created_at=plans[-1].created_at,
         command=command,
         versions=versions(),
         family=spec.family,
         precision=dtype,  # type: ignore[arg-type]
-        source=describe_source(checkpoint, weights.source_hashes),
+        source=source,
         vision=describe_vision(spec),
         image=describe_image(image),
-        text=describe_text(spec, image_token, bos_token, weights.tensors, WEIGHTS_PREFIX),
+        text=text,
         decoder=describe_decoder(spec),
         graphs=graphs,
-        plans=described,
-        files=describe_files(folder, known_hashes),
+        plans=plans,
+        files=files,
     )
 
 
 def _place_weights(
-    folder: Path, checkpoint: Checkpoint, dtype: str, earlier: Bundle | None, report: Report
+    folder: Path, checkpoint: Checkpoint, dtype: str, earlier: Bundle | None, link_weights: bool, report: Report
 ) -> CopiedWeights:
     """The weights copied from the checkpoint, or those of the earlier bundle after a look that they are the same."""
     target = folder / WEIGHTS_PREFIX
     target.mkdir(parents=True)
     total = sum(path.stat().st_size for path in checkpoint.weight_files)
+    if earlier is None and link_weights:
+        report.stage(f"linking {total / 1e6:,.1f} MB of weights, and reading them for their hashes")
+        with report.bytes_done("weights", total) as progress:
+            return reflink_weights(checkpoint.tensors, target, progress)
     if earlier is None:
         report.stage(f"copying {total / 1e6:,.1f} MB of weights")
         with report.bytes_done("weights", total) as progress:

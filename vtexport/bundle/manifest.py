@@ -107,13 +107,15 @@ class Image(msgspec.Struct, kw_only=True):
 
 
 class Text(msgspec.Struct, kw_only=True):
-    """Token ids that the runtime needs beside tokenizer.json."""
+    """The tokenizer's files, and token ids that the runtime needs beside them."""
 
     image_token: str
     image_token_id: Count
     bos_token: str | None
     eos_token_ids: Annotated[list[Count], msgspec.Meta(min_length=1)]
     embedding: StoredTensor
+    tokenizer: str = TOKENIZER_NAME
+    chat_template: str = TEMPLATE_NAME
 
 
 class Segment(msgspec.Struct, kw_only=True):
@@ -224,7 +226,7 @@ def _check_references(manifest: Manifest, where: str) -> None:
         if not is_inside(path):
             refuse(f"names the file {path!r}, which is not a plain path inside the bundle")
     stored = [graph.file for graph in manifest.graphs.values()]
-    stored += [manifest.text.embedding.file, TOKENIZER_NAME, TEMPLATE_NAME]
+    stored += [manifest.text.embedding.file, manifest.text.tokenizer, manifest.text.chat_template]
     for path in stored:
         if path not in manifest.files:
             refuse(f"uses the file {path!r} but does not list it")

@@ -24,7 +24,7 @@ from vtexport.errors import InputError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_unfinished: set[Path] = set()  # folders that this process is writing, for `discard_unfinished`
+_unfinished: dict[Path, Callable[[], None]] = {}  # what this process is writing, and how to remove it
 
 
 @contextlib.contextmanager
@@ -54,20 +54,19 @@ def staged(
         raise InputError(
             f"{destination.parent} cannot be written ({error.strerror}); choose another -o/--output"
         ) from error
-    _unfinished.add(staging)
-    try:
-        yield staging
-        _finish(staging)
-        with _locked(destination.parent):
-            check_destination(destination, marker)
-            if before_exchange is not None:
-                before_exchange()
-            _exchange(staging, destination)
-    finally:
-        # After an exchange this is the old bundle, after a failure the half-written one.
-        shutil.rmtree(staging, ignore_errors=True)
-        _unfinished.discard(staging)
-        os.close(lock)
+    with discarded_when_interrupted(staging, lambda: shutil.rmtree(staging, ignore_errors=True)):
+        try:
+            yield staging
+            _finish(staging)
+            with _locked(destination.parent):
+                check_destination(destination, marker)
+                if before_exchange is not None:
+                    before_exchange()
+                _exchange(staging, destination)
+        finally:
+            # After an exchange this is the old bundle, after a failure the half-written one.
+            shutil.rmtree(staging, ignore_errors=True)
+            os.close(lock)
 
 
 def discard_unfinished() -> bool:
@@ -75,10 +74,20 @@ def discard_unfinished() -> bool:
 
     For a signal handler that ends the process.
     """
-    unfinished = list(_unfinished)
-    for staging in unfinished:
-        shutil.rmtree(staging, ignore_errors=True)
+    unfinished = list(_unfinished.values())
+    for discard in unfinished:
+        discard()
     return bool(unfinished)
+
+
+@contextlib.contextmanager
+def discarded_when_interrupted(path: Path, discard: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, `discard_unfinished` calls `discard` for what is written at `path`."""
+    _unfinished[path] = discard
+    try:
+        yield
+    finally:
+        _unfinished.pop(path, None)
 
 
 def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
@@ -98,6 +107,12 @@ def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
         )
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination} exists and is not a folder; choose another -o/--output")
+    weights = next(destination.glob("*.safetensors"), None) if marker == MANIFEST_NAME else None
+    if weights is not None:  # also where a bundle stands beside them, which is then no folder to be exchanged
+        raise UsageError(
+            f"{destination} holds a checkpoint's weights ({weights.name}), which a build does not replace; choose "
+            "another -o/--output, or --link-weights to put graphs beside them"
+        )
     if destination.is_dir() and any(destination.iterdir()) and not (destination / marker).is_file():
         raise UsageError(f"{destination} exists and holds something that is not a bundle; choose another -o/--output")
 
@@ -120,12 +135,13 @@ def _finish(staging: Path) -> None:
         for name in files:
             path = Path(folder, name)
             path.chmod(0o644)
-            _sync(path)
+            sync(path)
         Path(folder).chmod(0o755)
-        _sync(Path(folder))
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file, or renamed in a folder, is on the disk afterwards."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,7 +159,7 @@ def _exchange(staging: Path, destination: Path) -> None:
         destination.rename(aside)
         staging.rename(destination)
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(destination.parent)
+    sync(destination.parent)
 
 
 def _rename_exchange(first: Path, second: Path) -> bool:

@@ -87,6 +87,16 @@ def open_bundle(folder: str | Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     manifest = decode(data, str(path))
+    check_files(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Checks that every file of `manifest` is in `folder`, with its size.
+
+    Raises:
+        BundleError: one is missing, of another size or outside.
+    """
     inside = folder.resolve()
     for relative, recorded in manifest.files.items():
         file = folder / relative
@@ -102,4 +112,3 @@ def open_bundle(folder: str | Path) -> Bundle:
             raise BundleError(
                 f"{file} has {size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
             )
-    return Bundle(folder, manifest)

@@ -8,6 +8,7 @@ examples:
   vtexport build --model llava --method prunesid --keep 64 -o llava-64
   vtexport build --model ./my-llava --method none
   vtexport build --model mini --keep 64,128 --target rtx      (TensorRT-RTX engines beside the graphs)
+  vtexport build --model ./my-llava --precision fp16 --keep 64 --link-weights -o ./my-llava   (no copy of the weights)
   vtexport build --model llava --weights random --keep 64     (true shapes, no download, answers are noise)
 """
 
@@ -80,6 +81,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="discard a bundle that stands at the output; without it, plans are added to one of the same checkpoint",
     )
+    parser.add_argument(
+        "--link-weights",
+        action="store_true",
+        help="copy no weights: reflink them where the file system can, or put the graphs beside them with -o naming "
+        "the checkpoint's own folder; needs the checkpoint's own precision",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -121,6 +128,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         seed=args.seed,
         cache_dir=args.cache_dir,
         replace=args.replace,
+        link_weights=args.link_weights,
         report=Report(progress.stage, progress.note, progress.bytes_done),
         command=shlex.join(["vtexport", *sys.argv[1:]]),
     )

@@ -63,6 +63,16 @@ def describe_files(folder: Path, known: Mapping[str, str]) -> dict[str, schema.F
     return files
 
 
+def describe_own_files(folder: Path, source: schema.Source) -> dict[str, schema.File]:
+    """Size and hash of the checkpoint's files in its own `folder`, without small files that are links elsewhere."""
+    paths = {name: folder / name for name in source.files}
+    return {
+        name: schema.File(bytes=path.stat().st_size, sha256=source.files[name])
+        for name, path in paths.items()
+        if path.resolve().is_relative_to(folder)
+    }
+
+
 def describe_vision(spec: ModelSpec) -> schema.Vision:
     """The vision tower's grid."""
     vision = spec.vision

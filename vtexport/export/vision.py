@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import logging
 import warnings
@@ -108,53 +109,90 @@ def _wide_linear(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return product.float() * (1 / WIDE_SCALE) + linear.bias.float()
 
 
-def vision_graph(
-    vision_config: Any,
-    spec: VisionSpec,
-    signals: tuple[str, ...],
-    weights: Mapping[str, Weight],
-    folder: Path,
-    dtype: str,
-    opset: int,
-) -> ir.Model:
-    """The tower's graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
+class VisionTower:
+    """The tower with one set of signals, traced once, from which the graph of each dialect is made.
 
-    Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and `signals` as `ClipFeatures` describes
-    them; all float32, whatever `dtype` says of the weights.
+    The arguments are the model's vision configuration and its spec, the signals that the tower gives, the stored
+    weights by canonical name, the folder that graph files name them from, and the weights' type.
     """
-    with torch.device("meta"):
-        vision_config._attn_implementation = "sdpa"
-        tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
-        pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
-    module = ClipFeatures(tower, spec, signals).eval()
-    outputs = ["features", *(SIGNALS[name].input for name in signals)]
-    with _quiet(), torch.no_grad():
-        program = torch.export.export(module, (pixels,), strict=False)
-        exported = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["pixel_values"],
-            output_names=outputs,
-            optimize=False,  # it folds, and meta tensors have nothing to fold
-            verbose=False,
-        )
-    assert exported is not None
-    model = exported.model
-    stored = _set_aside(model, weights, spec)
-    with _quiet():
-        onnxscript.optimizer.optimize_ir(model)
-        onnxscript.rewriter.onnx_fusions.fuse(model)
-    for value, weight in stored:
-        assert value.name is not None
-        value.const_value = external_tensor(weight, value.name, folder)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
-    if dtype != "float32":
-        softmax_in_float32(model)
-    _tidy(model)
-    return model
+
+    def __init__(
+        self,
+        vision_config: Any,
+        spec: VisionSpec,
+        signals: tuple[str, ...],
+        weights: Mapping[str, Weight],
+        folder: Path,
+        dtype: str,
+    ):
+        self._spec, self._weights, self._folder, self._dtype = spec, weights, folder, dtype
+        with torch.device("meta"):
+            vision_config._attn_implementation = "sdpa"
+            tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
+            pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
+        module = ClipFeatures(tower, spec, signals).eval()
+        self._outputs = ["features", *(SIGNALS[name].input for name in signals)]
+        with _quiet(), _uncollected(), torch.no_grad():
+            self._program = torch.export.export(module, (pixels,), strict=False)
+        _decompose_once(self._program)
+
+    def graph(self, opset: int) -> ir.Model:
+        """The graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
+
+        Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and the signals as `ClipFeatures` describes
+        them; all float32, whatever type the weights have.
+        """
+        with _quiet(), _uncollected(), torch.no_grad():
+            exported = torch.onnx.export(
+                self._program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["pixel_values"],
+                output_names=self._outputs,
+                optimize=False,  # it folds, and meta tensors have nothing to fold
+                verbose=False,
+            )
+        assert exported is not None
+        model = exported.model
+        stored = _set_aside(model, self._weights, self._spec)
+        with _quiet(), _uncollected():
+            onnxscript.optimizer.optimize_ir(model)
+            onnxscript.rewriter.onnx_fusions.fuse(model)
+        for value, weight in stored:
+            assert value.name is not None
+            value.const_value = external_tensor(weight, value.name, self._folder)
+            model.graph.inputs.remove(value)
+            model.graph.register_initializer(value)
+        if self._dtype != "float32":
+            softmax_in_float32(model)
+        _tidy(model)
+        return model
+
+
+def _decompose_once(program: torch.export.ExportedProgram) -> None:
+    """Lets the exporter's decomposition, which traces the whole program anew, run once for opsets that decompose alike.
+
+    The exporter calls `run_decompositions` with a table of the operators that it has no function for at its opset. A
+    program that was decomposed with fewer of them serves where none of the others is left in it.
+    """
+    decompose = program.run_decompositions
+    done: list[tuple[set[Any], torch.export.ExportedProgram]] = []
+
+    def run_decompositions(table: dict[Any, Any]) -> torch.export.ExportedProgram:
+        wanted = set(table)
+        for operators, decomposed in done:
+            if operators <= wanted and not (wanted - operators) & _operators(decomposed):
+                return decomposed
+        done.append((wanted, decompose(table)))
+        return done[-1][1]
+
+    program.run_decompositions = run_decompositions
+
+
+def _operators(program: torch.export.ExportedProgram) -> set[Any]:
+    modules = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    return {node.target for module in modules for node in module.graph.nodes if node.op == "call_function"}
 
 
 def _set_aside(model: ir.Model, weights: Mapping[str, Weight], spec: VisionSpec) -> list[tuple[ir.Value, Weight]]:
@@ -207,3 +245,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: it would walk the growing graphs again and again, a sixth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Text
+from vtexport.bundle.manifest import TEMPLATE_NAME, Text
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, UsageError
 
@@ -37,12 +37,12 @@ class PromptReader:
 
     def __init__(self, bundle: Bundle):
         self._text: Text = bundle.manifest.text
-        path = bundle.path(TOKENIZER_NAME)
+        path = bundle.path(self._text.tokenizer)
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path} is not a tokenizer ({error}); build or copy the bundle again") from error
-        path = bundle.path(TEMPLATE_NAME)
+        path = bundle.path(self._text.chat_template)
         try:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
