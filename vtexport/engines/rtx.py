@@ -65,7 +65,7 @@ def compile_rtx(
     """Builds an engine of every graph that the bundle's plans run and puts them in place whole.
 
     Args:
-        bundle: an exported bundle in float16; its manifest and its files are not changed.
+        bundle: an exported bundle in float16 or bfloat16; its manifest and its files are not changed.
         target: a recipe with the runtime "tensorrt-rtx".
         capabilities: compute capabilities such as "8.9"; a portable engine when empty.
         text_tokens: the longest text that a prefill takes beside the image.
@@ -78,10 +78,16 @@ def compile_rtx(
     """
     check_capabilities(capabilities)
     manifest = bundle.manifest
-    if manifest.precision != "float16":
+    precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[manifest.precision]
+    if precision not in target.precisions:
         raise UsageError(
-            f"{bundle.folder} is in {manifest.precision} and target {target.name} takes fp16 (TensorRT-RTX has no "
-            "float32 attention for lengths that vary); build the bundle with --precision fp16"
+            f"{bundle.folder} is in {precision} and target {target.name} takes {' or '.join(target.precisions)} "
+            "(TensorRT-RTX has no float32 attention for lengths that vary); build the bundle with --precision "
+            f"{target.precisions[0]}"
+        )
+    if precision == "bf16" and "7.5" in capabilities:
+        raise UsageError(
+            "compute capability 7.5 has no bfloat16; leave it out or build the bundle with --precision fp16"
         )
     wanted: dict[str, None] = {}  # in the order that a plan runs them, each once
     for plan in manifest.plans:
