@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
 from test_parity import assert_same_answer
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def brain_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bf16_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bf16") / "tiny"
     return build(str(checkpoint), folder, keep=[16, 32], precision="bf16").folder
 
@@ -76,16 +76,16 @@ def widened(path: Path) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def twin(brain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def twin(bf16_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle with every graph and the embedding in float32, which the pipeline runs."""
-    folder = Path(shutil.copytree(brain_bundle, tmp_path_factory.mktemp("bf16") / "twin"))
-    manifest = open_bundle(brain_bundle).manifest
+    folder = Path(shutil.copytree(bf16_bundle, tmp_path_factory.mktemp("bf16") / "twin"))
+    manifest = open_bundle(bf16_bundle).manifest
     for graph in manifest.graphs.values():
-        onnx.save(widened(brain_bundle / graph.file), folder / graph.file)
+        onnx.save(widened(bf16_bundle / graph.file), folder / graph.file)
         for tensor in (*graph.inputs, *graph.outputs):
             tensor.dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
     table = manifest.text.embedding
-    bits = np.fromfile(brain_bundle / table.file, "<u2", int(np.prod(table.shape)), offset=table.offset)
+    bits = np.fromfile(bf16_bundle / table.file, "<u2", int(np.prod(table.shape)), offset=table.offset)
     (bits.astype("<u4") << 16).tofile(folder / "embedding.bin")
     manifest.text.embedding = schema.StoredTensor(file="embedding.bin", offset=0, shape=table.shape, dtype="float32")
     manifest.precision = "float32"
@@ -118,17 +118,17 @@ def test_both_dialects_compute_the_same(twin: Path) -> None:
     assert answers[0].token_ids == answers[1].token_ids
 
 
-def test_a_bf16_checkpoint_is_copied_byte_for_byte(checkpoint: Path, brain_bundle: Path) -> None:
-    weights = (brain_bundle / "onnx" / "weights" / "model.safetensors").read_bytes()
+def test_a_bf16_checkpoint_is_copied_byte_for_byte(checkpoint: Path, bf16_bundle: Path) -> None:
+    weights = (bf16_bundle / "onnx" / "weights" / "model.safetensors").read_bytes()
     assert weights == (checkpoint / "model.safetensors").read_bytes()
 
 
-def test_vision_in_bfloat16_itself(checkpoint: Path, brain_bundle: Path) -> None:
+def test_vision_in_bfloat16_itself(checkpoint: Path, bf16_bundle: Path) -> None:
     """Run by ONNX's reference, which rounds to bfloat16 as the graph says; near the float32 tower, as PyTorch's is."""
-    model = onnx.load(brain_bundle / "onnx" / "vision.cls_attention.classic.onnx")
-    pixels, _ = pixel_values(load_image(PHOTO), open_bundle(brain_bundle).manifest.image)
+    model = onnx.load(bf16_bundle / "onnx" / "vision.cls_attention.classic.onnx")
+    pixels, _ = pixel_values(load_image(PHOTO), open_bundle(bf16_bundle).manifest.image)
     features, scores = ReferenceEvaluator(model).run(None, {"pixel_values": pixels})
-    twin = widened(brain_bundle / "onnx" / "vision.cls_attention.classic.onnx")
+    twin = widened(bf16_bundle / "onnx" / "vision.cls_attention.classic.onnx")
     expected, expected_scores = ReferenceEvaluator(twin).run(None, {"pixel_values": pixels})
     assert features.dtype == scores.dtype == np.float32
     error = float(np.abs(features - expected).max() / np.abs(expected).max())
@@ -136,9 +136,29 @@ def test_vision_in_bfloat16_itself(checkpoint: Path, brain_bundle: Path) -> None
     assert float(np.abs(scores - expected_scores).max() / expected_scores.max()) < 0.02
 
 
-def test_interfaces_and_statistics(brain_bundle: Path) -> None:
+@pytest.mark.parametrize("dialect", ["modern", "classic"])
+def test_the_decoder_in_bfloat16_itself(bf16_bundle: Path, dialect: str) -> None:
+    path = bf16_bundle / "onnx" / f"decoder_0.{dialect}.onnx"
+    random = np.random.default_rng(1)
+    narrow = helper.tensor_dtype_to_np_dtype(BFLOAT16)
+    shapes = {t.name: t.shape for t in open_bundle(bf16_bundle).manifest.graphs[f"decoder_0.{dialect}"].inputs}
+    sizes: dict[int | str, int] = {"S": 6, "P": 9}
+    feeds = {
+        name: random.standard_normal([sizes.get(dim, dim) for dim in shape]).astype(np.float32).astype(narrow)
+        for name, shape in shapes.items()
+    }
+    feeds["position_ids"] = np.arange(9, 15)[None]
+    (got,) = ReferenceEvaluator(onnx.load(path)).run(["logits"], feeds)
+    wide = {name: value.astype(np.float32) for name, value in feeds.items()} | {"position_ids": feeds["position_ids"]}
+    (expected,) = ReferenceEvaluator(widened(path)).run(["logits"], wide)
+    assert got.dtype == narrow
+    error = float(np.abs(got.astype(np.float32) - expected).max() / np.abs(expected).max())
+    assert 1e-4 < error < 0.03
+
+
+def test_interfaces_and_statistics(bf16_bundle: Path) -> None:
     """float32 towards the image, bfloat16 towards the language model; softmax and norms in float32."""
-    bundle = open_bundle(brain_bundle)
+    bundle = open_bundle(bf16_bundle)
     assert bundle.manifest.precision == "bfloat16"
     seen = set()
     for name, graph in bundle.manifest.graphs.items():
@@ -154,21 +174,21 @@ def test_interfaces_and_statistics(brain_bundle: Path) -> None:
             if node.op_type in {"Gemm", "RMSNormalization"}:
                 assert kinds[node.output[0]] == BFLOAT16
             if node.op_type == "RMSNormalization":
-                assert onnx.helper.get_node_attr_value(node, "axis") == -1
+                assert helper.get_node_attr_value(node, "axis") == -1
                 assert not [a for a in node.attribute if a.name == "stash_type" and a.i != FLOAT]
             seen.add(node.op_type)
     assert {"Softmax", "LayerNormalization", "ReduceMean", "Gelu", "Conv", "Gemm", "RMSNormalization"} <= seen
 
 
-def test_every_graph_becomes_an_engine(brain_bundle: Path) -> None:
-    compile_rtx(open_bundle(brain_bundle), find_target("rtx"))
-    (record,) = read_engines(open_bundle(brain_bundle))
+def test_every_graph_becomes_an_engine(bf16_bundle: Path) -> None:
+    compile_rtx(open_bundle(bf16_bundle), find_target("rtx"))
+    (record,) = read_engines(open_bundle(bf16_bundle))
     assert record.precision == "bfloat16"
     assert set(record.engines) == {
         "vision.cls_attention.modern", "prunesid-16.prune", "prunesid-32.prune", "decoder_0.modern"
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"compute capability 7\.5 has no"):
-        compile_rtx(open_bundle(brain_bundle), find_target("rtx"), ["7.5", "8.9"])
+        compile_rtx(open_bundle(bf16_bundle), find_target("rtx"), ["7.5", "8.9"])
 
 
 def test_mini_becomes_engines_by_one_command(mini_cache: Path, tmp_path: Path, capsys: Any) -> None:
@@ -209,10 +229,10 @@ def test_a_weight_beyond_bfloat16_is_named(value: float, tmp_path: Path) -> None
         build(str(folder), tmp_path / "b", keep=16, precision="bf16")
 
 
-def test_what_cannot_run_it_refuses_it(brain_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+def test_what_cannot_run_it_refuses_it(bf16_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(UsageError, match=r"is in bfloat16, which ONNX Runtime does not .* --precision fp16 or fp32"):
-        Pipeline.open(brain_bundle, "prunesid-16")
-    run = ["run", str(brain_bundle), "--plan", "prunesid-16", "--image", str(PHOTO), "--prompt", "x"]
+        Pipeline.open(bf16_bundle, "prunesid-16")
+    run = ["run", str(bf16_bundle), "--plan", "prunesid-16", "--image", str(PHOTO), "--prompt", "x"]
     assert main(run) == 2
     given = ["--model", str(tiny_checkpoint), "--keep", "16", "--precision", "bf16", "-o", str(tmp_path / "b")]
     capsys.readouterr()
@@ -224,9 +244,8 @@ def test_what_cannot_run_it_refuses_it(brain_bundle: Path, tiny_checkpoint: Path
     assert main(["export", *given]) == 0, "graphs alone are for whatever takes them"
 
 
-def test_the_check_of_types_sees_what_onnx_runtime_would(brain_bundle: Path) -> None:
+def test_the_check_of_types_sees_what_onnx_runtime_would(bf16_bundle: Path) -> None:
     """Conv takes bfloat16 since opset 22 only, and both operands of Gemm must be of one type."""
-    helper = onnx.helper
 
     def model(op: str, kinds: tuple[int, ...], shapes: tuple[list[int], ...], opset: int) -> onnx.ModelProto:
         values = [

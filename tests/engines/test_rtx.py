@@ -214,7 +214,7 @@ def test_what_cannot_work_is_refused_before_the_work(
     tiny_bundle: Path, tiny_checkpoint: Path, half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = find_target("rtx")
-    with pytest.raises(UsageError, match=r"is in float32 and target rtx takes fp16 .* --precision fp16"):
+    with pytest.raises(UsageError, match=r"is in fp32 and target rtx takes fp16 or bf16 .* --precision fp16"):
         rtx.compile_rtx(open_bundle(tiny_bundle), target)
     with pytest.raises(UsageError, match=r"compute capability '9.0' is not one of TensorRT-RTX's; give some of 7.5"):
         rtx.compile_rtx(open_bundle(half_bundle), target, ["9.0"])
