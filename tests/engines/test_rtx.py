@@ -111,8 +111,8 @@ def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_c
     assert read_engines(open_bundle(half_bundle)) == []
 
 
-def decoder_weights(spec: DecoderSpec, folder: Path) -> dict[str, Weight]:
-    """Random float16 weights of a decoder without a head of any size, in one file."""
+def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, Weight]:
+    """Random weights in 16 bits of a decoder without a head of any size, in one file."""
     shapes: dict[str, tuple[int, ...]] = {spec.final_norm: (spec.width,), spec.head: (spec.vocabulary, spec.width)}
     for layer in range(spec.layers):
         prefix = spec.layer_prefix.format(layer)
@@ -133,12 +133,13 @@ def decoder_weights(spec: DecoderSpec, folder: Path) -> dict[str, Weight]:
     with (folder / "weights" / "w.bin").open("wb") as file:
         for name, shape in shapes.items():
             data = (random.random(shape, np.float32) - 0.5).astype(np.float16).tobytes()
-            weights[name] = Weight("w.bin", offset, len(data), shape, "float16")
+            weights[name] = Weight("w.bin", offset, len(data), shape, dtype)
             offset += file.write(data)
     return weights
 
 
-def test_an_engine_holds_its_weights_once(half_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_path: Path) -> None:
     """Three profiles under 1.1 times the weights, with weights large enough that they outweigh the kernels."""
     spec = DecoderSpec(
         layers=2, width=2048, heads=16, kv_heads=8, head_dim=128, intermediate=8192, vocabulary=256,
@@ -146,8 +147,8 @@ def test_an_engine_holds_its_weights_once(half_bundle: Path, tmp_path: Path) -> 
         attention_bias=False, mlp_bias=False, embedding="embed", layer_prefix="layers.{}.", final_norm="norm",
         head="head.weight",
     )  # fmt: skip
-    weights = decoder_weights(spec, tmp_path)
-    model = decoder_segment(spec, weights, tmp_path, "float16", 0, spec.layers, DIALECTS["modern"])
+    weights = decoder_weights(spec, tmp_path, dtype)
+    model = decoder_segment(spec, weights, tmp_path, dtype, 0, spec.layers, DIALECTS["modern"])
     ir.save(model, tmp_path / "decoder.onnx")
     inputs = [schema.Tensor(name=n, shape=s, dtype=d) for n, s, d in interface(model.graph.inputs)]  # type: ignore[arg-type]
     graph = schema.Graph(file="decoder.onnx", opset=23, inputs=inputs, outputs=[])

@@ -60,6 +60,28 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
     np.testing.assert_allclose(out.astype(np.float32), 1, rtol=0, atol=2e-3)
 
 
+def test_asking_for_float32_changes_nothing_in_onnx_runtime(tmp_path: Path) -> None:
+    path = attention("modern", tmp_path)
+    random = np.random.default_rng(0)
+    widths = {"q": SPEC.heads, "k": SPEC.kv_heads, "v": SPEC.kv_heads}
+    feeds: dict[str, np.ndarray] = {
+        name: random.normal(0, 2, (1, 7 if name == "q" else 300, heads * SPEC.head_dim)).astype(np.float16)
+        for name, heads in widths.items()
+    }
+    feeds["mask"] = random.random((1, 1, 7, 300)) < 0.7
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+    model = onnx.load(path)
+    ask_for_float32(model)
+    onnx.save(model, path)
+    asked = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+    assert asked.tobytes() == plain.tobytes()
+
+
+def ask_for_float32(model: onnx.ModelProto) -> None:
+    (node,) = (node for node in model.graph.node if node.op_type == "Attention")
+    node.attribute.append(helper.make_attribute("softmax_precision", onnx.TensorProto.FLOAT))
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> None:
     """One key at logit 8 and 4999 at 0: the small ones are 63 % of the sum, and in a float16 sum they would be lost.
@@ -93,8 +115,7 @@ def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:
     path = attention("modern", tmp_path)
     engine_of(path)
     model = onnx.load(path)
-    (node,) = (node for node in model.graph.node if node.op_type == "Attention")
-    node.attribute.append(helper.make_attribute("softmax_precision", onnx.TensorProto.FLOAT))
+    ask_for_float32(model)
     onnx.save(model, path)
     with pytest.raises(VtexportError, match=r"Setting softmax precision is not supported in TensorRT Attention"):
         engine_of(path)

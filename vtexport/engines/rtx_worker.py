@@ -85,7 +85,10 @@ def build(job: Job) -> Outcome:
 
 
 def end_with(parent: int) -> None:
-    """Has the kernel end this process when `parent` has ended, be it by SIGKILL; ends at once where it has already."""
+    """Has the kernel end this process when `parent` has ended, be it by SIGKILL; ends at once where it has already.
+
+    To the kernel the parent is the thread that started this process; here that is the one that waits for it.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)

@@ -94,8 +94,8 @@ class Pipeline:
         manifest = bundle.manifest
         if manifest.precision not in _NUMPY:
             raise UsageError(
-                f"{bundle.folder} is in {manifest.precision}, which ONNX Runtime does not compute in on the CPU; build "
-                "it with --precision fp16 or fp32 to run it here, or compile it with --target rtx"
+                f"{bundle.folder} is in {manifest.precision}, which ONNX Runtime does not compute in on the CPU and "
+                "which is for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
             )
         check_device(device)
         self.bundle = bundle
