@@ -45,7 +45,7 @@ from vtexport.models.spec import ImageSpec, ModelSpec
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
 
 
@@ -86,8 +86,8 @@ def build(
         method: a pruning method (`vtexport list methods`).
         keep: visual tokens per image that enter the language model; several make several plans.
         options: the method's own parameters by name.
-        precision: "fp32", or "fp16" for weights and the language model's arithmetic (docs/architecture.md says what
-            stays in float32).
+        precision: "fp32", or "fp16" or "bf16" for weights and the language model's arithmetic (docs/architecture.md
+            says what stays in float32). ONNX Runtime does not run a bundle in bf16 on the CPU: it is for engines.
         weights: "stored", or "random" for the model's true shapes with seeded random values.
         seed: for random weights.
         cache_dir: where random checkpoints are kept.

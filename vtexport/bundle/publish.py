@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from vtexport.errors import InputError, UsageError
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _unfinished: dict[Path, Callable[[], None]] = {}  # what this process is writing, and how to remove it
+_writers: set[subprocess.Popen[bytes]] = set()  # child processes that write there
 
 
 @contextlib.contextmanager
@@ -69,11 +71,26 @@ def staged(
             os.close(lock)
 
 
+@contextlib.contextmanager
+def written_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While `process` writes into a staged folder: `discard_unfinished` ends it before it removes the folder."""
+    _writers.add(process)
+    try:
+        yield
+    finally:
+        _writers.discard(process)
+
+
 def discard_unfinished() -> bool:
     """Removes what this process has not finished writing, and says whether there was something.
 
     For a signal handler that ends the process.
     """
+    for process in _writers:
+        process.kill()
+        # Not Popen.wait: the code that the signal interrupted may hold the lock that it takes.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, 0)
     unfinished = list(_unfinished.values())
     for discard in unfinished:
         discard()

@@ -22,7 +22,7 @@ from typing import Any
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, say, say_json, size
 from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
-from vtexport.engines.targets import Target, find_target
+from vtexport.engines.targets import Target, check_precision, find_target
 from vtexport.errors import UsageError
 
 
@@ -62,7 +62,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="a parameter of the method (see `vtexport list methods`); may be repeated",
     )
     parser.add_argument(
-        "--precision", metavar="fp32|fp16", help="of weights and matrix products; default: fp32, fp16 for target rtx"
+        "--precision",
+        metavar="fp32|fp16|bf16",
+        help="of weights and matrix products; default: fp32, fp16 for target rtx; bf16 is for engines, ONNX Runtime "
+        "does not run it on the CPU",
     )
     parser.add_argument(
         "--weights",
@@ -96,15 +99,12 @@ def run(args: argparse.Namespace) -> int:
     target = find_target(args.target)
     if not target.buildable:
         raise UsageError(f"target {target.name} ({target.title}) cannot be built yet; leave --target out for cpu")
+    args.precision = args.precision or target.precisions[0]
+    check_precision(target, args.precision)
     if target.runtime == "onnxruntime":
         if args.compute_capability:
             raise UsageError(f"--compute-capability is for engines, and target {target.name} has none")
         return export_bundle(args)
-    args.precision = args.precision or target.precisions[0]
-    if args.precision not in target.precisions:
-        raise UsageError(
-            f"target {target.name} takes {', '.join(target.precisions)}, not {args.precision}; leave --precision out"
-        )
     # Before the export, which takes minutes for a large model.
     check_capabilities(args.compute_capability)
     check_installed()
@@ -148,6 +148,9 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         say(f"  {plan.name}: {manifest.vision.tokens} -> {plan.visual_tokens} visual tokens")
     if engines is not None:
         say_engines(engines)
+    if manifest.precision == "bfloat16":
+        say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")  # ONNX Runtime cannot run it
+        return 0
     plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0

@@ -24,6 +24,7 @@ class Engine(msgspec.Struct, kw_only=True):
     bytes: int
     sha256: Sha256
     profiles: list[Profile]
+    peak_memory_bytes: int  # the largest resident memory of the process that built it
 
 
 class Engines(msgspec.Struct, kw_only=True):

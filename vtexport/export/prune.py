@@ -117,8 +117,8 @@ def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: s
 
 def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:
     """Float32 in and out; `dtype` is that of the weights."""
-    if dtype == "float16":
-        return wide_gemm(g, x, g.weight(names[0]), g.weight(names[1]) if names[1] else None)
+    if dtype != FEATURES:
+        return wide_gemm(g, x, g.weight(names[0]), g.weight(names[1]) if names[1] else None, dtype)
     return g.op("Gemm", x, *(g.weight(name) for name in names if name), transB=1)
 
 

@@ -27,12 +27,12 @@ from transformers import CLIPVisionModel
 
 from vtexport.errors import VtexportError
 from vtexport.export.graph import IR_VERSION, external_tensor
-from vtexport.export.half import WIDE_SCALE, softmax_in_float32
+from vtexport.export.half import softmax_in_float32, wide_scale
 from vtexport.export.weights import Weight
 from vtexport.models.spec import VisionSpec
 from vtexport.pruning.signals import SIGNALS
 
-_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class ClipFeatures(torch.nn.Module):
@@ -44,8 +44,9 @@ class ClipFeatures(torch.nn.Module):
     projections in block L; `similarity_features` [B, T, D], the mean of the outputs of the tower's last third of
     blocks, for which the blocks behind L run too. All are float32, whatever the tower is.
 
-    The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 keeps that type for the
-    operands of its matrix products only, because vision transformers grow single channels of the stream beyond 65504.
+    The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 or bfloat16 keeps that
+    type for the operands of its matrix products only: vision transformers grow single channels of the stream beyond
+    65504, and bfloat16 would round the small ones away beside them.
     """
 
     def __init__(self, tower: CLIPVisionModel, spec: VisionSpec, signals: tuple[str, ...]):
@@ -58,6 +59,9 @@ class ClipFeatures(torch.nn.Module):
             for block in tower.encoder.layers:
                 for linear in (block.self_attn.out_proj, block.mlp.fc1, block.mlp.fc2):
                     linear.forward = functools.partial(_wide_linear, linear)
+        if self.dtype == torch.bfloat16:
+            patches = tower.embeddings.patch_embedding
+            patches.forward = functools.partial(_wide_convolution, patches)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         stream = self._norm(self.tower.pre_layrnorm, self.tower.embeddings(pixel_values.to(self.dtype)))
@@ -104,9 +108,19 @@ class ClipFeatures(torch.nn.Module):
 
 
 def _wide_linear(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """x @ weight.T + bias in float32, of a float16 product that does not overflow below 65504 / WIDE_SCALE."""
-    product = torch.nn.functional.linear((x * WIDE_SCALE).to(linear.weight.dtype), linear.weight)
-    return product.float() * (1 / WIDE_SCALE) + linear.bias.float()
+    """x @ weight.T + bias in float32; a float16 product does not overflow below 65504 / WIDE_SCALE."""
+    dtype = linear.weight.dtype
+    scale = wide_scale(str(dtype).removeprefix("torch."))
+    if scale == 1:
+        return torch.nn.functional.linear(x.to(dtype), linear.weight).float() + linear.bias.float()
+    product = torch.nn.functional.linear((x * scale).to(dtype), linear.weight)
+    return product.float() * (1 / scale) + linear.bias.float()
+
+
+def _wide_convolution(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """The patch embedding of bfloat16 operands, computed in float32: Conv takes bfloat16 only since opset 22."""
+    bias = None if convolution.bias is None else convolution.bias.float()
+    return torch.nn.functional.conv2d(x.float(), convolution.weight.float(), bias, convolution.stride)
 
 
 class VisionTower:
@@ -139,8 +153,8 @@ class VisionTower:
     def graph(self, opset: int) -> ir.Model:
         """The graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
 
-        Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and the signals as `ClipFeatures` describes
-        them; all float32, whatever type the weights have.
+        Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and the signals as `ClipFeatures`
+        describes them; all float32, whatever type the weights have.
         """
         with _quiet(), _uncollected(), torch.no_grad():
             exported = torch.onnx.export(

@@ -183,12 +183,12 @@ def _convert(
             data = take(min(left, _CHUNK))
             left -= len(data)
             converted = _converted(data, dtype_of(key, entry), precision)
-            if precision == "float16" and not np.isfinite(np.frombuffer(converted, "<f2")).all():
+            if not _is_finite(converted, precision):
                 largest = np.fmax(largest, _largest(data, dtype_of(key, entry)))
             write(converted)
             del data, converted  # before the next chunk comes
         if largest:
-            raise InputError(_out_of_range(key, float(largest)))
+            raise InputError(_out_of_range(key, float(largest), precision))
         placed[key] = Weight(name, start, target.tell() - start, tuple(entry.shape), precision)
     while data := source.read(_CHUNK):  # what lies behind the last tensor wanted still belongs to the file's hash
         read.update(data)
@@ -199,16 +199,36 @@ def _convert(
 def _converted(data: bytes, dtype: str, precision: str) -> bytes | memoryview:
     if dtype == precision:
         return data
-    if precision not in ("float32", "float16"):
-        raise InputError(f"weights in {dtype} cannot be exported as {precision} yet; use --precision fp32")
     values = _as_float32(data, dtype)
     if precision == "float32":
         return values.data
+    if precision == "bfloat16":
+        return _as_bfloat16(values).data
     with np.errstate(over="ignore"):  # found and named by the caller
         return values.astype("<f2").data  # to nearest, ties to even
 
 
-def _as_float32(data: bytes, dtype: str) -> np.ndarray:
+def _is_finite(data: bytes | memoryview, precision: str) -> bool:
+    """Whether a narrower type holds numbers only; float32 holds what the checkpoint does and is not looked at."""
+    if precision == "float16":
+        return bool(np.isfinite(np.frombuffer(data, "<f2")).all())
+    if precision == "bfloat16":
+        exponent = np.uint16(0x7F80)
+        return not (np.frombuffer(data, "<u2") & exponent == exponent).any()
+    return True
+
+
+def _as_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, rounded to nearest, ties to even, as [...] uint16; NaN stays NaN."""
+    bits = values.view("<u4")
+    upper = (bits >> np.uint32(16)).astype("<u2")
+    lower = bits & np.uint32(0xFFFF)
+    up = (lower > 0x8000) | ((lower == 0x8000) & (upper & 1 == 1))
+    # A carry into the exponent is right: the next power of two, or infinity.
+    return np.where(np.isnan(values), upper | np.uint16(0x40), upper + up.astype("<u2"))
+
+
+def _as_float32(data: bytes | memoryview, dtype: str) -> np.ndarray:
     """Exact, whatever the type."""
     if dtype == "bfloat16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
@@ -221,7 +241,8 @@ def _largest(data: bytes, dtype: str) -> float:
     return float("inf") if np.isnan(values).any() else float(values.max())
 
 
-def _out_of_range(name: str, largest: float) -> str:
+def _out_of_range(name: str, largest: float, precision: str) -> str:
     if np.isinf(largest):
         return f"tensor {name} holds NaN or infinite values; the checkpoint is damaged, fetch it again"
-    return f"tensor {name} holds {largest:g}, beyond fp16's largest number 65504; use --precision fp32"
+    most = {"float16": "fp16's largest number 65504", "bfloat16": "bf16's largest number 3.38953e+38"}[precision]
+    return f"tensor {name} holds {largest:g}, beyond {most}; use --precision fp32"

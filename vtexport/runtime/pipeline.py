@@ -91,12 +91,17 @@ class Pipeline:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
         if dialect not in DIALECTS:
             raise UsageError(f"dialect {dialect!r} is not known; choose one of {', '.join(DIALECTS)}")
+        manifest = bundle.manifest
+        if manifest.precision not in _NUMPY:
+            raise UsageError(
+                f"{bundle.folder} is in {manifest.precision}, which ONNX Runtime does not compute in on the CPU and "
+                "which is for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
+            )
         check_device(device)
         self.bundle = bundle
         self.plan = bundle.plan(plan)
-        manifest = bundle.manifest
-        if manifest.precision not in _NUMPY or dialect not in self.plan.graphs:
-            raise BundleError(f"{bundle.folder} has no {dialect} graphs that ONNX Runtime can run; build it again")
+        if dialect not in self.plan.graphs:
+            raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
         self._dtype = _NUMPY[manifest.precision]
         graphs = self.plan.graphs[dialect]
 
