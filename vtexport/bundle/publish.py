@@ -14,8 +14,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from vtexport.errors import InputError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_unfinished: set[Path] = set()  # folders that this process is writing, for `discard_unfinished`
+_unfinished: dict[Path, Path] = {}  # folder that this process is writing -> destination, for `discard_unfinished`
 
 
 @contextlib.contextmanager
@@ -42,19 +42,21 @@ def staged(
     """
     destination = _absolute(destination)
     check_destination(destination, marker)
+    staging = destination.with_name(f".{destination.name}.building-{secrets.token_hex(4)}")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover(destination)
         # One writer at a time cleans up and starts: a folder made but not yet locked would look abandoned to another.
         with _locked(destination.parent):
             _remove_abandoned(destination)
-            staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.building-", dir=destination.parent))
+            _unfinished[staging] = destination  # before it is there: a signal may come at any moment
+            staging.mkdir(mode=0o700)
             lock = _lock_folder(staging)
     except OSError as error:
+        _discard(staging, destination)
         raise InputError(
             f"{destination.parent} cannot be written ({error.strerror}); choose another -o/--output"
         ) from error
-    _unfinished.add(staging)
     try:
         yield staging
         _finish(staging)
@@ -64,21 +66,33 @@ def staged(
                 before_exchange()
             _exchange(staging, destination)
     finally:
-        # After an exchange this is the old bundle, after a failure the half-written one.
-        shutil.rmtree(staging, ignore_errors=True)
-        _unfinished.discard(staging)
+        _discard(staging, destination)
         os.close(lock)
 
 
 def discard_unfinished() -> bool:
     """Removes what this process has not finished writing, and says whether there was something.
 
-    For a signal handler that ends the process.
+    For a signal handler that ends the process; it may come between any two steps of `staged`.
     """
-    unfinished = list(_unfinished)
-    for staging in unfinished:
-        shutil.rmtree(staging, ignore_errors=True)
+    unfinished = list(_unfinished.items())
+    for staging, destination in unfinished:
+        _discard(staging, destination)
     return bool(unfinished)
+
+
+def _discard(staging: Path, destination: Path) -> None:
+    """Removes `staging`: after an exchange this is the old bundle, after a failure the half-written one.
+
+    An old bundle that stands aside goes too, or back to its place where nothing has taken it.
+    """
+    aside = _aside(staging)
+    if not destination.exists():
+        with contextlib.suppress(OSError):  # it is not there, as nearly always
+            aside.rename(destination)
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    _unfinished.pop(staging, None)
 
 
 def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
@@ -139,11 +153,16 @@ def _exchange(staging: Path, destination: Path) -> None:
     elif _rename_exchange(staging, destination):
         pass
     else:
-        aside = destination.with_name(staging.name.replace(".building-", ".previous-"))
+        aside = _aside(staging)
         destination.rename(aside)
         staging.rename(destination)
-        shutil.rmtree(aside, ignore_errors=True)
     _sync(destination.parent)
+
+
+def _aside(staging: Path) -> Path:
+    """Where the old bundle waits while `staging` takes its place."""
+    before, _, token = staging.name.rpartition(".building-")
+    return staging.with_name(f"{before}.previous-{token}")
 
 
 def _rename_exchange(first: Path, second: Path) -> bool:
