@@ -28,7 +28,7 @@ from vtexport.export.describe import (
 )
 from vtexport.export.earlier import check_same_model, find_earlier, take_over, unchanged, weights_of
 from vtexport.export.plan import Plan, check_method, make_plans
-from vtexport.export.weights import CopiedWeights, copy_weights, planned_bytes
+from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16"}
@@ -142,12 +142,16 @@ def _write_bundle(
     from vtexport.export.graphs import GraphExporter
     from vtexport.export.text import write_text_files
 
+    at_first = describe_source(checkpoint, {}).files
     weights = _place_weights(folder, checkpoint, dtype, earlier, report)
 
     report.stage("writing tokenizer and chat template")
     image_token, bos_token = write_text_files(
         checkpoint.folder, folder, spec.image_token_id, checkpoint.family.CHAT_TEMPLATE, report.note
     )
+    source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
+    if source.files != weights.source_hashes | at_first:
+        raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
 
     exporter = GraphExporter(
         checkpoint.config,
@@ -180,7 +184,7 @@ def _write_bundle(
         versions=versions(),
         family=spec.family,
         precision=dtype,  # type: ignore[arg-type]
-        source=describe_source(checkpoint, weights.source_hashes),
+        source=source,
         vision=describe_vision(spec),
         image=describe_image(image),
         text=describe_text(spec, image_token, bos_token, weights.tensors, WEIGHTS_PREFIX),
@@ -204,7 +208,8 @@ def _place_weights(
             return copy_weights(checkpoint.tensors, target, dtype, progress)
     report.stage(f"adding to {earlier.folder}; comparing {total / 1e6:,.1f} MB of weights with those it was made of")
     with report.bytes_done("weights", total) as progress:
-        source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
+        with named_if_it_vanishes():
+            source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
     check_same_model(earlier, describe_source(checkpoint, source_hashes), dtype)
     files = earlier.manifest.files.items()
     written_hashes = {

@@ -7,20 +7,19 @@ is the source's. (File format: the safetensors header is an 8-byte little-endian
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
+from vtexport.checkpoint.safetensors_index import TensorEntry, read_header
 from vtexport.errors import InputError
-
-if TYPE_CHECKING:
-    from vtexport.checkpoint.safetensors_index import TensorEntry
 
 _CHUNK = 8 * 2**20  # bytes; a multiple of every item size
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -74,21 +73,44 @@ def copy_weights(
         # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
         name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
         same = all(_dtype(canonical, entry) == precision for canonical, entry in entries.items())
-        try:
-            with path.open("rb") as source, (folder / name).open("wb") as target:
-                if same:
-                    read = written = _copy_bytes(source, target, progress)
-                    placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
-                else:
-                    read, written, placed = _convert(source, target, name, entries, precision, progress)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{error.filename} vanished while it was copied; restore the checkpoint and build again"
-            ) from error
+        with named_if_it_vanishes(), path.open("rb") as source, (folder / name).open("wb") as target:
+            if same:
+                read = written = _copy_bytes(source, target, progress)
+                placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
+            else:
+                read, written, placed = _convert(source, target, name, entries, precision, progress)
+        # A copy of bytes has the header that the bytes came with, whatever stands in the checkpoint by now.
+        _check_unchanged(path, folder / name if same else path, entries.values())
         copied.tensors.update(placed)
         copied.source_hashes[path.name] = read
         copied.written_hashes[name] = written
     return copied
+
+
+@contextlib.contextmanager
+def named_if_it_vanishes() -> Iterator[None]:
+    """Makes one sentence of a file of the checkpoint that is not there any more.
+
+    Raises:
+        InputError: with its name.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename} vanished while it was read; restore the checkpoint and build again"
+        ) from error
+
+
+def _check_unchanged(path: Path, written: Path, entries: Iterable[TensorEntry]) -> None:
+    """Refuses a weight file `path` that is not the one whose header told where the tensors lie, seen in `written`."""
+    try:
+        found = {(e.offset, e.nbytes, e.shape, e.dtype) for e in read_header(written).values()}
+        same = found >= {(e.offset, e.nbytes, e.shape, e.dtype) for e in entries}
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{path} changed while it was copied; restore the checkpoint and build again")
 
 
 def stored_weight(file: str, entry: TensorEntry, offset: int) -> Weight:
@@ -137,9 +159,7 @@ def _convert(
     def take(count: int) -> bytes:
         data = source.read(count)
         if len(data) != count:
-            raise InputError(
-                f"{source.name} became shorter while it was copied; restore the checkpoint and build again"
-            )
+            raise InputError(f"{source.name} changed while it was copied; restore the checkpoint and build again")
         read.update(data)
         progress(count)
         return data
