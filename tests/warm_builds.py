@@ -61,14 +61,14 @@ class WarmBuilds:
         self._process.stdin.close()
         self._process.wait(60)
 
-    def start(self, *arguments: object, fill: str | None = None) -> int:
+    def start(self, *arguments: object, fill: str | None = None, disk: Path | None = None) -> int:
         """Starts a command; its process id, which is its process group too.
 
-        `fill` names a stage ("exporting") at whose line the output's disk is filled to the last byte.
+        `fill` names a stage ("exporting") at whose line `disk` is filled to the last byte.
         """
         given = [str(argument) for argument in arguments]
         out, err = str(self._folder / "out"), str(self._folder / "err")
-        self._ask({"arguments": given, "out": out, "err": err, "fill": fill})
+        self._ask({"arguments": given, "out": out, "err": err, "fill": fill, "disk": str(disk)})
         return int(self._answer())
 
     def wait(self) -> Ended:
@@ -77,8 +77,8 @@ class WarmBuilds:
         code = int(self._answer())
         return Ended(code, *((self._folder / name).read_text(errors="replace") for name in ("out", "err")))
 
-    def run(self, *arguments: object, fill: str | None = None) -> Ended:
-        self.start(*arguments, fill=fill)
+    def run(self, *arguments: object, fill: str | None = None, disk: Path | None = None) -> Ended:
+        self.start(*arguments, fill=fill, disk=disk)
         return self.wait()
 
     def mount(self, folder: Path, options: str) -> None:
@@ -174,10 +174,9 @@ def _child(request: dict[str, Any]) -> int:
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     from vtexport.cli.main import main
 
-    arguments = request["arguments"]
     if request["fill"]:
-        _fill_at(request["fill"], Path(arguments[arguments.index("-o") + 1]).parent)
-    return main(arguments)
+        _fill_at(request["fill"], Path(request["disk"]))
+    return main(request["arguments"])
 
 
 def _serve(checkpoint: str) -> None:

@@ -207,9 +207,8 @@ def _place_weights(
         with report.bytes_done("weights", total) as progress:
             return copy_weights(checkpoint.tensors, target, dtype, progress)
     report.stage(f"adding to {earlier.folder}; comparing {total / 1e6:,.1f} MB of weights with those it was made of")
-    with report.bytes_done("weights", total) as progress:
-        with named_if_it_vanishes():
-            source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
+    with report.bytes_done("weights", total) as progress, named_if_it_vanishes():
+        source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
     check_same_model(earlier, describe_source(checkpoint, source_hashes), dtype)
     files = earlier.manifest.files.items()
     written_hashes = {

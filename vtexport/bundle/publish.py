@@ -38,7 +38,7 @@ def staged(
 
     Raises:
         UsageError: `destination` is something other than a bundle or an empty folder.
-        InputError: the folder's parent cannot be written.
+        InputError: the folder's parent cannot be written, or its disk is full.
     """
     destination = _absolute(destination)
     check_destination(destination, marker)
@@ -65,6 +65,12 @@ def staged(
             if before_exchange is not None:
                 before_exchange()
             _exchange(staging, destination)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise InputError(
+            f"the disk of {destination.parent} is full; free some space or choose another -o/--output"
+        ) from error
     finally:
         _discard(staging, destination)
         os.close(lock)
