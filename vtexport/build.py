@@ -39,7 +39,7 @@ from vtexport.export.earlier import (
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
 from vtexport.export.plan import Plan, check_method, make_plans
-from vtexport.export.weights import CopiedWeights, copy_weights, planned_bytes
+from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -167,11 +167,15 @@ def _write_bundle(
     from vtexport.export.graphs import GraphExporter
     from vtexport.export.text import write_text_files
 
+    at_first = describe_source(checkpoint, {}).files
     weights = _place_weights(folder, checkpoint, dtype, earlier, link_weights, report)
 
     report.stage("writing tokenizer and chat template")
     template = checkpoint.family.CHAT_TEMPLATE
     tokens = write_text_files(checkpoint.folder, folder, spec.image_token_id, template, report.note)
+    source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
+    if source.files != weights.source_hashes | at_first:
+        raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
 
     exporter = GraphExporter(
         checkpoint.config,
@@ -191,7 +195,6 @@ def _write_bundle(
         described, graphs = kept + described, graphs | used
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
-    source = describe_source(checkpoint, weights.source_hashes)
     text = describe_text(spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
     return _manifest(spec, image, dtype, source, text, graphs, described, describe_files(folder, known_hashes), command)
 
@@ -309,7 +312,7 @@ def _place_weights(
         with report.bytes_done("weights", total) as progress:
             return copy_weights(checkpoint.tensors, target, dtype, progress)
     report.stage(f"adding to {earlier.folder}; comparing {total / 1e6:,.1f} MB of weights with those it was made of")
-    with report.bytes_done("weights", total) as progress:
+    with report.bytes_done("weights", total) as progress, named_if_it_vanishes():
         source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
     check_same_model(earlier, describe_source(checkpoint, source_hashes), dtype)
     files = earlier.manifest.files.items()

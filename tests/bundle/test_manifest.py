@@ -61,6 +61,7 @@ def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
         (["text", "embedding", "offset"], 10**9, "ends behind"),
         (["text", "embedding", "shape"], [2**62, 2**62], "ends behind"),
         (["text", "embedding", "shape"], [4], "embedding of shape"),
+        (["decoder", "width"], 2**40, "vocabulary and width do not have"),
         (["image", "mean"], [0.1, 0.2], "mean"),
         (["files", "../outside"], {"bytes": 1, "sha256": "0" * 64}, "not a plain path"),
         (["files", "tokenizer.json", "sha256"], "abc", "sha256"),
@@ -89,7 +90,9 @@ def test_refuses_a_huge_file() -> None:
         decode(b" " * (MAX_MANIFEST_BYTES + 1), "manifest.json")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "", "a\\b", "a\0b", "a/", ".."])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "", "a\\b", "a\0b", "a\nb", "a/", ".."]
+)
 def test_paths_that_could_leave(path: str) -> None:
     assert not is_inside(path)
 

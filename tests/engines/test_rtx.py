@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
+from warm_builds import WarmBuilds
 
 from vtexport.build import build
 from vtexport.bundle import manifest as schema
@@ -186,6 +188,22 @@ def test_a_failed_build_leaves_the_earlier_engines(half_bundle: Path, monkeypatc
         rtx.compile_rtx(bundle, find_target("rtx"), ["8.9"])
     assert read_engines(bundle) == before
     assert [path.name for path in (half_bundle / "engines").iterdir()] == ["rtx"]
+
+
+def test_a_disk_that_fills_up(half_bundle: Path, warm_builds: WarmBuilds, tmp_path: Path) -> None:
+    """While engines are written, which their own processes do."""
+    if warm_builds.why_no_mounts:
+        pytest.skip(warm_builds.why_no_mounts)
+    warm_builds.mount(tmp_path, "size=64m")
+    disk = warm_builds.seen(tmp_path)
+    shutil.copytree(half_bundle, disk / "b", ignore=shutil.ignore_patterns("engines"))
+    before = {path.relative_to(disk) for path in disk.rglob("*")}
+    ended = warm_builds.run("compile", tmp_path / "b", "--target", "rtx", fill="building engine 2", disk=tmp_path)
+    assert ended.code == 1
+    assert re.search(r"^vtexport: .*(No space left on device|disk .* is full)", ended.sentence)
+    (disk / "other data").unlink()
+    assert {path.relative_to(disk) for path in disk.rglob("*")} - before <= {Path("b/engines")}
+    assert warm_builds.run("inspect", tmp_path / "b", "--verify").code == 0
 
 
 def test_tf32_is_cleared(half_bundle: Path) -> None:

@@ -215,7 +215,8 @@ def decode(data: bytes, where: str) -> Manifest:
 def is_inside(path: str) -> bool:
     """Whether a stored path is a plain relative path that cannot leave the bundle's folder."""
     parts = path.split("/")
-    return bool(path) and "\\" not in path and "\0" not in path and not any(part in {"", ".", ".."} for part in parts)
+    plain = path.isprintable() and "\\" not in path  # a NUL is not printable
+    return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)
 
 
 def _check_references(manifest: Manifest, where: str) -> None:
@@ -249,3 +250,5 @@ def _check_references(manifest: Manifest, where: str) -> None:
     itemsize = 4 if table.dtype == "float32" else 2
     if table.offset + table.shape[0] * table.shape[1] * itemsize > manifest.files[table.file].bytes:
         refuse(f"has an embedding that ends behind {table.file!r}")
+    if table.shape != [manifest.decoder.vocabulary, manifest.decoder.width]:
+        refuse(f"has an embedding of shape {table.shape} that its decoder's vocabulary and width do not have")

@@ -14,9 +14,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,35 +40,43 @@ def staged(
 
     Raises:
         UsageError: `destination` is something other than a bundle or an empty folder.
-        InputError: the folder's parent cannot be written.
+        InputError: the folder's parent cannot be written, or its disk is full.
     """
     destination = _absolute(destination)
     check_destination(destination, marker)
+    staging = destination.with_name(f".{destination.name}.building-{secrets.token_hex(4)}")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover(destination)
         # One writer at a time cleans up and starts: a folder made but not yet locked would look abandoned to another.
         with _locked(destination.parent):
             _remove_abandoned(destination)
-            staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.building-", dir=destination.parent))
+            # Before it is there: a signal may come at any moment.
+            _unfinished[staging] = lambda: _discard(staging, destination)
+            staging.mkdir(mode=0o700)
             lock = _lock_folder(staging)
     except OSError as error:
+        _discard(staging, destination)
         raise InputError(
             f"{destination.parent} cannot be written ({error.strerror}); choose another -o/--output"
         ) from error
-    with discarded_when_interrupted(staging, lambda: shutil.rmtree(staging, ignore_errors=True)):
-        try:
-            yield staging
-            _finish(staging)
-            with _locked(destination.parent):
-                check_destination(destination, marker)
-                if before_exchange is not None:
-                    before_exchange()
-                _exchange(staging, destination)
-        finally:
-            # After an exchange this is the old bundle, after a failure the half-written one.
-            shutil.rmtree(staging, ignore_errors=True)
-            os.close(lock)
+    try:
+        yield staging
+        _finish(staging)
+        with _locked(destination.parent):
+            check_destination(destination, marker)
+            if before_exchange is not None:
+                before_exchange()
+            _exchange(staging, destination)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise InputError(
+            f"the disk of {destination.parent} is full; free some space or choose another -o/--output"
+        ) from error
+    finally:
+        _discard(staging, destination)
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -84,7 +92,7 @@ def written_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def discard_unfinished() -> bool:
     """Removes what this process has not finished writing, and says whether there was something.
 
-    For a signal handler that ends the process.
+    For a signal handler that ends the process; it may come between any two steps of `staged`.
     """
     for process in _writers:
         process.kill()
@@ -105,6 +113,20 @@ def discarded_when_interrupted(path: Path, discard: Callable[[], None]) -> Itera
         yield
     finally:
         _unfinished.pop(path, None)
+
+
+def _discard(staging: Path, destination: Path) -> None:
+    """Removes `staging`: after an exchange this is the old bundle, after a failure the half-written one.
+
+    An old bundle that stands aside goes too, or back to its place where nothing has taken it.
+    """
+    aside = _aside(staging)
+    if not destination.exists():
+        with contextlib.suppress(OSError):  # it is not there, as nearly always
+            aside.rename(destination)
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    _unfinished.pop(staging, None)
 
 
 def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
@@ -172,11 +194,16 @@ def _exchange(staging: Path, destination: Path) -> None:
     elif _rename_exchange(staging, destination):
         pass
     else:
-        aside = destination.with_name(staging.name.replace(".building-", ".previous-"))
+        aside = _aside(staging)
         destination.rename(aside)
         staging.rename(destination)
-        shutil.rmtree(aside, ignore_errors=True)
     sync(destination.parent)
+
+
+def _aside(staging: Path) -> Path:
+    """Where the old bundle waits while `staging` takes its place."""
+    before, _, token = staging.name.rpartition(".building-")
+    return staging.with_name(f"{before}.previous-{token}")
 
 
 def _rename_exchange(first: Path, second: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,14 +102,16 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for relative, recorded in manifest.files.items():
         file = folder / relative
         try:
-            size = file.stat().st_size
+            status = file.stat()
         except OSError as error:
             raise BundleError(f"{file} is missing ({error.strerror}); build or copy the bundle again") from error
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise BundleError(f"{file} is not a plain file; build or copy the bundle again")
         if not file.resolve().is_relative_to(inside):
             raise BundleError(
                 f"{file} leads out of the bundle, to {file.resolve()}; copy the bundle with its files, not links"
             )
-        if size != recorded.bytes:
+        if status.st_size != recorded.bytes:
             raise BundleError(
-                f"{file} has {size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
+                f"{file} has {status.st_size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
             )

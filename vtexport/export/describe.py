@@ -15,7 +15,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import Plan
-from vtexport.export.weights import Weight
+from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
@@ -39,9 +39,15 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
 
 
 def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) -> schema.Source:
-    """The checkpoint, with the SHA-256 of everything the bundle follows from; `weight_hashes` by file name."""
+    """The checkpoint, with the SHA-256 of everything the bundle follows from; `weight_hashes` by file name.
+
+    Raises:
+        InputError: a file vanishes while it is read.
+    """
     source = checkpoint.source
     small = {path.name: path for path in copied_files(checkpoint.folder)}
+    with named_if_it_vanishes():
+        hashes = {name: hash_file(path) for name, path in small.items()}
     return schema.Source(
         requested=source.requested,
         kind=source.kind,
@@ -49,7 +55,7 @@ def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) ->
         revision=source.revision,
         weights=source.weights,
         seed=source.seed,
-        files={**weight_hashes, **{name: hash_file(path) for name, path in small.items()}},
+        files={**weight_hashes, **hashes},
     )
 
 

@@ -8,22 +8,20 @@ little-endian length and JSON; tensors follow.)
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vtexport.checkpoint.safetensors_index import TensorEntry, read_header
 from vtexport.errors import InputError
 from vtexport.export.hashing import BackgroundDigest
-
-if TYPE_CHECKING:
-    from vtexport.checkpoint.safetensors_index import TensorEntry
 
 _CHUNK = 2**20  # bytes; a multiple of every item size, and small enough for the cache of a core
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -73,24 +71,22 @@ def copy_weights(
     copied = CopiedWeights({}, {}, {})
     for name, path, entries in files_of(tensors):
         same = all(dtype_of(canonical, entry) == precision for canonical, entry in entries.items())
-        try:
-            with (
-                path.open("rb") as source,
-                (folder / name).open("wb") as target,
-                BackgroundDigest() as read,
-                BackgroundDigest() as written,
-            ):
-                if same:
-                    _copy_bytes(source, target, read, progress)
-                    placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
-                else:
-                    placed = _convert(source, target, read, written, name, entries, precision, progress)
-                copied.source_hashes[path.name] = read.hexdigest()
-                copied.written_hashes[name] = (read if same else written).hexdigest()
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{error.filename} vanished while it was copied; restore the checkpoint and build again"
-            ) from error
+        with (
+            named_if_it_vanishes(),
+            path.open("rb") as source,
+            (folder / name).open("wb") as target,
+            BackgroundDigest() as read,
+            BackgroundDigest() as written,
+        ):
+            if same:
+                _copy_bytes(source, target, read, progress)
+                placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
+            else:
+                placed = _convert(source, target, read, written, name, entries, precision, progress)
+            copied.source_hashes[path.name] = read.hexdigest()
+            copied.written_hashes[name] = (read if same else written).hexdigest()
+        # A copy of bytes has the header that the bytes came with, whatever stands in the checkpoint by now.
+        _check_unchanged(path, folder / name if same else path, entries.values())
         copied.tensors.update(placed)
     return copied
 
@@ -104,6 +100,32 @@ def files_of(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Path, di
         # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
         name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
         yield name, path, entries
+
+
+@contextlib.contextmanager
+def named_if_it_vanishes() -> Iterator[None]:
+    """Makes one sentence of a file of the checkpoint that is not there any more.
+
+    Raises:
+        InputError: with its name.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename} vanished while it was read; restore the checkpoint and build again"
+        ) from error
+
+
+def _check_unchanged(path: Path, written: Path, entries: Iterable[TensorEntry]) -> None:
+    """Refuses a weight file `path` that is not the one whose header told where the tensors lie, seen in `written`."""
+    try:
+        found = {(e.offset, e.nbytes, e.shape, e.dtype) for e in read_header(written).values()}
+        same = found >= {(e.offset, e.nbytes, e.shape, e.dtype) for e in entries}
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{path} changed while it was copied; restore the checkpoint and build again")
 
 
 def stored_weight(file: str, entry: TensorEntry, offset: int, *, beside: bool = False) -> Weight:
@@ -163,9 +185,7 @@ def _convert(
     def take(count: int) -> bytes:
         data = source.read(count)
         if len(data) != count:
-            raise InputError(
-                f"{source.name} became shorter while it was copied; restore the checkpoint and build again"
-            )
+            raise InputError(f"{source.name} changed while it was copied; restore the checkpoint and build again")
         read.update(data)
         progress(count)
         return data

@@ -110,6 +110,10 @@ class Pipeline:
 
         self._vision, self._prune = load(graphs.vision), load(graphs.prune)
         self._decoder = [load(name) for name in graphs.decoder]
+        self._vision.check_input("pixel_values", 3, manifest.image.crop_height, manifest.image.crop_width)
+        sizes = manifest.decoder
+        for session, segment in zip(self._decoder, sizes.segments, strict=True):
+            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.kv_heads, sizes.head_dim)
         self._prompts = PromptReader(bundle)
         self._embedding = _map(bundle, manifest.text.embedding)
 
