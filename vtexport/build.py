@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,22 @@ class Report:
     )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: it would walk the exporter's modules and growing graphs again and again.
+
+    That is a sixth of an export's time, and it frees next to nothing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def build(
     model: str,
     output: str | Path | None = None,

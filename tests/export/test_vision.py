@@ -11,7 +11,7 @@ import torch
 
 from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.export.dialects import DIALECTS
-from vtexport.export.vision import CLS_ATTENTION, VisionTower
+from vtexport.export.vision import VisionTower
 from vtexport.export.weights import Weight, stored_weight
 from vtexport.models import llava
 
@@ -20,7 +20,7 @@ def tower(config: Any, checkpoint: Path, dtype: str) -> VisionTower:
     entries = open_checkpoint(str(checkpoint)).tensors
     weights: dict[str, Weight] = {name: stored_weight("w", entry, entry.offset) for name, entry in entries.items()}
     spec = llava.model_spec(config, checkpoint).vision
-    return VisionTower(config.vision_config, spec, (CLS_ATTENTION,), weights, checkpoint, dtype)
+    return VisionTower(config.vision_config, spec, ("cls_attention",), weights, checkpoint, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import io
 import logging
 import warnings
@@ -146,7 +145,7 @@ class VisionTower:
             pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
         module = ClipFeatures(tower, spec, signals).eval()
         self._outputs = ["features", *(SIGNALS[name].input for name in signals)]
-        with _quiet(), _uncollected(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             self._program = torch.export.export(module, (pixels,), strict=False)
         _decompose_once(self._program)
 
@@ -156,7 +155,7 @@ class VisionTower:
         Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and the signals as `ClipFeatures`
         describes them; all float32, whatever type the weights have.
         """
-        with _quiet(), _uncollected(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             exported = torch.onnx.export(
                 self._program,
                 (),
@@ -170,7 +169,7 @@ class VisionTower:
         assert exported is not None
         model = exported.model
         stored = _set_aside(model, self._weights, self._spec)
-        with _quiet(), _uncollected():
+        with _quiet():
             onnxscript.optimizer.optimize_ir(model)
             onnxscript.rewriter.onnx_fusions.fuse(model)
         for value, weight in stored:
@@ -259,15 +258,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: it would walk the growing graphs again and again, a sixth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
