@@ -113,7 +113,6 @@ def _warm_up(checkpoint: str) -> None:
     from vtexport.checkpoint.resolve import open_checkpoint
     from vtexport.export.dialects import DIALECTS
     from vtexport.export.graphs import GraphExporter
-    from vtexport.export.vision import CLS_ATTENTION
 
     AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     torch.set_num_threads(1)  # threads do not come along into a fork
@@ -140,7 +139,7 @@ def _warm_up(checkpoint: str) -> None:
     exporter = GraphExporter(opened.config, spec, {}, Path(), "float32", Path())
     for dialect in DIALECTS.values():
         with contextlib.suppress(Recorded):
-            exporter._vision((CLS_ATTENTION,), dialect)
+            exporter._vision(("cls_attention",), dialect)
     torch.onnx.export = lambda *arguments, **options: exported[options["opset_version"]]  # type: ignore[assignment]
 
 
