@@ -20,14 +20,15 @@ from vtexport.export.describe import (
     describe_files,
     describe_image,
     describe_plan,
+    describe_route,
     describe_source,
     describe_text,
     describe_vision,
     time_now,
     versions,
 )
-from vtexport.export.earlier import check_same_model, find_earlier, take_over, unchanged, weights_of
-from vtexport.export.plan import Plan, check_method, make_plans
+from vtexport.export.earlier import carry_calibration, check_same_model, find_earlier, take_over, unchanged, weights_of
+from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
@@ -54,6 +55,8 @@ def build(
     method: str = "prunesid",
     keep: Sequence[int] | int | None = None,
     options: Mapping[str, Any] | None = None,
+    dynamic: bool = False,
+    mean: int | None = None,
     precision: str = "fp32",
     weights: Weights = "stored",
     seed: int = 0,
@@ -71,6 +74,8 @@ def build(
         method: a pruning method (`vtexport list methods`).
         keep: visual tokens per image that enter the language model; several make several plans.
         options: the method's own parameters by name.
+        dynamic: also a route, by which every image gets one of the budgets; `vtexport calibrate` sets it.
+        mean: the average budget that the route aims at; the middle one when left out.
         precision: "fp32", or "fp16" for weights and the language model's arithmetic (docs/architecture.md says what
             stays in float32).
         weights: "stored", or "random" for the model's true shapes with seeded random values.
@@ -89,6 +94,8 @@ def build(
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     check_method(method, options or {})
+    if mean is not None and not dynamic:
+        raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")
     if output is not None:
         if not str(output):
             raise UsageError("the output is empty; give a folder's name with -o/--output")
@@ -102,6 +109,7 @@ def build(
     image = checkpoint.family.image_spec(checkpoint.folder, spec.vision)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
+    route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
     check_destination(destination)
     is_unchanged = unchanged(destination)
@@ -112,9 +120,11 @@ def build(
         _check_space(checkpoint, destination, dtype)
 
     with staged(destination, before_exchange=None if replace else is_unchanged) as folder:
-        manifest = _write_bundle(folder, checkpoint, spec, image, plans, dtype, earlier, report, command)
+        manifest = _write_bundle(folder, checkpoint, spec, image, plans, route, dtype, earlier, report, command)
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
+        if earlier is not None:
+            carry_calibration(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
 
@@ -133,6 +143,7 @@ def _write_bundle(
     spec: ModelSpec,
     image: ImageSpec,
     plans: Sequence[Plan],
+    route: Route | None,
     dtype: str,
     earlier: Bundle | None,
     report: Report,
@@ -163,6 +174,7 @@ def _write_bundle(
         for remark in plan.remarks:
             report.note(remark)
         described.append(describe_plan(plan, exporter.plan(plan), command, created_at))
+    routes = [describe_route(route, command, created_at)] if route else []
     graphs = dict(exporter.graphs)
     known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}
     if earlier is not None:
@@ -172,6 +184,7 @@ def _write_bundle(
         graphs |= {name: earlier.manifest.graphs[name] for name in used}
         known_hashes |= take_over(earlier, (earlier.manifest.graphs[name].file for name in sorted(used)), folder)
         described = kept + described
+        routes = [old for old in earlier.manifest.routes if route is None or old.name != route.name] + routes
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
     return schema.Manifest(
@@ -190,6 +203,7 @@ def _write_bundle(
         graphs=graphs,
         plans=described,
         files=describe_files(folder, known_hashes),
+        routes=routes,
     )
 
 
