@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 def say_calibration(calibration: RouteCalibration) -> None:
     """How many images got each budget, and the mean beside what was asked for."""
-    most = max(calibration.images_by_budget.values())
-    for budget, count in calibration.images_by_budget.items():
+    most = max(1, *calibration.images_by_budget.values())
+    for budget in calibration.budgets:
+        count = calibration.images_by_budget.get(str(budget), 0)
         say(f"  {budget:>5} tokens  {count:>6} images  {'#' * -(-_WIDTH * count // most)}".rstrip())
     say(
         f"  mean {calibration.mean_budget:.1f} tokens over {calibration.images} images; asked for {calibration.mean}, "
