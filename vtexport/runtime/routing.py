@@ -24,16 +24,21 @@ from vtexport.runtime.answers import RouteChoice
 def redundancy(patches: np.ndarray) -> float:
     """rho: the mean cosine over the pairs of different rows of `patches` [T, D]; 0 for a single row.
 
-    Closed form, (|sum of the unit rows|² - T) / (T (T - 1)): what the op `VtxPruneSID` computes, without its matrix.
+    Closed form, (|sum of the unit rows|² - T) / (T (T - 1)), in float32 with the last sums in float64: a tenth of a
+    millisecond, and what the op `VtxPruneSID` computes.
     """
     tokens = patches.shape[0]
     if tokens < 2:
         return 0.0
-    rows = patches.astype(np.float64)
+    rows = patches.astype(np.float32, copy=False)
+    largest = float(np.abs(rows).max())
+    if largest > 1e15:  # their squares would leave float32
+        rows = rows / np.float32(largest)
     square = np.einsum("td,td->t", rows, rows)
-    floored = np.maximum(square, 1e-30)  # a zero row is at cosine 0 to everything, as in the op
-    resultant = (1 / np.sqrt(floored)) @ rows
-    return float((resultant @ resultant - (square / floored).sum()) / (tokens * (tokens - 1)))
+    floored = np.maximum(square, np.float32(1e-30))  # a zero row is at cosine 0 to everything, as in the op
+    resultant = ((1 / np.sqrt(floored)) @ rows).astype(np.float64)
+    ones = (square / floored).sum(dtype=np.float64)
+    return float((resultant @ resultant - ones) / (tokens * (tokens - 1)))
 
 
 def nearest_budget(wanted: float, choices: Sequence[int]) -> int:
