@@ -47,6 +47,7 @@ def calibrate(
     Raises:
         UsageError: the bundle has no route, or no such device.
         InputError: no such folder, nothing in it, nothing in it that can be read, or the bundle cannot be written.
+        BundleError: the bundle has no graphs for this runtime.
     """
     manifest = bundle.manifest
     if not manifest.routes:
@@ -66,7 +67,10 @@ def calibrate(
         before = {}
     plans = {plan.name: plan for plan in manifest.plans}
     # The features are the same in every vision graph, whatever signals it gives beside them.
-    tower = VisionTower(bundle, plans[manifest.routes[0].plans[0]].graphs[DIALECT].vision, device, threads)
+    graphs = plans[manifest.routes[0].plans[0]].graphs
+    if DIALECT not in graphs:
+        raise BundleError(f"{bundle.folder} has no {DIALECT} graphs; build it again")
+    tower = VisionTower(bundle, graphs[DIALECT].vision, device, threads)
     redundancies: dict[str, float] = {}
     unreadable: dict[str, str] = {}
     for done, path in enumerate(files):
