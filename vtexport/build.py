@@ -23,6 +23,7 @@ from vtexport.export.describe import (
     describe_image,
     describe_own_files,
     describe_plan,
+    describe_route,
     describe_source,
     describe_text,
     describe_vision,
@@ -30,6 +31,7 @@ from vtexport.export.describe import (
     versions,
 )
 from vtexport.export.earlier import (
+    carry_calibration,
     check_same_model,
     checked,
     find_earlier,
@@ -39,7 +41,7 @@ from vtexport.export.earlier import (
     weights_of,
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
-from vtexport.export.plan import Plan, check_method, make_plans
+from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
@@ -85,6 +87,8 @@ def build(
     method: str = "prunesid",
     keep: Sequence[int] | int | None = None,
     options: Mapping[str, Any] | None = None,
+    dynamic: bool = False,
+    mean: int | None = None,
     precision: str = "fp32",
     weights: Weights = "stored",
     seed: int = 0,
@@ -103,6 +107,8 @@ def build(
         method: a pruning method (`vtexport list methods`).
         keep: visual tokens per image that enter the language model; several make several plans.
         options: the method's own parameters by name.
+        dynamic: also a route, by which every image gets one of the budgets; `vtexport calibrate` sets it.
+        mean: the average budget that the route aims at; the middle one when left out.
         precision: "fp32", or "fp16" or "bf16" for weights and the language model's arithmetic (docs/architecture.md
             says what stays in float32). ONNX Runtime does not run a bundle in bf16 on the CPU: it is for engines.
         weights: "stored", or "random" for the model's true shapes with seeded random values.
@@ -123,6 +129,8 @@ def build(
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     check_method(method, options or {})
+    if mean is not None and not dynamic:
+        raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")
     if output is not None:
         if not str(output):
             raise UsageError("the output is empty; give a folder's name with -o/--output")
@@ -137,12 +145,14 @@ def build(
     image = checkpoint.family.image_spec(checkpoint.folder, spec.vision)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
+    route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
+    work = _Work(checkpoint, spec, image, plans, route, dtype, link_weights, report, command)
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)
         if destination.resolve() == checkpoint.folder.resolve():
             with in_place(checkpoint.folder.resolve()) as writer:
-                writer.publish(_write_in_place(writer, checkpoint, spec, image, plans, dtype, replace, report, command))
+                writer.publish(_write_in_place(writer, work, find_earlier(writer.folder, replace=replace)))
             return open_bundle(destination)
     check_destination(destination)
     is_unchanged = unchanged(destination)
@@ -153,9 +163,11 @@ def build(
         _check_space(checkpoint, destination, dtype)
 
     with staged(destination, before_exchange=None if replace else is_unchanged) as folder:
-        manifest = _write_bundle(folder, checkpoint, spec, image, plans, dtype, earlier, link_weights, report, command)
+        manifest = _write_bundle(folder, work, earlier)
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
+        if earlier is not None:
+            carry_calibration(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
 
@@ -168,71 +180,66 @@ def bundle_name(checkpoint: Checkpoint) -> str:
     return source.id.rstrip("/").rsplit("/", 1)[-1] if source.kind != "folder" else f"{checkpoint.folder.name}-bundle"
 
 
-def _write_bundle(
-    folder: Path,
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    image: ImageSpec,
-    plans: Sequence[Plan],
-    dtype: str,
-    earlier: Bundle | None,
-    link_weights: bool,
-    report: Report,
-    command: str,
-) -> schema.Manifest:
+@dataclass(frozen=True)
+class _Work:
+    """What a build is to make of what, known before anything is written."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    image: ImageSpec
+    plans: Sequence[Plan]
+    route: Route | None
+    dtype: str
+    link_weights: bool
+    report: Report
+    command: str
+
+
+def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.Manifest:
+    """The whole bundle in `folder`, the manifest aside."""
     # Heavy imports wait until the arguments are known to be right.
     from vtexport.export.graphs import GraphExporter
     from vtexport.export.text import write_text_files
 
+    checkpoint, report = work.checkpoint, work.report
     at_first = describe_source(checkpoint, {}).files
-    weights = _place_weights(folder, checkpoint, dtype, earlier, link_weights, report)
+    weights = _place_weights(folder, work, earlier)
 
     report.stage("writing tokenizer and chat template")
     template = checkpoint.family.CHAT_TEMPLATE
-    tokens = write_text_files(checkpoint.folder, folder, spec.image_token_id, template, report.note)
+    tokens = write_text_files(checkpoint.folder, folder, work.spec.image_token_id, template, report.note)
     source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
     if source.files != weights.source_hashes | at_first:
         raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
 
     exporter = GraphExporter(
         checkpoint.config,
-        spec,
+        work.spec,
         weights.tensors,
         folder / "onnx",
-        dtype,
+        work.dtype,
         weights_base=(earlier.folder if earlier else folder) / "onnx",
     )
-    described = _export_plans(exporter, plans, spec, report, command)
+    described = _export_plans(exporter, work)
     graphs = dict(exporter.graphs)
     known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}
     if earlier is not None:
         take_over(earlier, known_hashes, folder)
-        kept, used = kept_plans(earlier.manifest, plans, graphs)
+        kept, used = kept_plans(earlier.manifest, work.plans, graphs)
         known_hashes |= take_over(earlier, (graph.file for graph in used.values()), folder)
         described, graphs = kept + described, graphs | used
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
-    text = describe_text(spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
-    return _manifest(spec, image, dtype, source, text, graphs, described, describe_files(folder, known_hashes), command)
+    text = describe_text(work.spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
+    return _manifest(work, earlier, source, text, graphs, described, describe_files(folder, known_hashes))
 
 
-def _write_in_place(
-    writer: InPlace,
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    image: ImageSpec,
-    plans: Sequence[Plan],
-    dtype: str,
-    replace: bool,
-    report: Report,
-    command: str,
-) -> schema.Manifest:
+def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> schema.Manifest:
     """Graphs beside the checkpoint's own weights, and the manifest for `writer` to publish."""
     from vtexport.export.graphs import GraphExporter
     from vtexport.export.text import write_text_files
 
-    folder = writer.folder
-    earlier = find_earlier(folder, replace=replace)
+    folder, checkpoint, report = writer.folder, work.checkpoint, work.report
     if (folder / "engines").is_dir():
         report.note(f"the engines of {folder} are of its present graphs and go; run `vtexport compile` afterwards")
     total = sum(path.stat().st_size for path in checkpoint.weight_files)
@@ -241,14 +248,14 @@ def _write_in_place(
         weights = weights_in_place(checkpoint.tensors, folder, progress)
     source = describe_source(checkpoint, weights.source_hashes)
     if earlier is not None:
-        check_same_model(earlier, source, dtype)
+        check_same_model(earlier, source, work.dtype)
 
     report.stage("writing tokenizer and chat template")
     texts, template = writer.unfinished("text"), checkpoint.family.CHAT_TEMPLATE
     texts.mkdir()
-    tokens = write_text_files(folder, texts, spec.image_token_id, template, report.note)
-    exporter = GraphExporter(checkpoint.config, spec, weights.tensors, folder, dtype, folder, UNFINISHED)
-    described = _export_plans(exporter, plans, spec, report, command)
+    tokens = write_text_files(folder, texts, work.spec.image_token_id, template, report.note)
+    exporter = GraphExporter(checkpoint.config, work.spec, weights.tensors, folder, work.dtype, folder, UNFINISHED)
+    described = _export_plans(exporter, work)
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
 
@@ -257,81 +264,81 @@ def _write_in_place(
     graphs = dict(exporter.graphs)
     for name, graph in graphs.items():
         graph.file, files[graph.file] = writer.settle(exporter.path(name), f"{name}.onnx")
-    text = describe_text(spec, *tokens, weights.tensors, "")
+    text = describe_text(work.spec, *tokens, weights.tensors, "")
     for attribute, name in (("tokenizer", schema.TOKENIZER_NAME), ("chat_template", schema.TEMPLATE_NAME)):
         settled, file = writer.settle(texts / name, name, TEXT_FOLDER)
         setattr(text, attribute, settled)
         files[settled] = file
     if earlier is not None:
-        kept, used = kept_plans(earlier.manifest, plans, graphs)
+        kept, used = kept_plans(earlier.manifest, work.plans, graphs)
         files |= checked(earlier, (graph.file for graph in used.values()))
         described, graphs = kept + described, graphs | used
-    manifest = _manifest(spec, image, dtype, source, text, graphs, described, files, command)
+    manifest = _manifest(work, earlier, source, text, graphs, described, files)
     manifest.name = folder.name
     return manifest
 
 
-def _export_plans(
-    exporter: GraphExporter, plans: Sequence[Plan], spec: ModelSpec, report: Report, command: str
-) -> list[schema.Plan]:
+def _export_plans(exporter: GraphExporter, work: _Work) -> list[schema.Plan]:
     described, created_at = [], time_now()
-    for plan in plans:
-        report.stage(f"exporting {plan.name}: {spec.vision.tokens} -> {plan.keep} visual tokens")
+    for plan in work.plans:
+        work.report.stage(f"exporting {plan.name}: {work.spec.vision.tokens} -> {plan.keep} visual tokens")
         for remark in plan.remarks:
-            report.note(remark)
-        described.append(describe_plan(plan, exporter.plan(plan), command, created_at))
+            work.report.note(remark)
+        described.append(describe_plan(plan, exporter.plan(plan), work.command, created_at))
     return described
 
 
 def _manifest(
-    spec: ModelSpec,
-    image: ImageSpec,
-    dtype: str,
+    work: _Work,
+    earlier: Bundle | None,
     source: schema.Source,
     text: schema.Text,
     graphs: dict[str, schema.Graph],
     plans: list[schema.Plan],
     files: dict[str, schema.File],
-    command: str,
 ) -> schema.Manifest:
+    created_at = plans[-1].created_at
+    route = describe_route(work.route, work.command, created_at) if work.route else None
+    before = earlier.manifest.routes if earlier else []
+    routes = [old for old in before if route is None or old.name != route.name]
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         name="",
-        created_at=plans[-1].created_at,
-        command=command,
+        created_at=created_at,
+        command=work.command,
         versions=versions(),
-        family=spec.family,
-        precision=dtype,  # type: ignore[arg-type]
+        family=work.spec.family,
+        precision=work.dtype,  # type: ignore[arg-type]
         source=source,
-        vision=describe_vision(spec),
-        image=describe_image(image),
+        vision=describe_vision(work.spec),
+        image=describe_image(work.image),
         text=text,
-        decoder=describe_decoder(spec),
+        decoder=describe_decoder(work.spec),
         graphs=graphs,
         plans=plans,
+        routes=[*routes, route] if route else routes,
         files=files,
     )
 
 
-def _place_weights(
-    folder: Path, checkpoint: Checkpoint, dtype: str, earlier: Bundle | None, link_weights: bool, report: Report
-) -> CopiedWeights:
+def _place_weights(folder: Path, work: _Work, earlier: Bundle | None) -> CopiedWeights:
     """The weights copied from the checkpoint, or those of the earlier bundle after a look that they are the same."""
+    checkpoint, report = work.checkpoint, work.report
     target = folder / WEIGHTS_PREFIX
     target.mkdir(parents=True)
     total = sum(path.stat().st_size for path in checkpoint.weight_files)
-    if earlier is None and link_weights:
+    if earlier is None and work.link_weights:
         report.stage(f"linking {total / 1e6:,.1f} MB of weights, and reading them for their hashes")
         with report.bytes_done("weights", total) as progress:
             return reflink_weights(checkpoint.tensors, target, progress)
     if earlier is None:
         report.stage(f"copying {total / 1e6:,.1f} MB of weights")
         with report.bytes_done("weights", total) as progress:
-            return copy_weights(checkpoint.tensors, target, dtype, progress)
+            return copy_weights(checkpoint.tensors, target, work.dtype, progress)
     report.stage(f"adding to {earlier.folder}; comparing {total / 1e6:,.1f} MB of weights with those it was made of")
     with report.bytes_done("weights", total) as progress, named_if_it_vanishes():
         source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
-    check_same_model(earlier, describe_source(checkpoint, source_hashes), dtype)
+    check_same_model(earlier, describe_source(checkpoint, source_hashes), work.dtype)
     files = earlier.manifest.files.items()
     written_hashes = {
         name.removeprefix(WEIGHTS_PREFIX): f.sha256 for name, f in files if name.startswith(WEIGHTS_PREFIX)

@@ -73,10 +73,17 @@ def test_refuses(manifest: dict[str, Any], path: list[Any], value: Any, message:
 
 
 def test_refuses_a_missing_field(manifest: dict[str, Any]) -> None:
-    for field in manifest:
+    for field in manifest.keys() - {"routes"}:
         rest = {key: value for key, value in manifest.items() if key != field}
         with pytest.raises(BundleError, match=field):
             decode(json.dumps(rest).encode(), "manifest.json")
+
+
+def test_a_manifest_without_routes_and_reports_is_read(manifest: dict[str, Any]) -> None:
+    """As bundles had none at first."""
+    del manifest["routes"], manifest["plans"][0]["reports"]
+    read = decode(json.dumps(manifest).encode(), "manifest.json")
+    assert (read.routes, read.plans[0].reports) == ([], {})
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": "1"}', b"[" * 100_000])

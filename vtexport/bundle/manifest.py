@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -50,6 +51,14 @@ class PlanGraphs(msgspec.Struct, kw_only=True):
     prune_plugin: str | None = None
 
 
+class Limit(msgspec.Struct, kw_only=True):
+    """What a reported number has to hold; where an image's does not, a runtime shows `warning`."""
+
+    warning: str
+    least: float | None = None
+    most: float | None = None
+
+
 class Plan(msgspec.Struct, kw_only=True):
     """One way to run the bundle: a method with its parameters and budget."""
 
@@ -62,6 +71,8 @@ class Plan(msgspec.Struct, kw_only=True):
     positions: Literal["contiguous", "original"]
     position_span: Positive  # position ids that the image takes; the text after it starts behind them
     graphs: dict[str, PlanGraphs]  # by dialect
+    # Outputs [1] of the prune graph that tell of an image. `count` is how many rows from the front a runtime uses.
+    reports: dict[str, list[Limit]] = {}
     command: str  # that added the plan
     created_at: str
 
@@ -72,6 +83,16 @@ class Plan(msgspec.Struct, kw_only=True):
             names |= {graphs.vision, graphs.prune, *graphs.decoder}
             names |= {graphs.prune_plugin} if graphs.prune_plugin else set()
         return names
+
+
+class Route(msgspec.Struct, kw_only=True):
+    """Plans of one method at several budgets, of which each image gets one (`vtexport.runtime.routing`)."""
+
+    name: str
+    plans: Annotated[list[str], msgspec.Meta(min_length=2)]  # by ascending budget
+    mean: Positive  # what the budgets of a calibration's images come to on average, as near as they can
+    command: str
+    created_at: str
 
 
 class StoredTensor(msgspec.Struct, kw_only=True):
@@ -178,6 +199,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
     files: dict[str, File]
+    routes: list[Route] = []
 
 
 class _Version(msgspec.Struct):
@@ -219,6 +241,22 @@ def is_inside(path: str) -> bool:
     return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)
 
 
+def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]) -> None:
+    plans = {plan.name: plan for plan in manifest.plans}
+    for name in route.plans:
+        if name not in plans:
+            refuse(f"has the route {route.name!r} use the plan {name!r}, which it does not have")
+    budgets = [plans[name].keep for name in route.plans]
+    if budgets != sorted(set(budgets)) or not budgets[0] <= route.mean <= budgets[-1]:
+        refuse(f"has the route {route.name!r} with budgets {budgets} and a mean of {route.mean}")
+    shared = [
+        {dialect: (graphs.vision, *graphs.decoder) for dialect, graphs in plans[name].graphs.items()}
+        for name in route.plans
+    ]
+    if any(each != shared[0] for each in shared):
+        refuse(f"has the route {route.name!r} over plans with other graphs than the prune graph apart")
+
+
 def _check_references(manifest: Manifest, where: str) -> None:
     def refuse(what: str) -> None:
         raise BundleError(f"{where} {what}; build or copy the bundle again")
@@ -234,6 +272,10 @@ def _check_references(manifest: Manifest, where: str) -> None:
     names = [plan.name for plan in manifest.plans]
     if len(set(names)) != len(names):
         refuse("has two plans of one name")
+    for route in manifest.routes:
+        _check_route(manifest, route, refuse)
+    if len({*names, *(route.name for route in manifest.routes)}) != len(names) + len(manifest.routes):
+        refuse("has two routes, or a plan and a route, of one name")
     segments = manifest.decoder.segments
     for plan in manifest.plans:
         for name in plan.graph_names():

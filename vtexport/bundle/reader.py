@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.bundle.hashing import hash_file
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, decode
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, Route, decode
 from vtexport.bundle.publish import recover
 from vtexport.errors import BundleError, InputError, UsageError
 
@@ -38,7 +38,7 @@ class Bundle:
             UsageError: no such plan, or several to choose from.
         """
         plans = self.manifest.plans
-        names = ", ".join(plan.name for plan in plans)
+        names = ", ".join([plan.name for plan in plans] + [route.name for route in self.manifest.routes])
         if name is None:
             if len(plans) == 1:
                 return plans[0]
@@ -47,6 +47,20 @@ class Bundle:
             if plan.name == name:
                 return plan
         raise UsageError(f"{self.folder} has no plan {name!r}; it has {names}")
+
+    def plan_or_route(self, name: str | None = None) -> Plan | Route:
+        """The plan or the route of that name; without a name, the only plan, or the only route if it has all plans.
+
+        Raises:
+            UsageError: no such plan or route, or several to choose from.
+        """
+        routes = self.manifest.routes
+        if name is None and len(routes) == 1 and {plan.name for plan in self.manifest.plans} == set(routes[0].plans):
+            return routes[0]
+        for route in routes:
+            if route.name == name:
+                return route
+        return self.plan(name)
 
     def verify(self, progress: Callable[[str, int], object] | None = None) -> list[str]:
         """Reads every file and compares its SHA-256; returns one sentence for each that differs.

@@ -9,6 +9,7 @@ examples:
   vtexport build --model ./my-llava --method none
   vtexport build --model mini --keep 64,128 --target rtx      (TensorRT-RTX engines beside the graphs)
   vtexport build --model ./my-llava --precision fp16 --keep 64 --link-weights -o ./my-llava   (no copy of the weights)
+  vtexport build --model mini --keep 32,64,128 --dynamic      (each image gets one of the budgets)
   vtexport build --model llava --weights random --keep 64     (true shapes, no download, answers are noise)
 """
 
@@ -53,6 +54,14 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         type=budgets,
         metavar="N[,N...]",
         help="visual tokens per image that enter the language model, CLS included; several make several plans",
+    )
+    parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="also a route, by which each image gets one of the budgets (`vtexport calibrate` sets it)",
+    )
+    parser.add_argument(
+        "--mean", type=int, metavar="N", help="the average budget --dynamic aims at; default: the middle one"
     )
     parser.add_argument(
         "--set",
@@ -126,6 +135,8 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         method=args.method,
         keep=args.keep,
         options=_once_each(args.options),
+        dynamic=args.dynamic,
+        mean=args.mean,
         precision=args.precision or "fp32",
         weights=args.weights,
         seed=args.seed,
@@ -143,16 +154,22 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     total = sum(file.bytes for file in manifest.files.values())
     if args.json:
         plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
-        result = {"bundle": str(bundle.folder), "plans": plans, "bytes": total}
+        routes = [{"name": route.name, "plans": route.plans, "mean": route.mean} for route in manifest.routes]
+        result = {"bundle": str(bundle.folder), "plans": plans, "routes": routes, "bytes": total}
         say_json(result | ({"engines": sizes(engines)} if engines else {}))
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
     for plan in manifest.plans:
         say(f"  {plan.name}: {manifest.vision.tokens} -> {plan.visual_tokens} visual tokens")
+    for route in manifest.routes:
+        say(f"  {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
     if engines is not None:
         say_engines(engines)
     if manifest.precision == "bfloat16":
         say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")  # ONNX Runtime cannot run it
+        return 0
+    if args.dynamic:
+        say(f"next: vtexport calibrate {shlex.quote(str(bundle.folder))} --images FOLDER")
         return 0
     plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')

@@ -10,9 +10,10 @@ example:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from vtexport.cli.console import say, say_json
-from vtexport.cli.run import add_pipeline_arguments, open_pipeline
+from vtexport.cli.run import add_pipeline_arguments, open_pipeline, tell_warnings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +36,12 @@ def run(args: argparse.Namespace) -> int:
     kept = [int(index) for index in visual.keep_indices]
     patches = sum(index >= 0 for index in kept)
     if args.json:
-        say_json({"picture": str(output), "plan": visual.plan, "visual_tokens": len(kept), "keep_indices": kept})
+        route = dataclasses.asdict(visual.route) if visual.route else None
+        shown = {"picture": str(output), "plan": visual.plan, "visual_tokens": len(kept), "keep_indices": kept}
+        say_json(shown | {"route": route, "reports": visual.reports, "warnings": visual.warnings})
     else:
         rows, columns = visual.grid
         cls = ", and CLS" if patches < len(kept) else ""
         say(f"{output}: {patches} of {rows * columns} patches kept{cls} ({visual.plan})")
+    tell_warnings(visual.warnings)
     return 0

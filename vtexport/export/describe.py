@@ -14,7 +14,7 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
-from vtexport.export.plan import Plan
+from vtexport.export.plan import Plan, Route
 from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
@@ -32,9 +32,20 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
         visual_tokens=plan.keep,
         positions=plan.method.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
+        reports={
+            name: [schema.Limit(least=each.least, most=each.most, warning=each.warning) for each in limits]
+            for name, limits in plan.reports.items()
+        },
         graphs=graphs,
         command=command,
         created_at=created_at,
+    )
+
+
+def describe_route(route: Route, command: str, created_at: str) -> schema.Route:
+    """A route over plans."""
+    return schema.Route(
+        name=route.name, plans=list(route.plans), mean=route.mean, command=command, created_at=created_at
     )
 
 

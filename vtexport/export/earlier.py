@@ -9,6 +9,7 @@ from pathlib import Path
 
 import vtexport
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.calibration import read_calibration, write_calibration
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
@@ -126,6 +127,24 @@ def checked(earlier: Bundle, names: Iterable[str]) -> dict[str, schema.File]:
         if hash_file(earlier.path(name)) != file.sha256:
             raise _damaged(earlier, name)
     return files
+
+
+def carry_calibration(earlier: Bundle, folder: Path, manifest: schema.Manifest, note: Callable[[str], object]) -> None:
+    """Puts the earlier bundle's calibration.json into `folder` for the routes that are as they were; tells of others.
+
+    It is read at the last moment, so a calibration made during the build is not lost.
+    """
+    try:
+        found = read_calibration(earlier.folder, earlier.manifest)
+    except BundleError as error:
+        note(f"the earlier calibration is not taken over ({error})")
+        return
+    routes = {route.name: route for route in manifest.routes}
+    kept = {name: each for name, each in found.items() if name in routes and each.fits(manifest, routes[name])}
+    if kept:
+        write_calibration(folder, manifest, kept)
+    for name in sorted(set(found) - set(kept)):
+        note(f"the route {name} has changed, so its calibration goes; run `vtexport calibrate` afterwards")
 
 
 def _damaged(earlier: Bundle, name: str) -> BundleError:

@@ -84,6 +84,16 @@ def _allowed(value: Any, metadata: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a reported number has to hold; where it does not, the runtime shows `warning` after "NAME is VALUE: "."""
+
+    report: str
+    warning: str
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a method kept, as arrays of the same kind (NumPy or PyTorch) and device as its inputs.
 
@@ -172,6 +182,22 @@ class Method(ABC):
         """Which features the op takes: "vision", before the projector, or "projected", after it (then without CLS)."""
         return "vision"
 
+    def dynamic(self, parameters: Any) -> bool:
+        """Whether the method says how an image's budget follows from rho, its patches' mean cosine, before the op."""
+        return False
+
+    def reports(self, parameters: Any) -> Mapping[str, str]:
+        """Further outputs of the op, one number an image [B]: name -> ONNX element type.
+
+        A runtime passes them on with the answer. One called `count` says how many rows from the front are to be used;
+        the others only fill the budget.
+        """
+        return {}
+
+    def limits(self, parameters: Any, *, grid: tuple[int, int]) -> tuple[Limit, ...]:
+        """What the reported numbers have to hold for (resolved) `parameters`, else a runtime warns."""
+        return ()
+
     @abstractmethod
     def resolve(self, parameters: Any, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Any]:
         """The budget and the parameters with every None filled in, for a grid of patches (rows, columns).
@@ -197,7 +223,7 @@ class Method(ABC):
 
         Returns:
             The value names of `kept_features`, `keep_indices`, `merged` where the method merges, and of every entry of
-            `diagnostics`.
+            `reports` and `diagnostics`.
         """
 
     def check_keep(self, keep: int | None, *, largest: int, unit: str) -> int:

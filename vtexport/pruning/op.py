@@ -43,7 +43,8 @@ def build(
     given["embedding_width"] = given["embedding_width"] or width
     fixed = Sizes(grid=grid, keep=keep, **given)
 
-    outputs = [*output_names(method), *(method.diagnostics if diagnostics else ())]
+    always = output_names(method, parameters)
+    outputs = [*always, *(method.diagnostics if diagnostics else ())]
     function = _function(method, parameters, fixed, outputs)
     node = helper.make_node(
         method.op_type, list(function.input), outputs, domain=DOMAIN, **_attributes(parameters, fixed.keep)
@@ -53,11 +54,13 @@ def build(
     inputs = [describe("features", DTYPES[dtype], [fixed.batch, rows, fixed.width])]
     for signal in map(SIGNALS.__getitem__, method.signals(parameters)):
         inputs.append(describe(signal.input, TensorProto.FLOAT, signal.shape(fixed)))
-    results = [
-        describe("kept_features", DTYPES[dtype], [fixed.batch, keep, fixed.width]),
-        describe("keep_indices", INT64, [fixed.batch, keep]),
-        describe("merged", BOOL, [fixed.batch, keep]),
-    ][: len(output_names(method))]
+    known: dict[str, tuple[int, list[int]]] = {
+        "kept_features": (DTYPES[dtype], [fixed.batch, keep, fixed.width]),
+        "keep_indices": (INT64, [fixed.batch, keep]),
+        "merged": (BOOL, [fixed.batch, keep]),
+    }
+    known |= {name: (_element_type(kind), [fixed.batch]) for name, kind in method.reports(parameters).items()}
+    results = [describe(name, *known[name]) for name in always]
     results += [describe(name, *_diagnostic_type(method, name)) for name in outputs[len(results) :]]
     graph = helper.make_graph([node], f"{method.name}_keep{keep}", inputs, results)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
@@ -66,14 +69,18 @@ def build(
     )
 
 
-def output_names(method: Method) -> tuple[str, ...]:
-    """The op's outputs: kept_features, keep_indices and, where the method merges, merged."""
-    return ("kept_features", "keep_indices", "merged") if method.merges else ("kept_features", "keep_indices")
+def output_names(method: Method, parameters: Any) -> tuple[str, ...]:
+    """The op's outputs: kept_features, keep_indices, where the method merges merged, and its reports."""
+    return ("kept_features", "keep_indices", *(("merged",) if method.merges else ()), *method.reports(parameters))
+
+
+def _element_type(kind: str) -> int:
+    return int(TensorProto.DataType.Value(kind))
 
 
 def _diagnostic_type(method: Method, name: str) -> tuple[int, list[str]]:
     kind, axes = method.diagnostics[name]
-    return TensorProto.DataType.Value(kind), list(axes)
+    return _element_type(kind), list(axes)
 
 
 def _attributes(parameters: Any, keep: int) -> dict[str, Any]:
