@@ -90,7 +90,8 @@ class Selection:
     Attributes:
         keep_indices: [B, N] int64, raster index of the patch every row stands for, -1 for CLS.
         kept_features: [B, N, D], dtype of the input features; rows that stand for one patch are bit-equal to its row.
-        details: Intermediate values by name, batched; each method documents its own.
+        details: Intermediate values by name, batched; each method documents its own. What the op gives beyond the
+            fields here (`Method.further_outputs`) is among them.
         merged: [B, N] bool, which rows stand for several patches; None where the method never merges.
     """
 
@@ -143,7 +144,7 @@ class Method(ABC):
         smallest_keep: Smallest budget the method is defined for.
         parameters: The `Parameters` class with the method's options.
         diagnostics: Intermediate values that the ONNX form can expose: name -> ONNX element type and axes, B images,
-            T tokens, K groups.
+            T tokens, N kept tokens, K groups.
     """
 
     name: ClassVar[str]
@@ -172,6 +173,11 @@ class Method(ABC):
         """Which features the op takes: "vision", before the projector, or "projected", after it (then without CLS)."""
         return "vision"
 
+    def further_outputs(self, parameters: Any) -> Mapping[str, tuple[str, str]]:
+        """Outputs for the graphs behind the op, after the common ones: name -> ONNX element type and axes, B images,
+        N kept tokens."""
+        return {}
+
     @abstractmethod
     def resolve(self, parameters: Any, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Any]:
         """The budget and the parameters with every None filled in, for a grid of patches (rows, columns).
@@ -196,8 +202,8 @@ class Method(ABC):
         """Write the ONNX function body. Its inputs are named "features" and as `Signal.input` says.
 
         Returns:
-            The value names of `kept_features`, `keep_indices`, `merged` where the method merges, and of every entry of
-            `diagnostics`.
+            The value names of `kept_features`, `keep_indices`, `merged` where the method merges, of every entry of
+            `further_outputs`, and of the `diagnostics` that exist with these parameters.
         """
 
     def check_keep(self, keep: int | None, *, largest: int, unit: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from vtexport.pruning.eigen import TINY
 from vtexport.pruning.emit import Emitter
 
@@ -54,3 +56,22 @@ def cosine_rows(e: Emitter, rows: str) -> str:
     """`rows` [T, D] scaled to norm 1; a zero row stays zero."""
     square = e.Max(TINY, e.total(e.Mul(rows, rows), 1))
     return str(e.Mul(rows, e.Reciprocal(e.Sqrt(square))))
+
+
+def squared_offsets(
+    e: Emitter, own: str, other: str | None, *, grid: tuple[int, int], scale: tuple[int, int] = (1, 1)
+) -> str:
+    """[N, M] float32: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
+
+    All patches where `other` is None. In patches; `scale` multiplies the steps down and across. Whole numbers, exact
+    below 2^24.
+    """
+    tokens = np.arange(grid[0] * grid[1])
+    squares = []
+    for axis, factor in enumerate(scale):
+        places = np.float32(factor) * np.unravel_index(tokens, grid)[axis].astype(np.float32)
+        left = e.Unsqueeze(e.Gather(places, own), [1])
+        right = e.Unsqueeze(e.Gather(places, other), [0]) if other is not None else places[None]
+        step = e.Sub(left, right)
+        squares.append(e.Mul(step, step))
+    return str(e.Add(*squares))
