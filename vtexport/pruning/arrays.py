@@ -75,10 +75,10 @@ def cosine_similarity(xp: Any, rows: Array) -> Array:
 
 
 def squared_offsets(xp: Any, own: Array, other: Array, columns: int, scale: tuple[int, int] = (1, 1)) -> Array:
-    """[N, M] float64: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
+    """[N, M] int64: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
 
-    In patches; `scale` multiplies the steps down and across. Whole numbers, so exact.
+    In patches; `scale` multiplies the steps down and across.
     """
     down = own[:, None] // columns - other[None, :] // columns
     across = own[:, None] % columns - other[None, :] % columns
-    return xp.astype((down * scale[0]) ** 2 + (across * scale[1]) ** 2, xp.float64)
+    return (down * scale[0]) ** 2 + (across * scale[1]) ** 2

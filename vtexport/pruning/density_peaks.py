@@ -43,6 +43,11 @@ class PeakRules:
     counts_itself: bool = True
     strict: bool = False
 
+    @property
+    def decay(self) -> float:
+        """1 / d_c², also where the square leaves the range of numbers."""
+        return (1 / self.cutoff) * (1 / self.cutoff)
+
 
 def density_peaks(xp: Any, points: Array, near: Array, rules: PeakRules) -> dict[str, Array]:
     """Clusters `points` [T, F] float64, of which only pairs in `near` [T, T] bool may hang on each other.
@@ -71,7 +76,7 @@ def density_peaks(xp: Any, points: Array, near: Array, rules: PeakRules) -> dict
     distance = xp.where(itself, xp.zeros_like(square), xp.sqrt(square))
 
     # 2. Densities, rounded to float32: there equal ones are equal, in the released code and in the graph.
-    terms = xp.exp(-square / rules.cutoff**2)
+    terms = xp.exp(-square * rules.decay)
     others = xp.sum(xp.where(itself, xp.zeros_like(terms), terms), axis=1)
     density = xp.astype(others + 1.0 if rules.counts_itself else others, xp.float32)
 
@@ -115,7 +120,8 @@ def _margins(xp: Any, density: Array, near: Array, candidates: Array, ranked_gam
     """The margins that `density_peaks` returns, infinite where there is nothing to compare."""
     density = xp.astype(density, xp.float64)
     own, other = density[:, None], density[None, :]
-    differences = (xp.abs(own - other) / xp.where(own > other, own, other))[near & (own != other)]
+    larger = xp.where(own > other, own, other)
+    differences = (xp.abs(own - other) / xp.where(larger > 0, larger, xp.ones_like(larger)))[near & (own != other)]
     two = xp.sort(candidates, axis=1)[:, :2]
     two = two[xp.isfinite(two[:, -1]), :]
     gaps = two[:, -1] - two[:, 0] if candidates.shape[1] > 1 else two[:0, 0]
@@ -132,8 +138,8 @@ def emit_density_peaks(e: Emitter, points: str, near: str, *, tokens: int, rules
     Returns:
         labels [1, T] int64, centers [1, C] int64, density and delta [1, T] float32, parent [1, T] int64.
     """
-    itself = e.constant(np.eye(tokens, dtype=bool))
     index = np.arange(tokens)
+    itself = e.Equal(index[:, None], index[None])
 
     # 1. Distances, of points moved to their mean: that takes nothing away from them but common length.
     points = e.Sub(points, e.ReduceMean(points, [0], keepdims=1))
@@ -144,7 +150,7 @@ def emit_density_peaks(e: Emitter, points: str, near: str, *, tokens: int, rules
     distance = e.Where(itself, 0.0, e.Sqrt(square))
 
     # 2. Densities. A point's own term is added last, so that the sum is rounded once at its size.
-    terms = e.Exp(e.Mul(square, -1.0 / rules.cutoff**2))
+    terms = e.Exp(e.Mul(square, -rules.decay))
     density = e.total(e.Where(itself, 0.0, terms), 1)  # [T, 1]
     if rules.counts_itself:
         density = e.Add(density, 1.0)
@@ -152,7 +158,7 @@ def emit_density_peaks(e: Emitter, points: str, near: str, *, tokens: int, rules
     # 3. Distance to the nearest denser neighbour.
     other = e.Transpose(density)
     if rules.strict:
-        lower = np.tril(np.ones((tokens, tokens), bool), -1)
+        lower = e.Less(index[None], index[:, None])
         denser = e.Or(e.Greater(other, density), e.And(e.Equal(other, density), lower))
     else:
         denser = e.And(e.GreaterOrEqual(other, density), e.Not(itself))

@@ -237,7 +237,8 @@ def _aggregate(
     norm = xp.sqrt(xp.sum(similar * similar, axis=1, keepdims=True))
     unit = similar / xp.where(norm < 1e-15, xp.ones_like(norm) * 1e-15, norm)
     cosine = xp.take(unit, rows, axis=0) @ unit.T
-    reach = xp.sqrt(squared_offsets(xp, rows, every, grid[1]) / parameters.distance)
+    offsets = xp.astype(squared_offsets(xp, rows, every, grid[1]), xp.float64)
+    reach = xp.sqrt(offsets / parameters.distance)
     zero = xp.zeros_like(cosine)
     proximity = xp.where(reach < 1, 1 - reach, zero)
     itself = rows[:, None] == every[None, :]
@@ -259,7 +260,7 @@ def _emit_image(
     parameters: NuwaParameters,
 ) -> dict[str, str]:
     """One image's results, with a first axis of 1; the inputs have one too."""
-    from vtexport.pruning.parts_onnx import gather_rows, in_raster_order
+    from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, without_nan
 
     assert parameters.top_n is not None
     assert parameters.pillar_quantile is not None
@@ -269,6 +270,7 @@ def _emit_image(
         flat = e.Reshape(keys, [1, sizes.tokens, sizes.heads * sizes.head_width])
         pillar_by = e.Sqrt(e.total(e.Mul(flat, flat), 2, keepdims=False))
         salience = e.Mul(scores, pillar_by)
+    salience, pillar_by = without_nan(e, salience), without_nan(e, pillar_by)
 
     # 1. Separation, 2. alignment.
     candidate = _emit_best_of_regions(e, salience, sizes.grid, parameters.top_n)
@@ -336,7 +338,8 @@ def _emit_aggregate(
     scale = e.Reciprocal(e.Sqrt(e.Max(TINY, e.total(e.Mul(similar, similar), 1))))  # [T, 1]
     cosine = e.Gemm(e.Gather(e.Mul(similar, scale), rows), similar, transB=1)
     cosine = e.Mul(cosine, e.Transpose(scale))
-    reach = e.Sqrt(e.Mul(squared_offsets(e, rows, None, grid=grid), 1 / parameters.distance))
+    offsets = e.as_float(squared_offsets(e, rows, None, grid=grid))
+    reach = e.Sqrt(e.Mul(offsets, 1 / parameters.distance))
     proximity = e.Relu(e.Sub(1.0, reach))
     itself = e.Equal(e.Unsqueeze(rows, [1]), np.arange(grid[0] * grid[1])[None])
     weights = e.Where(itself, 1.0, e.Mul(e.Relu(cosine), proximity))

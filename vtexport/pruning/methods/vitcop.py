@@ -101,7 +101,7 @@ class ViTCoP(Method):
         if count is None:
             count = max(1, int(share * keep))
         if share > 1 or count > keep:
-            given = f"cluster_share={share:g}" if share > 1 else f"cluster_count={count}"
+            given = f"cluster_share={share:g}" if parameters.cluster_count is None else f"cluster_count={count}"
             raise UsageError(
                 f"{given} is not allowed with keep={keep}; give a share up to 1, or a count from 1 to {keep}"
             )
@@ -138,10 +138,10 @@ class ViTCoP(Method):
         return Selection(kept, gather_rows(xp, features, kept), details)
 
     def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: ViTCoPParameters) -> dict[str, str]:
-        from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, per_image
+        from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, per_image, without_nan
 
         e = emitter
-        _, chosen = e.TopK("scores", [sizes.keep], outputs=2, axis=1)
+        _, chosen = e.TopK(without_nan(e, "scores"), [sizes.keep], outputs=2, axis=1)
         kept = in_raster_order(e, chosen, sizes.keep)
         values = {"kept_features": gather_rows(e, "features", kept), "keep_indices": kept}
         if parameters.clusters:
@@ -179,8 +179,8 @@ def _reach(grid: tuple[int, int], radius: float) -> tuple[tuple[int, int], int]:
     rows, columns = grid
     common = math.gcd(rows, columns)
     scale = columns // common, rows // common
-    # Beyond float32's whole numbers lies more than any image's diagonal.
-    return scale, min(2**24, math.floor((radius * rows * columns / common) ** 2 * (1 + 1e-9)))
+    radius = min(radius, 2.0)  # more than an image's diagonal, and no number too large to square
+    return scale, math.floor((radius * rows * columns / common) ** 2 * (1 + 1e-9))
 
 
 def _near(xp: Any, kept: Array, grid: tuple[int, int], radius: float) -> Array:
@@ -199,5 +199,5 @@ def _cluster_image(e: Emitter, keys: str, kept: str, *, sizes: Sizes, rules: ViT
     own = e.Squeeze(kept, [0])
     points = e.Gather(e.Reshape(keys, [sizes.tokens, sizes.heads * sizes.head_width]), own)
     scale, most = _reach(sizes.grid, rules.radius)
-    near = e.LessOrEqual(squared_offsets(e, own, own, grid=sizes.grid, scale=scale), float(most))
+    near = e.LessOrEqual(squared_offsets(e, own, own, grid=sizes.grid, scale=scale), most)
     return emit_density_peaks(e, points, near, tokens=sizes.keep, rules=_rules(rules))
