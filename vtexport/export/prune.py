@@ -24,7 +24,6 @@ from vtexport.pruning import Method, op_model
 PRUNE_OPSET = 20
 # Of the vision tower's output, also where its weights are float16: its residual stream is wider than that.
 FEATURES = "float32"
-_REPORTED = {"FLOAT": "float32", "INT64": "int64"}
 
 
 def prune_graph(
@@ -40,8 +39,8 @@ def prune_graph(
 
     Inputs: `features` [1, cls + T, D] float32 and the signals that the method asks for (`vtexport.pruning.signals`).
     Outputs: `image_features` [1, N, W] in `dtype`, `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS),
-    `visual_positions` [1, N] int64, counted from the image's place in the prompt, and where the method merges, `merged`
-    [1, N] bool. What the method reports of an image comes behind them, [1] each.
+    `visual_positions` [1, N] int64, counted from the image's place in the prompt; then the op's own outputs beyond
+    these: `merged` [1, N] bool where the method merges, `Method.reports` [1] each and `Method.further_outputs`.
 
     Raises:
         UsageError: the method needs a CLS token that the vision tower does not have.
@@ -49,7 +48,6 @@ def prune_graph(
     vision, width_out = spec.vision, spec.projector.width_out
     grid = vision.grid_height, vision.grid_width
     resolved = method.resolve(method.parameters(**parameters), grid=grid, keep=keep)[1]
-    reports = method.reports(resolved)
     takes_cls, projected_space = method.takes_cls(resolved), method.space(resolved) == "projected"
     if takes_cls and not vision.cls_rows:
         raise UsageError(f"{method.name} keeps a CLS token and this vision tower has none; set its cls_slot to false")
@@ -68,8 +66,7 @@ def prune_graph(
         )
     )
     graph = model.graph
-    kept, keep_indices, *further = graph.outputs
-    merged = [further.pop(0)] if method.merges else []
+    kept, keep_indices, *others = graph.outputs
     features = graph.inputs[0]
     before, after = GraphWriter(weights, folder), GraphWriter(weights, folder)
     after.initializers = before.initializers
@@ -97,12 +94,10 @@ def prune_graph(
         (image_features, "image_features", [1, keep, width_out], dtype),
         (keep_indices, "keep_indices", [1, keep], "int64"),
         (positions, "visual_positions", [1, keep], "int64"),
-        *((value, "merged", [1, keep], "bool") for value in merged),
-        *((value, name, [1], _REPORTED[kind]) for value, (name, kind) in zip(further, reports.items(), strict=True)),
     ]
     for value, name, shape, kind in described:
         value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[kind])
-    graph.outputs[:] = [value for value, *_ in described]
+    graph.outputs[:] = [*(value for value, *_ in described), *others]
     graph.name = "prune"
     graph.opset_imports[""] = PRUNE_OPSET
     model.ir_version, model.producer_name = IR_VERSION, "vtexport"

@@ -72,3 +72,13 @@ def cosine_similarity(xp: Any, rows: Array) -> Array:
     norm = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
     unit = rows / xp.where(norm < 1e-15, xp.ones_like(norm) * 1e-15, norm)
     return unit @ unit.T
+
+
+def squared_offsets(xp: Any, own: Array, other: Array, columns: int, scale: tuple[int, int] = (1, 1)) -> Array:
+    """[N, M] int64: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
+
+    In patches; `scale` multiplies the steps down and across.
+    """
+    down = own[:, None] // columns - other[None, :] // columns
+    across = own[:, None] % columns - other[None, :] % columns
+    return (down * scale[0]) ** 2 + (across * scale[1]) ** 2

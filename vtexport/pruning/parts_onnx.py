@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from vtexport.pruning.eigen import TINY
 from vtexport.pruning.emit import Emitter
 
@@ -54,3 +56,26 @@ def cosine_rows(e: Emitter, rows: str) -> str:
     """`rows` [T, D] scaled to norm 1; a zero row stays zero."""
     square = e.Max(TINY, e.total(e.Mul(rows, rows), 1))
     return str(e.Mul(rows, e.Reciprocal(e.Sqrt(square))))
+
+
+def without_nan(e: Emitter, values: str) -> str:
+    """`values` with NaN as the lowest number, so that orders of them are orders: a graph cannot refuse its input."""
+    return str(e.Where(e.IsNaN(values), float(np.finfo(np.float32).min), values))
+
+
+def squared_offsets(
+    e: Emitter, own: str, other: str | None, *, grid: tuple[int, int], scale: tuple[int, int] = (1, 1)
+) -> str:
+    """[N, M] int64: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
+
+    All patches where `other` is None. In patches; `scale` multiplies the steps down and across.
+    """
+    tokens = np.arange(grid[0] * grid[1])
+    squares = []
+    for axis, factor in enumerate(scale):
+        places = factor * np.unravel_index(tokens, grid)[axis]
+        left = e.Unsqueeze(e.Gather(places, own), [1])
+        right = e.Unsqueeze(e.Gather(places, other), [0]) if other is not None else places[None]
+        step = e.Sub(left, right)
+        squares.append(e.Mul(step, step))
+    return str(e.Add(*squares))
