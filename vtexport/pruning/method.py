@@ -41,7 +41,7 @@ def option(
     """
     allowed = "true or false" if kind is bool else ", ".join(choices)
     if minimum is not None:
-        allowed = f"a whole number from {minimum}"
+        allowed = f"a {'whole ' if kind is int else ''}number from {minimum}"
     if above is not None:
         allowed = f"a number above {above:g}"
     metadata = {
@@ -143,7 +143,7 @@ class Method(ABC):
         smallest_keep: Smallest budget the method is defined for.
         parameters: The `Parameters` class with the method's options.
         diagnostics: Intermediate values that the ONNX form can expose: name -> ONNX element type and axes, B images,
-            T tokens, K groups.
+            T tokens, N kept, K groups.
     """
 
     name: ClassVar[str]
