@@ -7,7 +7,6 @@ language-model runtime can take them.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from vtexport.bundle.manifest import StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.runtime.cache import KVCache
+from vtexport.runtime.clock import Clock
 from vtexport.runtime.images import Crop, load_image, pixel_values
 from vtexport.runtime.onnxruntime_backend import Session, check_device
 from vtexport.runtime.prompt import Messages, PromptReader
@@ -28,6 +28,7 @@ from vtexport.runtime.sampling import Sampler
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
+TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
@@ -44,6 +45,7 @@ class VisualTokens:
     crop: Crop  # the part of it that the grid covers
     plan: str
     timings_ms: dict[str, float]  # preprocess, vision, prune
+    question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,38 @@ class Pipeline:
         """
         return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
 
-    def encode(self, image: ImageLike) -> VisualTokens:
-        """The visual tokens of one image: a path, a PIL image or an array (as `runtime.images.load_image` takes it)."""
-        clock = _Clock()
+    @property
+    def takes_question(self) -> bool:
+        """Whether the plan picks visual tokens by the question."""
+        return TEXT_INPUT in self._prune.input_names
+
+    def encode(
+        self, image: ImageLike, prompt: str | Messages | None = None, *, raw_prompt: bool = False
+    ) -> VisualTokens:
+        """The visual tokens of one image.
+
+        Where the plan picks them by the question (`takes_question`), they are those that matter for this one. They may
+        serve another question, which then sees what was picked for the first: a choice of the caller's, which nothing
+        checks; `VisualTokens.question` says what they were picked for.
+
+        Args:
+            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it).
+            prompt: the question or conversation, as for `generate`; of no effect where the plan does not look at it.
+            raw_prompt: `prompt` is the whole text with the image's placeholder in it.
+
+        Raises:
+            UsageError: the plan needs a question and there is none.
+            InputError: the image cannot be read.
+        """
+        question, text = self._question(prompt, raw_prompt)
+        clock = Clock()
         upright = load_image(image)
         pixels, crop = pixel_values(upright, self.bundle.manifest.image)
         clock.lap("preprocess")
         signals = self._vision.run({"pixel_values": pixels})
         self._check_finite(signals["features"], "the vision tower")
         clock.lap("vision")
-        kept = self._prune.run(signals)
+        kept = self._prune.run({**signals, **text})
         self._check_finite(kept["image_features"], "the projector")
         clock.lap("prune")
         vision = self.bundle.manifest.vision
@@ -157,7 +181,21 @@ class Pipeline:
             crop=crop,
             plan=self.plan.name,
             timings_ms=clock.laps,
+            question=question,
         )
+
+    def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
+        """The question's text and its embeddings [1, M, W] float32 as the prune graph's input, where it has one."""
+        if not self.takes_question:
+            return None, {}
+        if prompt is None:
+            raise UsageError(
+                f"plan {self.plan.name} picks visual tokens by the question; give it as well "
+                "(--prompt, or the second argument of encode)"
+            )
+        self._prompts.render(prompt, raw=raw)  # refuses what `generate` refuses
+        text, ids = self._prompts.question(prompt, raw=raw)
+        return text, {TEXT_INPUT: self._embedding[ids][None].astype(np.float32)}
 
     @overload
     def generate(
@@ -202,7 +240,7 @@ class Pipeline:
         """Answers a question about an image, or about the visual tokens that `encode` made of one.
 
         Args:
-            image: an image, or `VisualTokens` of the same plan.
+            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question).
             prompt: a question, or a conversation as a list of messages with one image in it.
             max_new_tokens: stop after this many; the end token stops earlier.
             temperature: 0 for greedy decoding.
@@ -236,8 +274,8 @@ class Pipeline:
     ) -> Iterator[str | Answer]:
         """Pieces of text, and the whole `Answer` last."""
         read = self._prompts.read(prompt, raw=raw)  # before the image: a wrong prompt should not cost a vision pass
-        clock = _Clock()
-        visual = image if isinstance(image, VisualTokens) else self.encode(image)
+        clock = Clock()
+        visual = image if isinstance(image, VisualTokens) else self.encode(image, prompt, raw_prompt=raw)
         clock.lap("encode")
         length = len(read.before) + len(visual.keep_indices) + len(read.after)
         end_position = len(read.before) + visual.position_span + len(read.after)
@@ -326,19 +364,6 @@ class Pipeline:
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """[1, S, W] rows of the memory-mapped embedding table."""
         return self._embedding[ids][None].astype(self._dtype, copy=False)
-
-
-class _Clock:
-    """Milliseconds between calls of `lap`, by name."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = 1e3 * (now - self._last)
-        self._last = now
 
 
 def _timings(visual: VisualTokens, laps: dict[str, float], *, encoded_here: bool) -> dict[str, float]:
