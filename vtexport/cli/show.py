@@ -3,8 +3,9 @@
 Kept patches stay bright with a frame, dropped ones are dimmed; what lies outside the model's crop is darkest. A CLS
 token stands for no patch and is not drawn.
 
-example:
+examples:
   vtexport show mini --image photo.jpg -o kept.png
+  vtexport show llava-cdpruner --image photo.jpg --prompt "Where is the cup?"
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vtexport.cli.run import add_pipeline_arguments, open_pipeline, tell_warning
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     add_pipeline_arguments(parser)
+    parser.add_argument("--prompt", metavar="TEXT", help="the question, for plans that pick visual tokens by it")
     parser.add_argument("-o", "--output", metavar="FILE", help="a .png or .jpg file; default: IMAGE.kept.png, here")
 
 
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = Path(args.output) if args.output else Path(Path(args.image).stem + ".kept.png")
     image = load_image(args.image)
-    visual = open_pipeline(args).encode(image)
+    visual = open_pipeline(args).encode(image, args.prompt)
     save_picture(draw_kept_tokens(image, visual), output)
     kept = [int(index) for index in visual.keep_indices]
     patches = sum(index >= 0 for index in kept)

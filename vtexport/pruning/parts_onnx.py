@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vtexport.pruning.eigen import TINY
-from vtexport.pruning.emit import Emitter
+from vtexport.pruning.emit import FLOAT, INT64, Emitter
+
+TAKEN = -1e30  # added to the gain of a token that has been picked, so that no value can pick it again
 
 
 def per_image(e: Emitter, batch: int, inputs: Sequence[str], image: Callable[..., dict[str, str]]) -> dict[str, str]:
@@ -79,3 +81,46 @@ def squared_offsets(
         step = e.Sub(left, right)
         squares.append(e.Mul(step, step))
     return str(e.Add(*squares))
+
+
+def greedy(
+    e: Emitter,
+    count: int,
+    gain: str,
+    states: Sequence[str],
+    step: Callable[[Emitter, str, str, Sequence[str]], tuple[str, Sequence[str]]],
+    *,
+    tokens: int,
+) -> str:
+    """The tokens [1, count] int64 that greedy selection picks, in order: `count` times the one of largest gain.
+
+    Args:
+        gain: [1, T] float32, at the start. Ties go to the lower index.
+        states: Float32 values that `step` carries from round to round.
+        step: step(emitter, round, picked [1] int64, states) -> the gain after this pick, and the new states. It need
+            not care for tokens already picked.
+    """
+
+    def pick(b: Emitter, round_: str, before: Sequence[str]) -> tuple[Sequence[str], str]:
+        gain, taken, *states = before
+        picked = b.ArgMax(b.Add(gain, taken), axis=1, keepdims=0)
+        taken = b.ScatterElements(taken, picked, np.array([TAKEN]), axis=0)
+        gain, after = step(b, round_, picked, states)
+        return [gain, taken, *after], picked
+
+    start = [gain, e.Expand(0.0, [tokens]), *states]
+    _, order = e.repeat(count, start, [FLOAT] * len(start), pick, INT64)
+    return str(e.Transpose(order))
+
+
+def distinct_tokens(e: Emitter, order: str, *, tokens: int, count: int) -> str:
+    """`order` [1, count] int64, ascending and without repetition, whatever is in it.
+
+    Where NaN made a selection pick a token twice, the lowest tokens that were not picked take the free places.
+    """
+    ones = np.ones((1, count))
+    picked = e.ScatterElements(e.Expand(0.0, [1, tokens]), order, ones, axis=1)
+    # Picked tokens first, then the others, each by index.
+    key = e.Sub(np.arange(tokens, dtype=np.float32)[None], e.Mul(float(tokens), picked))
+    _, chosen = e.TopK(key, [count], outputs=2, axis=1, largest=0)
+    return in_raster_order(e, chosen, count)

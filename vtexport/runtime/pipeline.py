@@ -27,6 +27,7 @@ __all__ = ["Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "Vi
 
 DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
+TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
@@ -102,12 +103,34 @@ class Pipeline:
         """
         return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
 
-    def encode(self, image: ImageLike) -> VisualTokens:
-        """The visual tokens of one image: a path, a PIL image or an array (as `runtime.images.load_image` takes it)."""
+    @property
+    def takes_question(self) -> bool:
+        """Whether the plan picks visual tokens by the question."""
+        return any(TEXT_INPUT in session.input_names for session in self._prune.values())
+
+    def encode(
+        self, image: ImageLike, prompt: str | Messages | None = None, *, raw_prompt: bool = False
+    ) -> VisualTokens:
+        """The visual tokens of one image.
+
+        Where the plan picks them by the question (`takes_question`), they are those that matter for this one. They may
+        serve another question, which then sees what was picked for the first: a choice of the caller's, which nothing
+        checks; `VisualTokens.question` says what they were picked for.
+
+        Args:
+            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it).
+            prompt: the question or conversation, as for `generate`; of no effect where the plan does not look at it.
+            raw_prompt: `prompt` is the whole text with the image's placeholder in it.
+
+        Raises:
+            UsageError: the plan needs a question and there is none.
+            InputError: the image cannot be read.
+        """
+        question, text = self._question(prompt, raw_prompt)
         clock = Clock()
         seen = self._vision.look(image, clock)
         plan, route = self._router.choose(self._vision.patches(seen)) if self._router else (self.plans[0], None)
-        kept = self._prune[plan.name].run(seen.signals)
+        kept = self._prune[plan.name].run({**seen.signals, **text})
         check_finite(kept["image_features"], "the projector", self.bundle.manifest.precision)
         clock.lap("prune")
         reports, warnings = reported(plan, kept)
@@ -128,7 +151,21 @@ class Pipeline:
             reports=reports,
             warnings=warnings,
             route=route,
+            question=question,
         )
+
+    def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
+        """The question's text and its embeddings [1, M, W] float32 as the prune graph's input, where it has one."""
+        if not self.takes_question:
+            return None, {}
+        if prompt is None:
+            raise UsageError(
+                f"plan {self.name} picks visual tokens by the question; give it as well "
+                "(--prompt, or the second argument of encode)"
+            )
+        self._prompts.render(prompt, raw=raw)  # refuses what `generate` refuses
+        text, ids = self._prompts.question(prompt, raw=raw)
+        return text, {TEXT_INPUT: self._embedding[ids][None].astype(np.float32)}
 
     @overload
     def generate(
@@ -173,7 +210,7 @@ class Pipeline:
         """Answers a question about an image, or about the visual tokens that `encode` made of one.
 
         Args:
-            image: an image, or `VisualTokens` of the same plan.
+            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question).
             prompt: a question, or a conversation as a list of messages with one image in it.
             max_new_tokens: stop after this many; the end token stops earlier.
             temperature: 0 for greedy decoding.
@@ -206,7 +243,7 @@ class Pipeline:
         """Pieces of text, and the whole `Answer` last."""
         read = self._prompts.read(prompt, raw=raw)  # before the image: a wrong prompt should not cost a vision pass
         clock = Clock()
-        visual = image if isinstance(image, VisualTokens) else self.encode(image)
+        visual = image if isinstance(image, VisualTokens) else self.encode(image, prompt, raw_prompt=raw)
         clock.lap("encode")
         length = len(read.before) + len(visual.keep_indices) + len(read.after)
         end_position = len(read.before) + visual.position_span + len(read.after)

@@ -99,6 +99,29 @@ class PromptReader:
             )
         return Prompt(ids[: at[0]], ids[at[0] + 1 :])
 
+    def question(self, prompt: str | Messages, *, raw: bool = False) -> tuple[str, np.ndarray]:
+        """The question's own text and its token ids [M] int64, for plans that pick visual tokens by the question.
+
+        Of a conversation that is the text of the last user message; neither the template's words nor special tokens
+        are in it. The parts of a raw prompt cannot be told apart, so all its text counts.
+
+        Raises:
+            UsageError: there is no such text.
+        """
+        if isinstance(prompt, str):
+            text = prompt.replace(self._text.image_token, " ") if raw else prompt
+        else:
+            asked = [message for message in prompt if message.get("role") == "user"]
+            content = asked[-1].get("content") if asked else None
+            parts = content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
+            texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+            text = "\n".join(part for part in texts if isinstance(part, str))
+        special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        ids = [each for each in self.tokenizer.encode(text, add_special_tokens=False).ids if each not in special]
+        if not text.strip() or not ids:
+            raise UsageError("the last user message has no text, and the plan picks visual tokens by it; ask something")
+        return text, np.asarray(ids, np.int64)
+
     def stream(self) -> StreamDecoder:
         """A decoder that turns ids into text as they come."""
         return StreamDecoder(self.tokenizer)
