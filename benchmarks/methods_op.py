@@ -32,7 +32,7 @@ CASES: list[tuple[str, int, dict[str, Any], tuple[str, ...]]] = [
     ("svdprune", 64, {"rank": 32}, ()),
     ("svdprune", 16, {"rank": 32}, ()),
     ("vitcop", 172, {}, ()),
-    ("vitcop", 172, {}, ("labels",)),
+    ("vitcop", 172, {"clusters": True}, ("labels",)),
     ("nuwa", 112, {}, ()),
     ("nuwa", 64, {}, ()),
     ("visionzip", 64, {}, ()),
@@ -70,14 +70,14 @@ def inputs(method: Any, parameters: Any, grid: tuple[int, int]) -> dict[str, Any
 def measure(case: tuple[Any, ...], grid: tuple[int, int], threads: int, runs: int) -> dict[str, Any] | None:
     """One row of the table; None where the method has no such budget on this grid."""
     from vtexport.errors import UsageError
-    from vtexport.pruning import diagnostic_model, get_method, make_parameters, op_model, select
+    from vtexport.pruning import get_method, make_parameters, op_model, select
 
     name, keep, options, extra = case
     method = get_method(name)
     tokens = grid[0] * grid[1]
     sizes = {"tokens": tokens, "grid": grid, "width": WIDTH, "heads": HEADS, "head_width": WIDTH // HEADS}
     try:
-        model = (diagnostic_model if extra else op_model)(name, keep=keep, **sizes, **options)
+        model = op_model(name, keep=keep, **sizes, **options)
     except UsageError:
         return None
     given = inputs(method, make_parameters(method, options), grid)
