@@ -138,14 +138,16 @@ class Schedule:
         visual_tokens: What it keeps: the visual tokens that enter the language model.
         keep: The budget asked for: the mean over the decoder's layers where there are steps.
         steps: By rising layer.
-        shown: The plan's own parameters, resolved, where they are not those of the encoder's op.
+        name: Of the method that made the schedule.
+        shown: Its parameters, resolved, where they are not those of the encoder's op.
     """
 
     encoder: Method
     parameters: Any
     visual_tokens: int
     keep: int
-    steps: tuple[LLMStep, ...] = ()
+    steps: tuple[LLMStep, ...]
+    name: str
     shown: Any = None
 
 
@@ -209,7 +211,7 @@ class Method(ABC):
             UsageError: As `resolve`.
         """
         keep, resolved = self.resolve(parameters, grid=grid, keep=keep)
-        return Schedule(self, resolved, keep, keep)
+        return Schedule(self, resolved, keep, keep, (), self.name)
 
     def remarks(self, parameters: Any, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
         """Sentences that a build prints about this choice of (resolved) parameters: limits a user should know of."""

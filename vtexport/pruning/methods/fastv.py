@@ -57,4 +57,4 @@ class FastV(LLMMethod):
         step = LLMStep(layer=layer, tokens=tokens, keep=left, op=AttentionTopK())
         entering, everything = get_method("none").resolve(Parameters(), grid=grid, keep=None)
         resolved = dataclasses.replace(parameters, layer=layer)
-        return Schedule(get_method("none"), everything, entering, keep, (step,), resolved)
+        return Schedule(get_method("none"), everything, entering, keep, (step,), self.name, resolved)

@@ -73,4 +73,4 @@ class PyramidDrop(LLMMethod):
             for layer, before, after in zip(at, [tokens, *kept], kept, strict=False)
         )
         entering, everything = get_method("none").resolve(Parameters(), grid=grid, keep=None)
-        return Schedule(get_method("none"), everything, entering, keep, steps, parameters)
+        return Schedule(get_method("none"), everything, entering, keep, steps, self.name, parameters)
