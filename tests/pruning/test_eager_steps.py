@@ -1,4 +1,4 @@
-"""Steps inside the language model against a loop of our own that reads transformers' attention maps and has no cache."""
+"""Steps inside the language model against a loop of our own, with transformers' attention maps and without a cache."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_pruned_is_refused(model: Any) -> None:
             generated(model, inputs(rows=2))
         with pytest.raises(UsageError, match="1 with 2 images"):
             generated(model, inputs(images=2))
-    with pytest.raises(UsageError, match="keep=16 is not allowed for fastv on this model.* from 17 to 64"):
+    with pytest.raises(UsageError, match=r"keep=16 is not allowed for fastv on this model.* from 17 to 64"):
         apply(model, method="fastv", keep=16)
     with pytest.raises(UsageError, match="before the layers 4 of a decoder of 4; they have to rise from 1 to 3"):
         apply(model, method="fastv", keep=32, layer=4)
