@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
+from warm_builds import WarmBuilds
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,14 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from vtexport.build import build
 
     return build(str(tiny_checkpoint), tmp_path_factory.mktemp("bundles") / "tiny", keep=[16, 32]).folder
+
+
+@pytest.fixture(scope="session")
+def warm_builds(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmBuilds]:
+    """Commands on the tiny checkpoint that start at once (see `warm_builds.py`)."""
+    warm = WarmBuilds(tiny_checkpoint, tmp_path_factory.mktemp("warm"))
+    yield warm
+    warm.close()
 
 
 @pytest.fixture

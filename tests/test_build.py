@@ -44,6 +44,33 @@ def test_plans_are_added_and_weights_are_not(tiny_checkpoint: Path, tiny_bundle:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def bytes_on_disk(folder: Path) -> dict[str, int]:
+    """Bytes that the disk holds for the weights and for everything else, a file with two names once."""
+    held = {"weights": 0, "other": 0}
+    for status, path in {path.stat().st_ino: (path.stat(), path) for path in folder.rglob("*")}.values():
+        if path.is_file():
+            held["weights" if path.suffix == ".safetensors" else "other"] += status.st_size
+    return held
+
+
+def test_more_plans_are_more_graphs_and_no_weights(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Three budgets at once, and a second method later; what is left on the disk is counted, leftovers included."""
+    build(str(tiny_checkpoint), tmp_path / "b", keep=[16, 24, 32])
+    two, three = bytes_on_disk(tiny_bundle), bytes_on_disk(tmp_path)
+    build(str(tiny_checkpoint), tmp_path / "b", method="none")
+    four = bytes_on_disk(tmp_path)
+    assert two["weights"] == three["weights"] == four["weights"]
+    assert two["weights"] == (tiny_checkpoint / "model.safetensors").stat().st_size
+    assert two["other"] < three["other"] < four["other"]
+    before, after = (set(open_bundle(folder).manifest.graphs) for folder in (tiny_bundle, tmp_path / "b"))
+    # one decoder serves every plan, one tower every plan with the same signals
+    assert after - before == {
+        "prunesid-24.prune", "prunesid-24.prune_plugin", "none.prune", "vision.modern", "vision.classic"
+    }  # fmt: skip
+    for path in (tmp_path / "b" / "onnx").glob("*.onnx"):
+        assert path.stat().st_size < two["weights"] / 4, f"{path.name} should name weights and not hold them"
+
+
 def test_added_at_once_or_one_by_one_is_the_same(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     for keep in (16, 32):
         build(str(tiny_checkpoint), tmp_path / "b", keep=keep)

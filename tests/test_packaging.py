@@ -79,6 +79,9 @@ def test_a_clean_environment_runs_a_bundle(
     run([python, "-m", "venv", str(tmp_path / "venv")], tmp_path)
     pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     run([*pip, f"vtexport[cpu] @ {wheel.as_uri()}", ONNXRUNTIME.get(minor, "onnxruntime")], tmp_path)
+    if minor in ONNXRUNTIME:
+        version = [pip[0], "-c", "import onnxruntime; print('onnxruntime==' + onnxruntime.__version__)"]
+        assert run(version, tmp_path).stdout.strip() == ONNXRUNTIME[minor]
     command = str(tmp_path / "venv" / "bin" / "vtexport")
     given = ["--plan", "prunesid-16", "--image", str(photo)]
     ask = [*given, "--prompt", "What is this?", "--max-new-tokens", "8", "--json"]
@@ -86,6 +89,7 @@ def test_a_clean_environment_runs_a_bundle(
     classic = json.loads(run([command, "run", str(tiny_bundle), *ask, "--dialect", "classic"], tmp_path).stdout)
     from vtexport.runtime.pipeline import Pipeline
 
+    # this environment's ONNX Runtime, which is the current one
     here = Pipeline.open(tiny_bundle, "prunesid-16").generate(photo, "What is this?", max_new_tokens=8)
     assert answer["keep_indices"] == here.keep_indices
     assert answer["token_ids"] == classic["token_ids"] == here.token_ids

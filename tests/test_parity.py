@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_llava import IMAGE_TOKEN_ID, PHOTO, make_config, make_model, save_model
+from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import build
 from vtexport.models import llava
@@ -62,7 +62,7 @@ def pytorch_pruned(
     selection = select("prunesid", rows.numpy(), scores.numpy(), keep=keep, **parameters)
     block = model.model.multi_modal_projector(torch.from_numpy(selection.kept_features))
     ids = inputs["input_ids"][0]
-    at = torch.nonzero(ids == IMAGE_TOKEN_ID).flatten()
+    at = torch.nonzero(ids == model.config.image_token_index).flatten()
     embed = model.get_input_embeddings()
     embeds = torch.cat([embed(ids[None, : at[0]]), block, embed(ids[None, at[-1] + 1 :])], dim=1)
     logits = model(inputs_embeds=embeds).logits[0, -1]

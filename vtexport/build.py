@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
@@ -19,19 +21,34 @@ from vtexport.export.describe import (
     describe_decoder,
     describe_files,
     describe_image,
+    describe_own_files,
     describe_plan,
+    describe_route,
     describe_source,
     describe_text,
     describe_vision,
     time_now,
     versions,
 )
-from vtexport.export.earlier import check_same_model, find_earlier, take_over, unchanged, weights_of
-from vtexport.export.plan import Plan, check_method, make_plans
-from vtexport.export.weights import CopiedWeights, copy_weights, planned_bytes
+from vtexport.export.earlier import (
+    carry_calibration,
+    check_same_model,
+    checked,
+    find_earlier,
+    kept_plans,
+    take_over,
+    unchanged,
+    weights_of,
+)
+from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
+from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
+from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+if TYPE_CHECKING:
+    from vtexport.export.graphs import GraphExporter
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
 
 
@@ -47,6 +64,22 @@ class Report:
     )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: it would walk the exporter's modules and growing graphs again and again.
+
+    That is a sixth of an export's time, and it frees next to nothing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def build(
     model: str,
     output: str | Path | None = None,
@@ -54,11 +87,14 @@ def build(
     method: str = "prunesid",
     keep: Sequence[int] | int | None = None,
     options: Mapping[str, Any] | None = None,
+    dynamic: bool = False,
+    mean: int | None = None,
     precision: str = "fp32",
     weights: Weights = "stored",
     seed: int = 0,
     cache_dir: str | Path | None = None,
     replace: bool = False,
+    link_weights: bool = False,
     report: Report | None = None,
     command: str = "",
 ) -> Bundle:
@@ -71,12 +107,16 @@ def build(
         method: a pruning method (`vtexport list methods`).
         keep: visual tokens per image that enter the language model; several make several plans.
         options: the method's own parameters by name.
-        precision: "fp32", or "fp16" for weights and the language model's arithmetic (docs/architecture.md says what
-            stays in float32).
+        dynamic: also a route, by which every image gets one of the budgets; `vtexport calibrate` sets it.
+        mean: the average budget that the route aims at; the middle one when left out.
+        precision: "fp32", or "fp16" or "bf16" for weights and the language model's arithmetic (docs/architecture.md
+            says what stays in float32). ONNX Runtime does not run a bundle in bf16 on the CPU: it is for engines.
         weights: "stored", or "random" for the model's true shapes with seeded random values.
         seed: for random weights.
         cache_dir: where random checkpoints are kept.
         replace: discard a bundle that stands at the output instead of adding to it.
+        link_weights: copy no weights: reflink them, or, where `output` is the checkpoint's own folder, write the graphs
+            beside them. Where neither can be done the build is refused.
         report: what to call as the work goes on.
         command: recorded in the manifest.
 
@@ -89,10 +129,13 @@ def build(
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     check_method(method, options or {})
+    if mean is not None and not dynamic:
+        raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")
     if output is not None:
         if not str(output):
             raise UsageError("the output is empty; give a folder's name with -o/--output")
-        check_destination(Path(output))
+        if not link_weights:  # then it may be the checkpoint's folder
+            check_destination(Path(output))
 
     report.stage(f"reading the checkpoint {model}")
     checkpoint = open_checkpoint(
@@ -102,19 +145,29 @@ def build(
     image = checkpoint.family.image_spec(checkpoint.folder, spec.vision)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
+    route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
+    work = _Work(checkpoint, spec, image, plans, route, dtype, link_weights, report, command)
+    if link_weights:
+        check_linkable(checkpoint.tensors, dtype)
+        if destination.resolve() == checkpoint.folder.resolve():
+            with in_place(checkpoint.folder.resolve()) as writer:
+                writer.publish(_write_in_place(writer, work, find_earlier(writer.folder, replace=replace)))
+            return open_bundle(destination)
     check_destination(destination)
     is_unchanged = unchanged(destination)
     earlier = find_earlier(destination, replace=replace)
     if (destination / "engines").is_dir():
         report.note(f"the engines of {destination} are of its present graphs and go; run `vtexport compile` afterwards")
-    if earlier is None:
+    if earlier is None and not link_weights:
         _check_space(checkpoint, destination, dtype)
 
     with staged(destination, before_exchange=None if replace else is_unchanged) as folder:
-        manifest = _write_bundle(folder, checkpoint, spec, image, plans, dtype, earlier, report, command)
+        manifest = _write_bundle(folder, work, earlier)
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
+        if earlier is not None:
+            carry_calibration(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
 
@@ -127,87 +180,165 @@ def bundle_name(checkpoint: Checkpoint) -> str:
     return source.id.rstrip("/").rsplit("/", 1)[-1] if source.kind != "folder" else f"{checkpoint.folder.name}-bundle"
 
 
-def _write_bundle(
-    folder: Path,
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    image: ImageSpec,
-    plans: Sequence[Plan],
-    dtype: str,
-    earlier: Bundle | None,
-    report: Report,
-    command: str,
-) -> schema.Manifest:
+@dataclass(frozen=True)
+class _Work:
+    """What a build is to make of what, known before anything is written."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    image: ImageSpec
+    plans: Sequence[Plan]
+    route: Route | None
+    dtype: str
+    link_weights: bool
+    report: Report
+    command: str
+
+
+def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.Manifest:
+    """The whole bundle in `folder`, the manifest aside."""
     # Heavy imports wait until the arguments are known to be right.
     from vtexport.export.graphs import GraphExporter
     from vtexport.export.text import write_text_files
 
-    weights = _place_weights(folder, checkpoint, dtype, earlier, report)
+    checkpoint, report = work.checkpoint, work.report
+    at_first = describe_source(checkpoint, {}).files
+    weights = _place_weights(folder, work, earlier)
 
     report.stage("writing tokenizer and chat template")
-    image_token, bos_token = write_text_files(
-        checkpoint.folder, folder, spec.image_token_id, checkpoint.family.CHAT_TEMPLATE, report.note
-    )
+    template = checkpoint.family.CHAT_TEMPLATE
+    tokens = write_text_files(checkpoint.folder, folder, work.spec.image_token_id, template, report.note)
+    source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
+    if source.files != weights.source_hashes | at_first:
+        raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
 
     exporter = GraphExporter(
         checkpoint.config,
-        spec,
+        work.spec,
         weights.tensors,
         folder / "onnx",
-        dtype,
+        work.dtype,
         weights_base=(earlier.folder if earlier else folder) / "onnx",
     )
-    described, created_at = [], time_now()
-    for plan in plans:
-        report.stage(f"exporting {plan.name}: {spec.vision.tokens} -> {plan.keep} visual tokens")
-        for remark in plan.remarks:
-            report.note(remark)
-        described.append(describe_plan(plan, exporter.plan(plan), command, created_at))
+    described = _export_plans(exporter, work)
     graphs = dict(exporter.graphs)
     known_hashes = {WEIGHTS_PREFIX + name: digest for name, digest in weights.written_hashes.items()}
     if earlier is not None:
         take_over(earlier, known_hashes, folder)
-        kept = [plan for plan in earlier.manifest.plans if plan.name not in {new.name for new in plans}]
-        used = {name for plan in kept for name in plan.graph_names()} - set(graphs)
-        graphs |= {name: earlier.manifest.graphs[name] for name in used}
-        known_hashes |= take_over(earlier, (earlier.manifest.graphs[name].file for name in sorted(used)), folder)
-        described = kept + described
+        kept, used = kept_plans(earlier.manifest, work.plans, graphs)
+        known_hashes |= take_over(earlier, (graph.file for graph in used.values()), folder)
+        described, graphs = kept + described, graphs | used
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
+    text = describe_text(work.spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
+    return _manifest(work, earlier, source, text, graphs, described, describe_files(folder, known_hashes))
+
+
+def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> schema.Manifest:
+    """Graphs beside the checkpoint's own weights, and the manifest for `writer` to publish."""
+    from vtexport.export.graphs import GraphExporter
+    from vtexport.export.text import write_text_files
+
+    folder, checkpoint, report = writer.folder, work.checkpoint, work.report
+    if (folder / "engines").is_dir():
+        report.note(f"the engines of {folder} are of its present graphs and go; run `vtexport compile` afterwards")
+    total = sum(path.stat().st_size for path in checkpoint.weight_files)
+    report.stage(f"reading {total / 1e6:,.1f} MB of weights for their hashes; they stay where they are")
+    with report.bytes_done("weights", total) as progress:
+        weights = weights_in_place(checkpoint.tensors, folder, progress)
+    source = describe_source(checkpoint, weights.source_hashes)
+    if earlier is not None:
+        check_same_model(earlier, source, work.dtype)
+
+    report.stage("writing tokenizer and chat template")
+    texts, template = writer.unfinished("text"), checkpoint.family.CHAT_TEMPLATE
+    texts.mkdir()
+    tokens = write_text_files(folder, texts, work.spec.image_token_id, template, report.note)
+    exporter = GraphExporter(checkpoint.config, work.spec, weights.tensors, folder, work.dtype, folder, UNFINISHED)
+    described = _export_plans(exporter, work)
+    report.stage(f"checking {len(exporter.graphs)} graphs")
+    exporter.check(report.note)
+
+    # From here on files get names that stay, none of which the present manifest has with other content.
+    files = describe_own_files(folder, source)
+    graphs = dict(exporter.graphs)
+    for name, graph in graphs.items():
+        graph.file, files[graph.file] = writer.settle(exporter.path(name), f"{name}.onnx")
+    text = describe_text(work.spec, *tokens, weights.tensors, "")
+    for attribute, name in (("tokenizer", schema.TOKENIZER_NAME), ("chat_template", schema.TEMPLATE_NAME)):
+        settled, file = writer.settle(texts / name, name, TEXT_FOLDER)
+        setattr(text, attribute, settled)
+        files[settled] = file
+    if earlier is not None:
+        kept, used = kept_plans(earlier.manifest, work.plans, graphs)
+        files |= checked(earlier, (graph.file for graph in used.values()))
+        described, graphs = kept + described, graphs | used
+    manifest = _manifest(work, earlier, source, text, graphs, described, files)
+    manifest.name = folder.name
+    return manifest
+
+
+def _export_plans(exporter: GraphExporter, work: _Work) -> list[schema.Plan]:
+    described, created_at = [], time_now()
+    for plan in work.plans:
+        work.report.stage(f"exporting {plan.name}: {work.spec.vision.tokens} -> {plan.keep} visual tokens")
+        for remark in plan.remarks:
+            work.report.note(remark)
+        described.append(describe_plan(plan, exporter.plan(plan), work.command, created_at))
+    return described
+
+
+def _manifest(
+    work: _Work,
+    earlier: Bundle | None,
+    source: schema.Source,
+    text: schema.Text,
+    graphs: dict[str, schema.Graph],
+    plans: list[schema.Plan],
+    files: dict[str, schema.File],
+) -> schema.Manifest:
+    created_at = plans[-1].created_at
+    route = describe_route(work.route, work.command, created_at) if work.route else None
+    before = earlier.manifest.routes if earlier else []
+    routes = [old for old in before if route is None or old.name != route.name]
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         name="",
         created_at=created_at,
-        command=command,
+        command=work.command,
         versions=versions(),
-        family=spec.family,
-        precision=dtype,  # type: ignore[arg-type]
-        source=describe_source(checkpoint, weights.source_hashes),
-        vision=describe_vision(spec),
-        image=describe_image(image),
-        text=describe_text(spec, image_token, bos_token, weights.tensors, WEIGHTS_PREFIX),
-        decoder=describe_decoder(spec),
+        family=work.spec.family,
+        precision=work.dtype,  # type: ignore[arg-type]
+        source=source,
+        vision=describe_vision(work.spec),
+        image=describe_image(work.image),
+        text=text,
+        decoder=describe_decoder(work.spec),
         graphs=graphs,
-        plans=described,
-        files=describe_files(folder, known_hashes),
+        plans=plans,
+        routes=[*routes, route] if route else routes,
+        files=files,
     )
 
 
-def _place_weights(
-    folder: Path, checkpoint: Checkpoint, dtype: str, earlier: Bundle | None, report: Report
-) -> CopiedWeights:
+def _place_weights(folder: Path, work: _Work, earlier: Bundle | None) -> CopiedWeights:
     """The weights copied from the checkpoint, or those of the earlier bundle after a look that they are the same."""
+    checkpoint, report = work.checkpoint, work.report
     target = folder / WEIGHTS_PREFIX
     target.mkdir(parents=True)
     total = sum(path.stat().st_size for path in checkpoint.weight_files)
+    if earlier is None and work.link_weights:
+        report.stage(f"linking {total / 1e6:,.1f} MB of weights, and reading them for their hashes")
+        with report.bytes_done("weights", total) as progress:
+            return reflink_weights(checkpoint.tensors, target, progress)
     if earlier is None:
         report.stage(f"copying {total / 1e6:,.1f} MB of weights")
         with report.bytes_done("weights", total) as progress:
-            return copy_weights(checkpoint.tensors, target, dtype, progress)
+            return copy_weights(checkpoint.tensors, target, work.dtype, progress)
     report.stage(f"adding to {earlier.folder}; comparing {total / 1e6:,.1f} MB of weights with those it was made of")
-    with report.bytes_done("weights", total) as progress:
+    with report.bytes_done("weights", total) as progress, named_if_it_vanishes():
         source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
-    check_same_model(earlier, describe_source(checkpoint, source_hashes), dtype)
+    check_same_model(earlier, describe_source(checkpoint, source_hashes), work.dtype)
     files = earlier.manifest.files.items()
     written_hashes = {
         name.removeprefix(WEIGHTS_PREFIX): f.sha256 for name, f in files if name.startswith(WEIGHTS_PREFIX)

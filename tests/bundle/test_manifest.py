@@ -61,6 +61,7 @@ def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
         (["text", "embedding", "offset"], 10**9, "ends behind"),
         (["text", "embedding", "shape"], [2**62, 2**62], "ends behind"),
         (["text", "embedding", "shape"], [4], "embedding of shape"),
+        (["decoder", "width"], 2**40, "vocabulary and width do not have"),
         (["image", "mean"], [0.1, 0.2], "mean"),
         (["files", "../outside"], {"bytes": 1, "sha256": "0" * 64}, "not a plain path"),
         (["files", "tokenizer.json", "sha256"], "abc", "sha256"),
@@ -72,10 +73,17 @@ def test_refuses(manifest: dict[str, Any], path: list[Any], value: Any, message:
 
 
 def test_refuses_a_missing_field(manifest: dict[str, Any]) -> None:
-    for field in manifest:
+    for field in manifest.keys() - {"routes"}:
         rest = {key: value for key, value in manifest.items() if key != field}
         with pytest.raises(BundleError, match=field):
             decode(json.dumps(rest).encode(), "manifest.json")
+
+
+def test_a_manifest_without_routes_and_reports_is_read(manifest: dict[str, Any]) -> None:
+    """As bundles had none at first."""
+    del manifest["routes"], manifest["plans"][0]["reports"]
+    read = decode(json.dumps(manifest).encode(), "manifest.json")
+    assert (read.routes, read.plans[0].reports) == ([], {})
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": "1"}', b"[" * 100_000])
@@ -89,7 +97,9 @@ def test_refuses_a_huge_file() -> None:
         decode(b" " * (MAX_MANIFEST_BYTES + 1), "manifest.json")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "", "a\\b", "a\0b", "a/", ".."])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "", "a\\b", "a\0b", "a\nb", "a/", ".."]
+)
 def test_paths_that_could_leave(path: str) -> None:
     assert not is_inside(path)
 

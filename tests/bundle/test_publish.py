@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from vtexport.bundle import publish
 from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.bundle.publish import recover, staged
 from vtexport.errors import InputError, UsageError
+
+_NOBODY = 65534
 
 
 def write(folder: Path, text: str) -> None:
@@ -105,14 +108,33 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
         pass
 
 
-def test_no_permission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> str:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(publish.tempfile, "mkdtemp", refuse)
-    with pytest.raises(InputError, match=r"cannot be written .Permission denied.; choose"), staged(tmp_path / "b"):
-        pass
-    assert names(tmp_path) == []
+def test_no_permission_is_one_sentence(tmp_path: Path) -> None:
+    """Root may write everywhere, so a child that is somebody else tries."""
+    with tempfile.TemporaryDirectory() as base:  # tmp_path can be entered by its owner alone
+        folder = Path(base)
+        (folder / "b").mkdir()
+        (folder / "b" / MANIFEST_NAME).write_text("old")
+        folder.chmod(0o555)
+        child = os.fork()
+        if child == 0:
+            refused = False
+            try:
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setgid(_NOBODY)
+                    os.setuid(_NOBODY)
+                try:
+                    with staged(folder / "b"):
+                        pass
+                except InputError as error:
+                    refused = (
+                        str(error) == f"{folder} cannot be written (Permission denied); choose another -o/--output"
+                    )
+            finally:
+                os._exit(0 if refused else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert names(folder) == ["b"]
+        folder.chmod(0o755)
 
 
 _WRITER = textwrap.dedent("""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, InputError, UsageError
@@ -78,3 +82,38 @@ def test_a_link_out_of_the_bundle_is_refused(bundle_copy: Path, tmp_path: Path) 
     path.symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(BundleError, match="leads out of the bundle"):
         open_bundle(bundle_copy)
+
+
+def test_what_is_not_a_plain_file_is_refused(bundle_copy: Path) -> None:
+    """A folder has a size too, and reading a pipe would wait for ever."""
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    os.mkfifo(bundle_copy / "pipe")
+    for name in ("onnx", "pipe"):
+        entry = {"bytes": (bundle_copy / name).stat().st_size, "sha256": "0" * 64}
+        changed = {**manifest, "files": {**manifest["files"], name: entry}}
+        (bundle_copy / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(BundleError, match=rf"{name} is not a plain file; build or copy the bundle again"):
+            open_bundle(bundle_copy)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(max_size=20) | st.text(min_size=250, max_size=400), size=st.integers(0, 2**63 - 1))
+@example(name="../outside", size=1)
+@example(name="/etc/passwd", size=1)
+@example(name="onnx/../../outside", size=1)
+@example(name="a\nb", size=1)
+@example(name="a\0b", size=1)
+@example(name="\ud800", size=1)
+def test_any_file_name_is_refused_in_one_line(bundle_copy: Path, name: str, size: int) -> None:
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": size, "sha256": "0" * 64}
+    (bundle_copy.parent / "outside").write_text("x")
+    kept = (bundle_copy / "manifest.json").read_bytes()
+    try:
+        (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(BundleError) as caught:
+            open_bundle(bundle_copy)
+    finally:
+        (bundle_copy / "manifest.json").write_bytes(kept)
+    assert str(caught.value).encode()
+    assert "\n" not in str(caught.value)

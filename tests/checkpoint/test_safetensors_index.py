@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -123,8 +123,20 @@ def test_incomplete_download_says_so(tmp_path: Path) -> None:
         read_index(tmp_path)
 
 
-def test_a_claimed_header_is_not_allocated(tmp_path: Path) -> None:
-    (tmp_path / SINGLE_FILE).write_bytes(safetensors_bytes({}, length=99_000_000))
+HUGE = 2**63 - 1
+CLAIMS = {
+    "header": safetensors_bytes({}, length=99_000_000),
+    "header over the limit": safetensors_bytes({}, length=2**60),
+    "shape": safetensors_bytes({"a": tensor(0, HUGE, (HUGE,), "U8")}, bytes(8)),
+    "product": safetensors_bytes({"a": tensor(0, 8, (HUGE,) * 16)}, bytes(8)),
+    "empty product": safetensors_bytes({"a": tensor(0, 8, (HUGE, 0))}, bytes(8)),
+    "offsets": safetensors_bytes({"a": tensor(HUGE - 8, HUGE)}, bytes(8)),
+}
+
+
+@pytest.mark.parametrize("content", CLAIMS.values(), ids=CLAIMS)
+def test_what_a_header_claims_is_not_allocated(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / SINGLE_FILE).write_bytes(content)
     tracemalloc.start()
     try:
         with pytest.raises(InputError):
@@ -241,6 +253,9 @@ def test_single_file_counts_before_shards(tmp_path: Path) -> None:
         ({"a": "..\\x.safetensors"}, {}, "no plain name of a .safetensors file"),
         ({"a": ".."}, {}, "names the shard .., which is no plain name"),
         ({"a": "x\0.safetensors"}, {}, "no plain name of a .safetensors file"),
+        ({"a": "x\n.safetensors"}, {}, "no plain name of a .safetensors file"),
+        ({"a": "\ud800.safetensors"}, {}, "no plain name of a .safetensors file"),
+        ({"a": "x" * 300 + ".safetensors"}, {}, "names the shard xxx.* no plain name of a .safetensors file"),
         ({"a": "pytorch_model.bin"}, {}, "no plain name of a .safetensors file"),
         ({"a": 3}, {}, "names the shard 3, which"),
         ({}, {}, "has no weight_map"),
@@ -250,6 +265,31 @@ def test_single_file_counts_before_shards(tmp_path: Path) -> None:
 def test_bad_shard_sets_are_refused(tmp_path: Path, weight_map: Any, shards: Any, message: str) -> None:
     write_shards(tmp_path, weight_map, shards)
     with pytest.raises(InputError, match=message):
+        read_index(tmp_path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.text(max_size=20) | st.text(max_size=400).map(lambda text: text + ".safetensors"))
+@example(name="\udcff.safetensors")
+@example(name="a/../../b.safetensors")
+@example(name=".safetensors")
+def test_no_shard_name_leads_out(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """Every name is a plain one of a file that is missing, or refused; both can be printed."""
+    folder = tmp_path_factory.getbasetemp() / "fuzzed-shard"
+    folder.mkdir(exist_ok=True)
+    (folder / SHARD_INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(InputError) as caught:
+        read_index(folder)
+    message = str(caught.value)
+    assert message.encode()
+    assert "\n" not in message
+    assert "no plain name" in message or (folder / name).parent == folder
+
+
+def test_an_endless_index_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / SHARD_INDEX).open("wb") as file:
+        file.truncate(2**40)  # a file that is all hole
+    with pytest.raises(InputError, match="is longer than 100000000 bytes"):
         read_index(tmp_path)
 
 

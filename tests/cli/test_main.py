@@ -129,7 +129,7 @@ def test_list(what: str, capsys: Any) -> None:
         (
             ["build", "--model", "{tiny}", "--keep", "16", "--precision", "int3"],
             2,
-            "precision 'int3' cannot be exported",
+            "target cpu takes fp32, fp16, not int3; leave --precision out",
         ),
         (["build", "--model", "{tiny}", "--keep", "16", "--target", "toaster"], 2, "target 'toaster' is not known"),
         (["build", "--model", "{tiny}", "--keep", "16", "--target", "orin-jetpack-6.2"], 2, "cannot be built yet"),

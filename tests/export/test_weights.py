@@ -89,6 +89,50 @@ def test_narrowing_rounds_to_nearest_even(tmp_path: Path) -> None:
     assert result.written_hashes == {"model.safetensors": sha256(tmp_path / "out" / "model.safetensors")}
 
 
+def test_narrowing_to_bfloat16_rounds_as_pytorch_does(tmp_path: Path) -> None:
+    """Ties in both directions, carries into the exponent, subnormals, the largest number, float16 sources."""
+    (tmp_path / "in").mkdir()
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
+    ties = (bits & np.uint32(0xFFFF0000)) | np.uint32(0x8000)
+    patterns = np.concatenate(
+        [bits, ties, ties - np.uint32(1), ties + np.uint32(1), np.uint32([0x7F7F7FFF, 0, 1 << 31])]
+    )
+    floats = torch.from_numpy(patterns.view(np.float32))
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    tensors = {
+        "floats": floats[floats.bfloat16().isfinite()],
+        "halves": halves[halves.isfinite()],
+        "own": torch.ones(3),
+    }
+    tensors["own"] = tensors["own"].bfloat16()
+    assert len(tensors["floats"]) > 790_000
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    copied(tmp_path / "in", tmp_path / "out", "bfloat16")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as opened:
+        for name, tensor in tensors.items():
+            got = opened.get_tensor(name)
+            assert got.dtype == torch.bfloat16
+            assert torch.equal(got.view(torch.int16), tensor.bfloat16().view(torch.int16)), name
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3.4e38, r"tensor b holds 3.4e\+38, beyond bf16's largest number 3.38953e\+38; use --precision fp32"),
+        (float("nan"), "tensor b holds NaN or infinite values"),
+        (float("-inf"), "tensor b holds NaN or infinite values"),
+    ],
+)
+def test_what_bf16_cannot_hold_is_named(tmp_path: Path, value: float, message: str) -> None:
+    (tmp_path / "in").mkdir()
+    tensor = torch.zeros(5_000_000)
+    tensor[4_999_999] = value
+    save_file({"a": torch.randn(3), "b": tensor}, tmp_path / "in" / "model.safetensors")
+    with pytest.raises(InputError, match=message):
+        copied(tmp_path / "in", tmp_path / "out", "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
@@ -146,7 +190,7 @@ def test_a_file_that_shrinks_or_vanishes_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.randn(40, 30).half()}, path)
     index = read_index(tmp_path / "in")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"model.safetensors became shorter"):
+    with pytest.raises(InputError, match=r"model.safetensors changed while it was copied"):
         copy_weights(index, tmp_path / "out", "float32")
     path.unlink()
     with pytest.raises(InputError, match=r"model.safetensors vanished"):

@@ -61,7 +61,8 @@ def test_unknown_parameter_names_the_closest() -> None:
     [
         ("center", "tokens", "token, feature"),
         ("nms_score", 1, "cls_attention, abs_v"),
-        ("order", None, "group, raster"),
+        ("order", "rows", "group, raster"),
+        ("variant", None, "official, paper, qwen"),
         ("groups", 0, "a whole number from 1"),
         ("groups", 2.0, "a whole number from 1"),
         ("groups", True, "a whole number from 1"),

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pruning_cases import run_stock, structured
 
-from vtexport.pruning import diagnostic_model, op_model, select
+from vtexport.pruning import diagnostic_model, get_method, make_parameters, op_model, select
 
 TOKENS, WIDTH = 30, 24
 VARIANTS: list[dict[str, Any]] = [
@@ -23,6 +23,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"keep": 16, "nms_score": "abs_v", "threshold_scale": 1.5, "groups": 4},
     {"keep": 24, "threshold_scale": 0.2},
     {"keep": 31, "groups": 6},
+    {"keep": 12, "variant": "paper", "groups": 5},
+    {"keep": 12, "variant": "qwen"},
 ]
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: "-".join(map(str, each.values())))
 
@@ -32,14 +34,20 @@ def op(batch: int = 1, **request: Any) -> Any:
     return run_stock(diagnostic_model("prunesid", tokens=TOKENS, width=WIDTH, batch=batch, **request))
 
 
+def filled(variant: dict[str, Any]) -> Any:
+    """The options of a variant with the defaults that follow from it."""
+    given = {name: value for name, value in variant.items() if name != "keep"}
+    return make_parameters(get_method("prunesid"), given).filled()  # type: ignore[attr-defined]
+
+
 def inputs(variant: dict[str, Any], features: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
     """The named inputs of a variant from [B, 1 + T, D] and [B, T]."""
-    named = {"features": features if variant.get("cls_slot", True) else features[:, 1:]}
-    return named if variant.get("nms_score") == "abs_v" else {**named, "scores": scores}
+    named = {"features": features if filled(variant).cls_slot else features[:, 1:]}
+    return named if filled(variant).nms_score == "abs_v" else {**named, "scores": scores}
 
 
 def check_valid(found: np.ndarray, variant: dict[str, Any]) -> None:
-    slot = int(variant.get("cls_slot", True))
+    slot = int(filled(variant).cls_slot)
     for image in found.tolist():
         assert image[:slot] == [-1] * slot
         patches = image[slot:]
@@ -62,7 +70,7 @@ def test_function_equals_reference(variant: dict[str, Any], seed: int, tied: boo
     # A token between two groups, or a pair at the threshold, has no answer that float32 could promise.
     assume(expected.details["group_margin"].min() > 3e-4)
     assume(expected.details["nms_margin"].min() > 1e-5)
-    if variant.get("nms_score") == "abs_v":
+    if filled(variant).nms_score == "abs_v":
         loading = np.sort(expected.details["scores"][0])
         assume(np.diff(loading).min() > 1e-5)
     found = op(**variant)(**named)
@@ -222,7 +230,7 @@ def test_model_is_well_formed(variant: dict[str, Any]) -> None:
     assert set(values) == set(function.attribute)
     assert (values["plugin_namespace"], values["plugin_version"]) == (b"vtexport", b"1")
     assert values["keep"] == variant["keep"]
-    assert values["groups"] == variant.get("groups", variant["keep"] // 4)
+    assert values["groups"] == variant.get("groups", max(variant["keep"] // 4, 4 * (variant.get("variant") == "qwen")))
     used = {name for each in function.node for name in all_inputs(each)} | set(function.output)
     assert all(used.intersection(each.output) for each in function.node), "ONNX Runtime would run dead Loops"
     assert list(node.input) == list(function.input) == [each.name for each in model.graph.input]

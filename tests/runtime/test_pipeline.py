@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_open_refuses(tiny_bundle: Path, tmp_path: Path) -> None:
         Pipeline.open(tiny_bundle, "prunesid-16", dialect="modem")
     with pytest.raises(UsageError, match="device 'tpu' is not known; choose one of cpu, cuda"):
         Pipeline.open(tiny_bundle, "prunesid-16", device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "name"),
+    [
+        ("image", "crop_height", "pixel_values"),
+        ("image", "crop_width", "pixel_values"),
+        ("decoder", "kv_heads", "past_key_values.0.key"),
+        ("decoder", "head_dim", "past_key_values.0.key"),
+    ],
+)
+def test_sizes_that_the_graphs_do_not_have(bundle_copy: Path, section: str, field: str, name: str) -> None:
+    """Arrays are made of these sizes: a manifest that lies must not decide how large."""
+    path = bundle_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest[section][field] = 2**40
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=rf"takes {name} of shape .* the bundle's manifest says .*1099511627776"):
+        Pipeline.open(bundle_copy, "prunesid-16")
 
 
 def test_cuda_without_its_provider_is_refused(tiny_bundle: Path) -> None:

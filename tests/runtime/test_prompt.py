@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hub_llava import text_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_llava import IMAGE_TOKEN_ID
+from tokenizers import Tokenizer
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, UsageError
-from vtexport.runtime.prompt import PromptReader
+from vtexport.runtime.prompt import PromptReader, StreamDecoder
 
 QUESTIONS = ["What is this?", "  spaces  kept ", "Grüße, 你好 😀", "line\nbreak", "<s> a </s> trick", "{{ braces }}"]
 
@@ -96,6 +101,31 @@ def test_streamed_noise_loses_nothing(reader: PromptReader) -> None:
     pieces = [stream.step(token) for token in ids] + [stream.finish()]
     assert "".join(pieces) == stream.text
     assert stream.text == reader.tokenizer.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Tokenizer:
+    """Spaces as ▁, one of them taken from the front of a text, and characters outside the vocabulary as bytes."""
+    return Tokenizer.from_str(json.dumps(text_files()["tokenizer.json"]))
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.data())
+def test_llamas_tokens_stream_as_they_decode(llama: Tokenizer, data: st.DataObject) -> None:
+    """Whatever the order: spaces alone, bytes that are no UTF-8, special tokens, numbers behind the vocabulary."""
+    ids = [llama.token_to_id(piece) for piece in ("▁", "B", "▁the", "<0xE2>", "<0x82>", "<0xAC>", "<0xFF>", "</s>")]
+    drawn = data.draw(st.lists(st.sampled_from(ids) | st.integers(0, llama.get_vocab_size() + 20), max_size=20))
+    stream = StreamDecoder(llama)
+    pieces = [stream.step(token) for token in drawn] + [stream.finish()]
+    assert "".join(pieces) == stream.text == llama.decode(drawn, skip_special_tokens=True)
+
+
+def test_llamas_text_comes_as_it_is_written(llama: Tokenizer) -> None:
+    ids = llama.encode("the cup costs 3€ or 日本.", add_special_tokens=False).ids
+    stream = StreamDecoder(llama)
+    pieces = [stream.step(token) for token in ids]
+    assert "".join(pieces) == "the cup costs 3€ or 日本."
+    assert sum(map(bool, pieces)) > len(ids) / 2, "most tokens are text at once"
 
 
 @pytest.mark.parametrize(

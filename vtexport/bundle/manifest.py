@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -50,6 +51,14 @@ class PlanGraphs(msgspec.Struct, kw_only=True):
     prune_plugin: str | None = None
 
 
+class Limit(msgspec.Struct, kw_only=True):
+    """What a reported number has to hold; where an image's does not, a runtime shows `warning`."""
+
+    warning: str
+    least: float | None = None
+    most: float | None = None
+
+
 class Plan(msgspec.Struct, kw_only=True):
     """One way to run the bundle: a method with its parameters and budget."""
 
@@ -62,6 +71,8 @@ class Plan(msgspec.Struct, kw_only=True):
     positions: Literal["contiguous", "original"]
     position_span: Positive  # position ids that the image takes; the text after it starts behind them
     graphs: dict[str, PlanGraphs]  # by dialect
+    # Outputs [1] of the prune graph that tell of an image. `count` is how many rows from the front a runtime uses.
+    reports: dict[str, list[Limit]] = {}
     command: str  # that added the plan
     created_at: str
 
@@ -72,6 +83,16 @@ class Plan(msgspec.Struct, kw_only=True):
             names |= {graphs.vision, graphs.prune, *graphs.decoder}
             names |= {graphs.prune_plugin} if graphs.prune_plugin else set()
         return names
+
+
+class Route(msgspec.Struct, kw_only=True):
+    """Plans of one method at several budgets, of which each image gets one (`vtexport.runtime.routing`)."""
+
+    name: str
+    plans: Annotated[list[str], msgspec.Meta(min_length=2)]  # by ascending budget
+    mean: Positive  # what the budgets of a calibration's images come to on average, as near as they can
+    command: str
+    created_at: str
 
 
 class StoredTensor(msgspec.Struct, kw_only=True):
@@ -107,13 +128,15 @@ class Image(msgspec.Struct, kw_only=True):
 
 
 class Text(msgspec.Struct, kw_only=True):
-    """Token ids that the runtime needs beside tokenizer.json."""
+    """The tokenizer's files, and token ids that the runtime needs beside them."""
 
     image_token: str
     image_token_id: Count
     bos_token: str | None
     eos_token_ids: Annotated[list[Count], msgspec.Meta(min_length=1)]
     embedding: StoredTensor
+    tokenizer: str = TOKENIZER_NAME
+    chat_template: str = TEMPLATE_NAME
 
 
 class Segment(msgspec.Struct, kw_only=True):
@@ -176,6 +199,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
     files: dict[str, File]
+    routes: list[Route] = []
 
 
 class _Version(msgspec.Struct):
@@ -213,7 +237,24 @@ def decode(data: bytes, where: str) -> Manifest:
 def is_inside(path: str) -> bool:
     """Whether a stored path is a plain relative path that cannot leave the bundle's folder."""
     parts = path.split("/")
-    return bool(path) and "\\" not in path and "\0" not in path and not any(part in {"", ".", ".."} for part in parts)
+    plain = path.isprintable() and "\\" not in path  # a NUL is not printable
+    return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)
+
+
+def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]) -> None:
+    plans = {plan.name: plan for plan in manifest.plans}
+    for name in route.plans:
+        if name not in plans:
+            refuse(f"has the route {route.name!r} use the plan {name!r}, which it does not have")
+    budgets = [plans[name].keep for name in route.plans]
+    if budgets != sorted(set(budgets)) or not budgets[0] <= route.mean <= budgets[-1]:
+        refuse(f"has the route {route.name!r} with budgets {budgets} and a mean of {route.mean}")
+    shared = [
+        {dialect: (graphs.vision, *graphs.decoder) for dialect, graphs in plans[name].graphs.items()}
+        for name in route.plans
+    ]
+    if any(each != shared[0] for each in shared):
+        refuse(f"has the route {route.name!r} over plans with other graphs than the prune graph apart")
 
 
 def _check_references(manifest: Manifest, where: str) -> None:
@@ -224,13 +265,17 @@ def _check_references(manifest: Manifest, where: str) -> None:
         if not is_inside(path):
             refuse(f"names the file {path!r}, which is not a plain path inside the bundle")
     stored = [graph.file for graph in manifest.graphs.values()]
-    stored += [manifest.text.embedding.file, TOKENIZER_NAME, TEMPLATE_NAME]
+    stored += [manifest.text.embedding.file, manifest.text.tokenizer, manifest.text.chat_template]
     for path in stored:
         if path not in manifest.files:
             refuse(f"uses the file {path!r} but does not list it")
     names = [plan.name for plan in manifest.plans]
     if len(set(names)) != len(names):
         refuse("has two plans of one name")
+    for route in manifest.routes:
+        _check_route(manifest, route, refuse)
+    if len({*names, *(route.name for route in manifest.routes)}) != len(names) + len(manifest.routes):
+        refuse("has two routes, or a plan and a route, of one name")
     segments = manifest.decoder.segments
     for plan in manifest.plans:
         for name in plan.graph_names():
@@ -247,3 +292,5 @@ def _check_references(manifest: Manifest, where: str) -> None:
     itemsize = 4 if table.dtype == "float32" else 2
     if table.offset + table.shape[0] * table.shape[1] * itemsize > manifest.files[table.file].bytes:
         refuse(f"has an embedding that ends behind {table.file!r}")
+    if table.shape != [manifest.decoder.vocabulary, manifest.decoder.width]:
+        refuse(f"has an embedding of shape {table.shape} that its decoder's vocabulary and width do not have")

@@ -14,8 +14,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from vtexport.errors import InputError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_unfinished: set[Path] = set()  # folders that this process is writing, for `discard_unfinished`
+_unfinished: dict[Path, Callable[[], None]] = {}  # what this process is writing, and how to remove it
+_writers: set[subprocess.Popen[bytes]] = set()  # child processes that write there
 
 
 @contextlib.contextmanager
@@ -38,23 +40,26 @@ def staged(
 
     Raises:
         UsageError: `destination` is something other than a bundle or an empty folder.
-        InputError: the folder's parent cannot be written.
+        InputError: the folder's parent cannot be written, or its disk is full.
     """
     destination = _absolute(destination)
     check_destination(destination, marker)
+    staging = destination.with_name(f".{destination.name}.building-{secrets.token_hex(4)}")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         recover(destination)
         # One writer at a time cleans up and starts: a folder made but not yet locked would look abandoned to another.
         with _locked(destination.parent):
             _remove_abandoned(destination)
-            staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.building-", dir=destination.parent))
+            # Before it is there: a signal may come at any moment.
+            _unfinished[staging] = lambda: _discard(staging, destination)
+            staging.mkdir(mode=0o700)
             lock = _lock_folder(staging)
     except OSError as error:
+        _discard(staging, destination)
         raise InputError(
             f"{destination.parent} cannot be written ({error.strerror}); choose another -o/--output"
         ) from error
-    _unfinished.add(staging)
     try:
         yield staging
         _finish(staging)
@@ -63,22 +68,65 @@ def staged(
             if before_exchange is not None:
                 before_exchange()
             _exchange(staging, destination)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise InputError(
+            f"the disk of {destination.parent} is full; free some space or choose another -o/--output"
+        ) from error
     finally:
-        # After an exchange this is the old bundle, after a failure the half-written one.
-        shutil.rmtree(staging, ignore_errors=True)
-        _unfinished.discard(staging)
+        _discard(staging, destination)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def written_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While `process` writes into a staged folder: `discard_unfinished` ends it before it removes the folder."""
+    _writers.add(process)
+    try:
+        yield
+    finally:
+        _writers.discard(process)
 
 
 def discard_unfinished() -> bool:
     """Removes what this process has not finished writing, and says whether there was something.
 
-    For a signal handler that ends the process.
+    For a signal handler that ends the process; it may come between any two steps of `staged`.
     """
-    unfinished = list(_unfinished)
-    for staging in unfinished:
-        shutil.rmtree(staging, ignore_errors=True)
+    for process in _writers:
+        process.kill()
+        # Not Popen.wait: the code that the signal interrupted may hold the lock that it takes.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, 0)
+    unfinished = list(_unfinished.values())
+    for discard in unfinished:
+        discard()
     return bool(unfinished)
+
+
+@contextlib.contextmanager
+def discarded_when_interrupted(path: Path, discard: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, `discard_unfinished` calls `discard` for what is written at `path`."""
+    _unfinished[path] = discard
+    try:
+        yield
+    finally:
+        _unfinished.pop(path, None)
+
+
+def _discard(staging: Path, destination: Path) -> None:
+    """Removes `staging`: after an exchange this is the old bundle, after a failure the half-written one.
+
+    An old bundle that stands aside goes too, or back to its place where nothing has taken it.
+    """
+    aside = _aside(staging)
+    if not destination.exists():
+        with contextlib.suppress(OSError):  # it is not there, as nearly always
+            aside.rename(destination)
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    _unfinished.pop(staging, None)
 
 
 def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
@@ -98,6 +146,12 @@ def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
         )
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination} exists and is not a folder; choose another -o/--output")
+    weights = next(destination.glob("*.safetensors"), None) if marker == MANIFEST_NAME else None
+    if weights is not None:  # also where a bundle stands beside them, which is then no folder to be exchanged
+        raise UsageError(
+            f"{destination} holds a checkpoint's weights ({weights.name}), which a build does not replace; choose "
+            "another -o/--output, or --link-weights to put graphs beside them"
+        )
     if destination.is_dir() and any(destination.iterdir()) and not (destination / marker).is_file():
         raise UsageError(f"{destination} exists and holds something that is not a bundle; choose another -o/--output")
 
@@ -120,12 +174,13 @@ def _finish(staging: Path) -> None:
         for name in files:
             path = Path(folder, name)
             path.chmod(0o644)
-            _sync(path)
+            sync(path)
         Path(folder).chmod(0o755)
-        _sync(Path(folder))
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file, or renamed in a folder, is on the disk afterwards."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,11 +194,16 @@ def _exchange(staging: Path, destination: Path) -> None:
     elif _rename_exchange(staging, destination):
         pass
     else:
-        aside = destination.with_name(staging.name.replace(".building-", ".previous-"))
+        aside = _aside(staging)
         destination.rename(aside)
         staging.rename(destination)
-        shutil.rmtree(aside, ignore_errors=True)
-    _sync(destination.parent)
+    sync(destination.parent)
+
+
+def _aside(staging: Path) -> Path:
+    """Where the old bundle waits while `staging` takes its place."""
+    before, _, token = staging.name.rpartition(".building-")
+    return staging.with_name(f"{before}.previous-{token}")
 
 
 def _rename_exchange(first: Path, second: Path) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.bundle.hashing import hash_file
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, decode
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, Route, decode
 from vtexport.bundle.publish import recover
 from vtexport.errors import BundleError, InputError, UsageError
 
@@ -37,7 +38,7 @@ class Bundle:
             UsageError: no such plan, or several to choose from.
         """
         plans = self.manifest.plans
-        names = ", ".join(plan.name for plan in plans)
+        names = ", ".join([plan.name for plan in plans] + [route.name for route in self.manifest.routes])
         if name is None:
             if len(plans) == 1:
                 return plans[0]
@@ -46,6 +47,20 @@ class Bundle:
             if plan.name == name:
                 return plan
         raise UsageError(f"{self.folder} has no plan {name!r}; it has {names}")
+
+    def plan_or_route(self, name: str | None = None) -> Plan | Route:
+        """The plan or the route of that name; without a name, the only plan, or the only route if it has all plans.
+
+        Raises:
+            UsageError: no such plan or route, or several to choose from.
+        """
+        routes = self.manifest.routes
+        if name is None and len(routes) == 1 and {plan.name for plan in self.manifest.plans} == set(routes[0].plans):
+            return routes[0]
+        for route in routes:
+            if route.name == name:
+                return route
+        return self.plan(name)
 
     def verify(self, progress: Callable[[str, int], object] | None = None) -> list[str]:
         """Reads every file and compares its SHA-256; returns one sentence for each that differs.
@@ -87,19 +102,30 @@ def open_bundle(folder: str | Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     manifest = decode(data, str(path))
+    check_files(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Checks that every file of `manifest` is in `folder`, with its size.
+
+    Raises:
+        BundleError: one is missing, of another size or outside.
+    """
     inside = folder.resolve()
     for relative, recorded in manifest.files.items():
         file = folder / relative
         try:
-            size = file.stat().st_size
+            status = file.stat()
         except OSError as error:
             raise BundleError(f"{file} is missing ({error.strerror}); build or copy the bundle again") from error
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise BundleError(f"{file} is not a plain file; build or copy the bundle again")
         if not file.resolve().is_relative_to(inside):
             raise BundleError(
                 f"{file} leads out of the bundle, to {file.resolve()}; copy the bundle with its files, not links"
             )
-        if size != recorded.bytes:
+        if status.st_size != recorded.bytes:
             raise BundleError(
-                f"{file} has {size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
+                f"{file} has {status.st_size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
             )
-    return Bundle(folder, manifest)

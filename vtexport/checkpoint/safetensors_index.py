@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ DTYPE_BYTES = {
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_RANK = 16
+_MAX_NAME_BYTES = 255  # of a file's name, everywhere
 _OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.msgpack", "*.h5")
 _PLAIN_FILE_NAME = re.compile(r"(?!\.)[^/\\\x00]+")  # no folders, and no "." or ".." or hidden file
 _FETCH_AGAIN = "fetch the file again"
@@ -176,9 +178,14 @@ def _check_layout(file: Path, entries: dict[str, TensorEntry], data_start: int, 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
     try:
-        raw = index.read_bytes()
+        with index.open("rb") as stream:
+            raw = stream.read(_MAX_HEADER_BYTES + 1)
     except OSError as error:
         raise InputError(f"{index} cannot be read: {error.strerror or error}; check the file and its rights") from error
+    if len(raw) > _MAX_HEADER_BYTES:
+        raise InputError(
+            f"{index} is longer than {_MAX_HEADER_BYTES} bytes, which no list of tensors is; {_FETCH_AGAIN}"
+        )
     weight_map = _parse_json_object(index, raw, "content").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map, which says what shard holds which tensor; {_FETCH_AGAIN}")
@@ -201,7 +208,8 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
 
 def _shard_name(index: Path, name: Any) -> str:
     # The name comes from a file that may have been downloaded: it must not lead out of the folder.
-    if not isinstance(name, str) or not _PLAIN_FILE_NAME.fullmatch(name) or not name.endswith(".safetensors"):
+    plain = isinstance(name, str) and name.isprintable() and _PLAIN_FILE_NAME.fullmatch(name)
+    if not plain or not name.endswith(".safetensors") or len(os.fsencode(name)) > _MAX_NAME_BYTES:
         raise InputError(
             f"{index} names the shard {_short(name)}, which is no plain name of a .safetensors file; {_FETCH_AGAIN}"
         )

@@ -8,12 +8,16 @@ examples:
   vtexport build --model llava --method prunesid --keep 64 -o llava-64
   vtexport build --model ./my-llava --method none
   vtexport build --model mini --keep 64,128 --target rtx      (TensorRT-RTX engines beside the graphs)
+  vtexport build --model ./my-llava --precision fp16 --keep 64 --link-weights -o ./my-llava   (no copy of the weights)
+  vtexport build --model mini --keep 32,64,128 --dynamic      (each image gets one of the budgets)
   vtexport build --model llava --weights random --keep 64     (true shapes, no download, answers are noise)
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import shlex
 import sys
 from typing import Any
@@ -21,7 +25,7 @@ from typing import Any
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, say, say_json, size
 from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
-from vtexport.engines.targets import Target, find_target
+from vtexport.engines.targets import Target, check_precision, find_target
 from vtexport.errors import UsageError
 
 
@@ -52,6 +56,14 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="visual tokens per image that enter the language model, CLS included; several make several plans",
     )
     parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="also a route, by which each image gets one of the budgets (`vtexport calibrate` sets it)",
+    )
+    parser.add_argument(
+        "--mean", type=int, metavar="N", help="the average budget --dynamic aims at; default: the middle one"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -61,7 +73,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="a parameter of the method (see `vtexport list methods`); may be repeated",
     )
     parser.add_argument(
-        "--precision", metavar="fp32|fp16", help="of weights and matrix products; default: fp32, fp16 for target rtx"
+        "--precision",
+        metavar="fp32|fp16|bf16",
+        help="of weights and matrix products; default: fp32, fp16 for target rtx; bf16 is for engines, ONNX Runtime "
+        "does not run it on the CPU",
     )
     parser.add_argument(
         "--weights",
@@ -80,6 +95,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="discard a bundle that stands at the output; without it, plans are added to one of the same checkpoint",
     )
+    parser.add_argument(
+        "--link-weights",
+        action="store_true",
+        help="copy no weights: reflink them where the file system can, or put the graphs beside them with -o naming "
+        "the checkpoint's own folder; needs the checkpoint's own precision",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -89,15 +110,12 @@ def run(args: argparse.Namespace) -> int:
     target = find_target(args.target)
     if not target.buildable:
         raise UsageError(f"target {target.name} ({target.title}) cannot be built yet; leave --target out for cpu")
+    args.precision = args.precision or target.precisions[0]
+    check_precision(target, args.precision)
     if target.runtime == "onnxruntime":
         if args.compute_capability:
             raise UsageError(f"--compute-capability is for engines, and target {target.name} has none")
         return export_bundle(args)
-    args.precision = args.precision or target.precisions[0]
-    if args.precision not in target.precisions:
-        raise UsageError(
-            f"target {target.name} takes {', '.join(target.precisions)}, not {args.precision}; leave --precision out"
-        )
     # Before the export, which takes minutes for a large model.
     check_capabilities(args.compute_capability)
     check_installed()
@@ -107,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int:
     """Exports the bundle, builds its engines where a `target` has some, and says what is in it."""
     progress = Progress(args.quiet)
+    atexit.register(gc.freeze)  # or the ending process looks through all of PyTorch's modules for garbage, for a second
     progress.stage("loading the exporter")
     from vtexport.build import Report, build
 
@@ -116,11 +135,14 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         method=args.method,
         keep=args.keep,
         options=_once_each(args.options),
+        dynamic=args.dynamic,
+        mean=args.mean,
         precision=args.precision or "fp32",
         weights=args.weights,
         seed=args.seed,
         cache_dir=args.cache_dir,
         replace=args.replace,
+        link_weights=args.link_weights,
         report=Report(progress.stage, progress.note, progress.bytes_done),
         command=shlex.join(["vtexport", *sys.argv[1:]]),
     )
@@ -132,14 +154,23 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     total = sum(file.bytes for file in manifest.files.values())
     if args.json:
         plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
-        result = {"bundle": str(bundle.folder), "plans": plans, "bytes": total}
+        routes = [{"name": route.name, "plans": route.plans, "mean": route.mean} for route in manifest.routes]
+        result = {"bundle": str(bundle.folder), "plans": plans, "routes": routes, "bytes": total}
         say_json(result | ({"engines": sizes(engines)} if engines else {}))
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
     for plan in manifest.plans:
         say(f"  {plan.name}: {manifest.vision.tokens} -> {plan.visual_tokens} visual tokens")
+    for route in manifest.routes:
+        say(f"  {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
     if engines is not None:
         say_engines(engines)
+    if manifest.precision == "bfloat16":
+        say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")  # ONNX Runtime cannot run it
+        return 0
+    if args.dynamic:
+        say(f"next: vtexport calibrate {shlex.quote(str(bundle.folder))} --images FOLDER")
+        return 0
     plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     record = compile_rtx(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
     progress.stage("done")
     if args.json:
-        say_json({"bundle": str(bundle.folder), "engines": sizes(record)})
+        memory = {name: engine.peak_memory_bytes for name, engine in record.engines.items()}
+        say_json({"bundle": str(bundle.folder), "engines": sizes(record), "peak_memory_bytes": memory})
     else:
         say_engines(record)
     return 0
@@ -83,7 +84,11 @@ def sizes(record: Engines) -> dict[str, int]:
 def say_engines(record: Engines) -> None:
     """A line for the target and one for each engine."""
     built_for = ", ".join(record.compute_capabilities) or "portable"
-    say(f"{FOLDER}/{record.target}: {len(record.engines)} engines by {record.builder} ({built_for})")
+    most = max(engine.peak_memory_bytes for engine in record.engines.values())
+    say(
+        f"{FOLDER}/{record.target}: {len(record.engines)} engines by {record.builder} ({built_for}), "
+        f"each built in {size(most)} of memory or less"
+    )
     for name, engine in record.engines.items():
         ranges = ", ".join(profile.name for profile in engine.profiles)
         say(f"  {name}: {size(engine.bytes)}" + (f", profiles {ranges}" if ranges else ""))

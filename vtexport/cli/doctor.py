@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from vtexport.cli.console import say, say_json
+from vtexport.engines.rtx import check_installed
 from vtexport.errors import MissingDependencyError, VtexportError
 
 _EXPORT_PACKAGES = (
@@ -39,7 +40,7 @@ _EXPORT_PACKAGES = (
 class Finding:
     """One thing looked at; `ability` names what depends on it."""
 
-    ability: Literal["run bundles", "run on a GPU", "build bundles", "information"]
+    ability: Literal["run bundles", "run on a GPU", "build bundles", "build RTX engines", "information"]
     status: Literal["ok", "missing"]
     what: str
     next_step: str | None = None
@@ -53,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
-    findings = [_system(), _onnxruntime(), _gpu(), *_export_packages(), _hub()]
+    gpu = _gpu()
+    findings = [_system(), _onnxruntime(), gpu, *_export_packages(), _rtx(gpu.status == "ok"), _hub()]
     trial: VtexportError | None = None
     if args.bundle:
         try:
@@ -122,6 +124,20 @@ def _export_packages() -> list[Finding]:
         step = "run pip install 'vtexport[export]' to build bundles here; running them needs none of these"
         findings.append(Finding("build bundles", "missing", f"for building: {', '.join(missing)}", step))
     return findings
+
+
+def _rtx(has_gpu: bool) -> Finding:
+    ability: Literal["build RTX engines"] = "build RTX engines"
+    try:
+        check_installed()
+        import tensorrt_rtx
+    except MissingDependencyError as error:
+        return Finding(ability, "missing", "TensorRT-RTX", f"{error} to build engines here; that takes no GPU")
+    except (ImportError, OSError) as error:  # its library is there and cannot be loaded
+        step = f"{error}; run pip install --force-reinstall 'vtexport[tensorrt-rtx]'"
+        return Finding(ability, "missing", "TensorRT-RTX", step)
+    running = "an NVIDIA GPU is there to run them" if has_gpu else "running them takes an NVIDIA GPU, and none is seen"
+    return Finding(ability, "ok", f"TensorRT-RTX {tensorrt_rtx.__version__} builds engines here; {running}")
 
 
 def _hub() -> Finding:

@@ -1,4 +1,4 @@
-"""Say what a bundle holds: source, plans with their budgets, engines, graphs with inputs and outputs, files.
+"""Say what a bundle holds: source, plans with their budgets, routes, engines, graphs with inputs and outputs, files.
 
 With --verify every file is read and its SHA-256 compared with the manifest; damage ends with exit code 4.
 
@@ -13,8 +13,10 @@ import argparse
 
 import msgspec
 
+from vtexport.bundle.calibration import read_calibration
 from vtexport.bundle.manifest import Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.cli.calibrate import say_calibration
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, say, say_json, size, table
 from vtexport.engines.record import read_engines
@@ -38,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         manifest = msgspec.to_builtins(bundle.manifest)
         kv = {plan.name: kv_bytes(bundle.manifest, plan) for plan in bundle.manifest.plans}
         engines = [msgspec.to_builtins(record) for record in read_engines(bundle)]
-        say_json({"manifest": manifest, "image_kv_bytes": kv, "engines": engines,
+        found = read_calibration(bundle.folder, bundle.manifest)
+        calibration = {name: msgspec.to_builtins(each) for name, each in found.items()}
+        say_json({"manifest": manifest, "image_kv_bytes": kv, "engines": engines, "calibration": calibration,
                   "verified": None if problems is None else not problems, "problems": problems})  # fmt: skip
     else:
         _describe(bundle)
@@ -85,6 +89,14 @@ def _describe(bundle: Bundle) -> None:
              plan.paper or "-", _parameters(plan))
         )  # fmt: skip
     say(table(rows, ("plan", "visual tokens", "of all", "image KV", "positions", "paper", "parameters")))
+    calibrations = read_calibration(bundle.folder, manifest)
+    for route in manifest.routes:
+        say()
+        say(f"route {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
+        if route.name in calibrations:
+            say_calibration(calibrations[route.name])
+        else:
+            say(f"  not calibrated: vtexport calibrate {bundle.folder} --images FOLDER")
     for record in read_engines(bundle):
         say()
         say_engines(record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vtexport.cli.console import say, say_json, tell
@@ -41,7 +42,7 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every verb that runs a bundle on an image."""
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG, WebP, BMP or TIFF")
-    parser.add_argument("--plan", metavar="NAME", help="which plan, where the bundle has several (`vtexport inspect`)")
+    parser.add_argument("--plan", metavar="NAME", help="which plan or route, of several (`vtexport inspect`)")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
     parser.add_argument(
@@ -60,6 +61,12 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     return Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads, dialect=args.dialect)
 
 
+def tell_warnings(warnings: Sequence[str]) -> None:
+    """What the method reports of an image that is not as it should be."""
+    for warning in warnings:
+        tell(f"warning: {warning}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Answers."""
     answer = open_pipeline(args).generate(
@@ -74,14 +81,19 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         say_json(dataclasses.asdict(answer))
+    else:
+        say()
+    tell_warnings(answer.warnings)
+    if args.json:
         return 0
-    say()
     times = answer.timings_ms
     stages = ", ".join(f"{name} {times[name]:.1f}" for name in ("preprocess", "vision", "prune", "prefill"))
     count = len(answer.token_ids)
+    route = answer.route
+    chosen = f"; {route.route}: rho {route.redundancy:.3f} wants {route.wanted:.1f}" if route else ""
     tell(
         f"{answer.visual_tokens} visual tokens, {answer.prompt_tokens} in the prompt; {stages} ms; "
         f"first token after {times['first_token']:.1f} ms, {count} tokens, {times['total']:.1f} ms in all "
-        f"({answer.plan} on {args.device})"
+        f"({answer.plan} on {args.device}{chosen})"
     )
     return 0

@@ -3,21 +3,24 @@
 Kept patches stay bright with a frame, dropped ones are dimmed; what lies outside the model's crop is darkest. A CLS
 token stands for no patch and is not drawn.
 
-example:
+examples:
   vtexport show mini --image photo.jpg -o kept.png
+  vtexport show llava-cdpruner --image photo.jpg --prompt "Where is the cup?"
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from vtexport.cli.console import say, say_json
-from vtexport.cli.run import add_pipeline_arguments, open_pipeline
+from vtexport.cli.run import add_pipeline_arguments, open_pipeline, tell_warnings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     add_pipeline_arguments(parser)
+    parser.add_argument("--prompt", metavar="TEXT", help="the question, for plans that pick visual tokens by it")
     parser.add_argument("-o", "--output", metavar="FILE", help="a .png or .jpg file; default: IMAGE.kept.png, here")
 
 
@@ -30,14 +33,17 @@ def run(args: argparse.Namespace) -> int:
 
     output = Path(args.output) if args.output else Path(Path(args.image).stem + ".kept.png")
     image = load_image(args.image)
-    visual = open_pipeline(args).encode(image)
+    visual = open_pipeline(args).encode(image, args.prompt)
     save_picture(draw_kept_tokens(image, visual), output)
     kept = [int(index) for index in visual.keep_indices]
     patches = sum(index >= 0 for index in kept)
     if args.json:
-        say_json({"picture": str(output), "plan": visual.plan, "visual_tokens": len(kept), "keep_indices": kept})
+        route = dataclasses.asdict(visual.route) if visual.route else None
+        shown = {"picture": str(output), "plan": visual.plan, "visual_tokens": len(kept), "keep_indices": kept}
+        say_json(shown | {"route": route, "reports": visual.reports, "warnings": visual.warnings})
     else:
         rows, columns = visual.grid
         cls = ", and CLS" if patches < len(kept) else ""
         say(f"{output}: {patches} of {rows * columns} patches kept{cls} ({visual.plan})")
+    tell_warnings(visual.warnings)
     return 0

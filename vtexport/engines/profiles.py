@@ -1,4 +1,4 @@
-"""Optimisation profiles: the ranges of lengths that an engine of a decoder graph is built for."""
+"""Optimisation profiles: the ranges of lengths that an engine of a graph is built for."""
 
 from __future__ import annotations
 
@@ -14,48 +14,60 @@ _USUAL_ANSWER = 128
 # Decode runs one new token at a time. A profile fixed at one makes TensorRT-RTX 1.7 merge the products of one input and
 # store their weights a second time (98 MB for 57 MB of weights); with a range from 1 to 2 it stores them once.
 _DECODE_NEW = 1, 1, 2
+_USUAL_QUESTION = 16
 
 
 class Profile(msgspec.Struct, kw_only=True):
     """One range: least, usual and largest shape of every input with a length that varies."""
 
-    name: str  # "prefill-64" for a budget of 64 visual tokens, or "decode"
+    name: str  # "prefill-64" for a budget of 64 visual tokens, "decode", or "question"
     shapes: dict[str, list[list[int]]]
 
 
 def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -> list[Profile]:
-    """The profiles of one graph: none where all its shapes are fixed, else a prefill for each budget and decode.
+    """The profiles of one graph: none where all its shapes are fixed, one for a prune graph that reads the question.
+
+    A decoder graph has a prefill for each budget, and decode.
 
     Args:
         manifest: of the bundle, whose plans give the budgets.
         graph: one of its graphs.
-        text_tokens: the longest text that a prefill takes beside the image; cut to the model's positions.
+        text_tokens: the longest text that a prefill takes beside the image, and so the longest question; cut to the
+            model's positions.
 
     Raises:
         UsageError: `text_tokens` is not positive, or an image alone leaves no place for text.
     """
     if text_tokens < 1:
         raise UsageError(f"text_tokens is {text_tokens}; give a whole number from 1")
-    if not any(isinstance(dim, str) for tensor in graph.inputs for dim in tensor.shape):
+    lengths = {dim for tensor in graph.inputs for dim in tensor.shape if isinstance(dim, str)}
+    if not lengths:
         return []
     most = manifest.decoder.max_positions
+    if lengths == {"M"}:
+        last = min(text_tokens, most)
+        return [Profile(name="question", shapes=_shapes(graph, M=(1, min(_USUAL_QUESTION, last), last)))]
     found = []
     for visual in sorted({plan.visual_tokens for plan in manifest.plans}):
         if visual >= most:
             raise UsageError(f"{visual} visual tokens leave no place for text in the model's {most} positions")
         last = min(visual + text_tokens, most)
         new = visual + 1, min(visual + _USUAL_TEXT, last), last
-        found.append(Profile(name=f"prefill-{visual}", shapes=_shapes(graph, new, (0, 0, 0))))
+        found.append(Profile(name=f"prefill-{visual}", shapes=_shapes(graph, S=new, P=(0, 0, 0))))
     usual = max(plan.visual_tokens for plan in manifest.plans) + _USUAL_TEXT + _USUAL_ANSWER
     past = 1, min(usual, most - 1), most - 1
-    return [*found, Profile(name="decode", shapes=_shapes(graph, _DECODE_NEW, past))]
+    return [*found, Profile(name="decode", shapes=_shapes(graph, S=_DECODE_NEW, P=past))]
 
 
-def _shapes(graph: Graph, new: tuple[int, int, int], past: tuple[int, int, int]) -> dict[str, list[list[int]]]:
-    """Each varying input with S new and P past tokens put in, for least, usual and most."""
-    lengths = [{"S": s, "P": p} for s, p in zip(new, past, strict=True)]
+def _shapes(graph: Graph, **ranges: tuple[int, int, int]) -> dict[str, list[list[int]]]:
+    """Each varying input with the least, usual and largest length put in for its letter.
+
+    S new and P past tokens of a decoder graph, M tokens of the question of a prune graph.
+    """
     return {
-        tensor.name: [[dim if isinstance(dim, int) else given[dim] for dim in tensor.shape] for given in lengths]
+        tensor.name: [
+            [dim if isinstance(dim, int) else ranges[dim][place] for dim in tensor.shape] for place in range(3)
+        ]
         for tensor in graph.inputs
         if any(isinstance(dim, str) for dim in tensor.shape)
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import msgspec
 
 from vtexport.bundle.hashing import hash_file
-from vtexport.bundle.manifest import MANIFEST_NAME, Sha256, is_inside
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Sha256, is_inside
 from vtexport.bundle.reader import Bundle
 from vtexport.engines.profiles import Profile
 from vtexport.errors import BundleError
@@ -24,6 +25,7 @@ class Engine(msgspec.Struct, kw_only=True):
     bytes: int
     sha256: Sha256
     profiles: list[Profile]
+    peak_memory_bytes: int  # the largest resident memory of the process that built it
 
 
 class Engines(msgspec.Struct, kw_only=True):
@@ -57,15 +59,25 @@ def read_engines(bundle: Bundle) -> list[Engines]:
 def _read(path: Path, manifest_sha256: str) -> Engines:
     again = "run `vtexport compile` again"
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Engines)
+        with path.open("rb") as opened:
+            data = opened.read(MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} has more bytes than a record of engines can have; {again}")
+        record = msgspec.json.decode(data, type=Engines)
     except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not a record of engines ({error}); {again}") from error
     if record.schema_version != SCHEMA_VERSION:
         raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {again}")
     if record.manifest_sha256 != manifest_sha256:
         raise BundleError(f"{path} is of engines that were built from another manifest; {again}")
+    inside = path.parents[2].resolve()  # the bundle
     for engine in record.engines.values():
         file = path.parent / engine.file
-        if not is_inside(engine.file) or not file.is_file() or file.stat().st_size != engine.bytes:
+        try:
+            status = file.stat() if is_inside(engine.file) else None
+        except OSError:  # not there, or no name that a file can have
+            status = None
+        plain = status is not None and stat.S_ISREG(status.st_mode) and status.st_size == engine.bytes
+        if not plain or not file.resolve().is_relative_to(inside):
             raise BundleError(f"{path} names {engine.file!r}, which is not there with {engine.bytes} bytes; {again}")
     return record

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ import msgspec
 
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
-from vtexport.bundle.publish import staged
+from vtexport.bundle.publish import staged, written_by
 from vtexport.bundle.reader import Bundle
 from vtexport.engines.profiles import TEXT_TOKENS, profiles
 from vtexport.engines.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, Engine, Engines, encode
@@ -20,6 +22,9 @@ from vtexport.engines.rtx_worker import Job, Outcome
 from vtexport.engines.targets import Target
 from vtexport.errors import MissingDependencyError, UsageError, VtexportError
 
+_WORKER = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
+# How C++, Python and TensorRT say it, in lower case.
+_OUT_OF_MEMORY = ("bad_alloc", "memoryerror", "out of memory", "outofmemory")
 # What TensorRT-RTX 1.7 compiles for, by NVIDIA's compute capability.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
@@ -60,7 +65,7 @@ def compile_rtx(
     """Builds an engine of every graph that the bundle's plans run and puts them in place whole.
 
     Args:
-        bundle: an exported bundle in float16; its manifest and its files are not changed.
+        bundle: an exported bundle in float16 or bfloat16; its manifest and its files are not changed.
         target: a recipe with the runtime "tensorrt-rtx".
         capabilities: compute capabilities such as "8.9"; a portable engine when empty.
         text_tokens: the longest text that a prefill takes beside the image.
@@ -73,10 +78,16 @@ def compile_rtx(
     """
     check_capabilities(capabilities)
     manifest = bundle.manifest
-    if manifest.precision != "float16":
+    precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[manifest.precision]
+    if precision not in target.precisions:
         raise UsageError(
-            f"{bundle.folder} is in {manifest.precision} and target {target.name} takes fp16 (TensorRT-RTX has no "
-            "float32 attention for lengths that vary); build the bundle with --precision fp16"
+            f"{bundle.folder} is in {precision} and target {target.name} takes {' or '.join(target.precisions)} "
+            "(TensorRT-RTX has no float32 attention for lengths that vary); build the bundle with --precision "
+            f"{target.precisions[0]}"
+        )
+    if precision == "bf16" and "7.5" in capabilities:
+        raise UsageError(
+            "compute capability 7.5 has no bfloat16; leave it out or build the bundle with --precision fp16"
         )
     wanted: dict[str, None] = {}  # in the order that a plan runs them, each once
     for plan in manifest.plans:
@@ -94,10 +105,18 @@ def compile_rtx(
                 engine=str(folder / file),
                 profiles=ranges[name],
                 compute_capabilities=["SM" + capability.replace(".", "") for capability in capabilities],
+                parent=os.getpid(),
             )
-            version = _run(job, name)
+            outcome = _run(job, name)
+            version = outcome.version
             described = _describe(folder / file)
-            engines[name] = Engine(file=file, bytes=described.bytes, sha256=described.sha256, profiles=ranges[name])
+            engines[name] = Engine(
+                file=file,
+                bytes=described.bytes,
+                sha256=described.sha256,
+                profiles=ranges[name],
+                peak_memory_bytes=outcome.peak_memory_bytes,
+            )
         record = Engines(
             schema_version=SCHEMA_VERSION,
             target=target.name,
@@ -111,19 +130,42 @@ def compile_rtx(
     return record
 
 
-def _run(job: Job, name: str) -> str:
-    """Builds in a process of its own; the version of the library that built."""
-    command = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
-    shown = subprocess.run(command, input=msgspec.json.encode(job), capture_output=True)
-    if shown.returncode != 0:
-        last = (shown.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        ended = f"signal {-shown.returncode}" if shown.returncode < 0 else f"exit code {shown.returncode}"
-        raise VtexportError(f"the process that built the engine of {name} ended with {ended}: {last}")
-    outcome = msgspec.json.decode(shown.stdout, type=Outcome)
+def _run(job: Job, name: str) -> Outcome:
+    """Builds in a process of its own, which ends when this one does."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe) as process, written_by(process):
+        answer, told = process.communicate(msgspec.json.encode(job))
+    if process.returncode != 0:
+        raise VtexportError(_ending(name, process.returncode, told.decode(errors="replace").strip()))
+    outcome = msgspec.json.decode(answer, type=Outcome)
     if outcome.problems:
+        if _is_out_of_memory(" ".join(outcome.problems)):
+            raise VtexportError(_lack_of_memory(name, outcome.problems[0]))
         more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
         raise VtexportError(f"{outcome.version} does not take {name}: {outcome.problems[0]}{more}")
-    return outcome.version
+    return outcome
+
+
+def _ending(name: str, returncode: int, told: str) -> str:
+    """What to say of a process that ended without an outcome."""
+    last = (told.splitlines() or ["it said nothing"])[-1]
+    ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    if returncode == -signal.SIGKILL:
+        return _lack_of_memory(name, f"{ended}, which is how Linux ends a process when memory is short")
+    if _is_out_of_memory(told):
+        return _lack_of_memory(name, f"{ended}: {last}")
+    return f"the process that built the engine of {name} ended with {ended}: {last}"
+
+
+def _is_out_of_memory(told: str) -> bool:
+    return any(words in told.lower() for words in _OUT_OF_MEMORY)
+
+
+def _lack_of_memory(name: str, how: str) -> str:
+    return (
+        f"the memory did not suffice to build the engine of {name} ({how}); it takes about three times the weights: "
+        "end other programs, or compile on a machine with more memory"
+    )
 
 
 def _describe(path: Path) -> File:

@@ -4,11 +4,15 @@ A process for each engine, because the first logger given to TensorRT stays for 
 three times the weights) goes back at once, and a crash ends nothing else. No plugin library of ours may be loaded here:
 the parser of TensorRT-RTX aborts when it meets a matching plugin creator. The pruning op's function is inlined instead.
 
-Reads a `Job` as JSON from stdin and writes an `Outcome` as JSON to stdout.
+Reads a `Job` as JSON from stdin and writes an `Outcome` as JSON to stdout. It ends when the process that started it
+ends, in whatever way.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from typing import Any
 import msgspec
 
 from vtexport.engines.profiles import Profile
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -25,6 +31,7 @@ class Job(msgspec.Struct, kw_only=True):
     engine: str  # path to write
     profiles: list[Profile]
     compute_capabilities: list[str]  # names such as "SM89"; empty for a portable engine
+    parent: int  # process id of the one that waits for the outcome
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -32,6 +39,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 
     problems: list[str]
     version: str
+    peak_memory_bytes: int = 0  # the largest resident memory of the process
 
 
 def build(job: Job) -> Outcome:
@@ -76,6 +84,29 @@ def build(job: Job) -> Outcome:
     return Outcome(problems=[], version=version)
 
 
+def end_with(parent: int) -> None:
+    """Has the kernel end this process when `parent` has ended, be it by SIGKILL; ends at once where it has already.
+
+    To the kernel the parent is the thread that started this process; here that is the one that waits for it.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, bytes.
+
+    Not getrusage's ru_maxrss: it survives exec, so a worker would report what its parent had when it was started.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 if __name__ == "__main__":
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    sys.stdout.buffer.write(msgspec.json.encode(build(wanted)))
+    end_with(wanted.parent)
+    outcome = build(wanted)
+    outcome.peak_memory_bytes = peak_memory()
+    sys.stdout.buffer.write(msgspec.json.encode(outcome))

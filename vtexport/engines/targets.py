@@ -50,6 +50,21 @@ def list_targets(folder: Path | None = None) -> list[Target]:
     return targets
 
 
+def check_precision(target: Target, precision: str) -> None:
+    """Refuses a precision ("fp32", "fp16", "bf16") that `target` does not compute in.
+
+    Raises:
+        UsageError: with the targets that do.
+    """
+    if precision not in target.precisions:
+        others = [other.name for other in list_targets() if other.buildable and precision in other.precisions]
+        instead = f"give --target {' or '.join(others)}, or " if others else ""
+        raise UsageError(
+            f"target {target.name} takes {', '.join(target.precisions)}, not {precision}; "
+            f"{instead}leave --precision out"
+        )
+
+
 def find_target(name: str) -> Target:
     """The target called `name`.
 

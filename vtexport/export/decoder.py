@@ -15,11 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from vtexport.export.dialects import Dialect
-from vtexport.export.graph import GraphWriter
+from vtexport.export.graph import DTYPES, GraphWriter
 from vtexport.export.weights import Weight
 from vtexport.models.spec import DecoderSpec
-
-_NUMPY = {"float32": np.float32, "float16": np.float16}
 
 
 def decoder_segment(
@@ -105,7 +103,7 @@ def _rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Valu
     positions = np.arange(spec.max_positions, dtype=np.float32)
     angles = positions[:, None] * spec.inverse_frequencies.astype(np.float32)[None]
     tables = (np.cos(angles) * np.float32(spec.rope_scale), np.sin(angles) * np.float32(spec.rope_scale))
-    cos, sin = (table.astype(_NUMPY[dtype]) for table in tables)
+    cos, sin = (table.astype(DTYPES[dtype].numpy()) for table in tables)
     return g.constant(cos, "rope_cos"), g.constant(sin, "rope_sin")
 
 

@@ -14,8 +14,8 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
-from vtexport.export.plan import Plan
-from vtexport.export.weights import Weight
+from vtexport.export.plan import Plan, Route
+from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ImageSpec, ModelSpec
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
@@ -32,16 +32,33 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
         visual_tokens=plan.keep,
         positions=plan.method.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
+        reports={
+            name: [schema.Limit(least=each.least, most=each.most, warning=each.warning) for each in limits]
+            for name, limits in plan.reports.items()
+        },
         graphs=graphs,
         command=command,
         created_at=created_at,
     )
 
 
+def describe_route(route: Route, command: str, created_at: str) -> schema.Route:
+    """A route over plans."""
+    return schema.Route(
+        name=route.name, plans=list(route.plans), mean=route.mean, command=command, created_at=created_at
+    )
+
+
 def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) -> schema.Source:
-    """The checkpoint, with the SHA-256 of everything the bundle follows from; `weight_hashes` by file name."""
+    """The checkpoint, with the SHA-256 of everything the bundle follows from; `weight_hashes` by file name.
+
+    Raises:
+        InputError: a file vanishes while it is read.
+    """
     source = checkpoint.source
     small = {path.name: path for path in copied_files(checkpoint.folder)}
+    with named_if_it_vanishes():
+        hashes = {name: hash_file(path) for name, path in small.items()}
     return schema.Source(
         requested=source.requested,
         kind=source.kind,
@@ -49,7 +66,7 @@ def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) ->
         revision=source.revision,
         weights=source.weights,
         seed=source.seed,
-        files={**weight_hashes, **{name: hash_file(path) for name, path in small.items()}},
+        files={**weight_hashes, **hashes},
     )
 
 
@@ -61,6 +78,16 @@ def describe_files(folder: Path, known: Mapping[str, str]) -> dict[str, schema.F
             relative = path.relative_to(folder).as_posix()
             files[relative] = schema.File(bytes=path.stat().st_size, sha256=known.get(relative) or hash_file(path))
     return files
+
+
+def describe_own_files(folder: Path, source: schema.Source) -> dict[str, schema.File]:
+    """Size and hash of the checkpoint's files in its own `folder`, without small files that are links elsewhere."""
+    paths = {name: folder / name for name in source.files}
+    return {
+        name: schema.File(bytes=path.stat().st_size, sha256=source.files[name])
+        for name, path in paths.items()
+        if path.resolve().is_relative_to(folder)
+    }
 
 
 def describe_vision(spec: ModelSpec) -> schema.Vision:

@@ -127,4 +127,4 @@ def _cast(g: GraphWriter, x: ir.Value, source: str, target: str) -> ir.Value:
 
 
 def _scale(spec: DecoderSpec, dtype: str) -> np.ndarray:
-    return np.asarray(spec.head_dim**-0.5, {"float32": np.float32, "float16": np.float16}[dtype])
+    return np.asarray(spec.head_dim**-0.5, DTYPES[dtype].numpy())

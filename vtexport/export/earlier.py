@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import vtexport
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.calibration import read_calibration, write_calibration
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError
+from vtexport.export.plan import Plan
 from vtexport.export.weights import Weight, stored_weight
 
 
@@ -103,6 +105,46 @@ def take_over(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, 
         if hash_file(target) != hashes[name]:
             raise _damaged(earlier, name)
     return hashes
+
+
+def kept_plans(
+    earlier: schema.Manifest, plans: Iterable[Plan], graphs: Mapping[str, schema.Graph]
+) -> tuple[list[schema.Plan], dict[str, schema.Graph]]:
+    """The earlier plans that no new one of `plans` replaces, and the graphs they use that are not among `graphs`."""
+    kept = [plan for plan in earlier.plans if plan.name not in {new.name for new in plans}]
+    used = {name for plan in kept for name in plan.graph_names()} - set(graphs)
+    return kept, {name: earlier.graphs[name] for name in sorted(used)}
+
+
+def checked(earlier: Bundle, names: Iterable[str]) -> dict[str, schema.File]:
+    """What the earlier manifest says of files that stay where they are, once they have been read.
+
+    Raises:
+        BundleError: a file is not what it says.
+    """
+    files = {name: earlier.manifest.files[name] for name in names}
+    for name, file in files.items():
+        if hash_file(earlier.path(name)) != file.sha256:
+            raise _damaged(earlier, name)
+    return files
+
+
+def carry_calibration(earlier: Bundle, folder: Path, manifest: schema.Manifest, note: Callable[[str], object]) -> None:
+    """Puts the earlier bundle's calibration.json into `folder` for the routes that are as they were; tells of others.
+
+    It is read at the last moment, so a calibration made during the build is not lost.
+    """
+    try:
+        found = read_calibration(earlier.folder, earlier.manifest)
+    except BundleError as error:
+        note(f"the earlier calibration is not taken over ({error})")
+        return
+    routes = {route.name: route for route in manifest.routes}
+    kept = {name: each for name, each in found.items() if name in routes and each.fits(manifest, routes[name])}
+    if kept:
+        write_calibration(folder, manifest, kept)
+    for name in sorted(set(found) - set(kept)):
+        note(f"the route {name} has changed, so its calibration goes; run `vtexport calibrate` afterwards")
 
 
 def _damaged(earlier: Bundle, name: str) -> BundleError:

@@ -90,7 +90,7 @@ class GraphWriter:
 def external_tensor(weight: Weight, name: str, folder: Path) -> ir.ExternalTensor:
     """A tensor whose bytes stay in the bundle's weight file; `folder` is where the graph file will stand."""
     return ir.ExternalTensor(
-        f"{WEIGHTS_FOLDER}/{weight.file}",
+        weight.file if weight.beside else f"{WEIGHTS_FOLDER}/{weight.file}",
         weight.offset,
         weight.nbytes,
         DTYPES[weight.dtype],

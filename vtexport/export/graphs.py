@@ -15,7 +15,7 @@ from vtexport.export.dialects import DIALECTS, Dialect
 from vtexport.export.graph import WEIGHTS_FOLDER, interface
 from vtexport.export.plan import Plan
 from vtexport.export.prune import prune_graph
-from vtexport.export.vision import vision_graph
+from vtexport.export.vision import VisionTower
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
 
@@ -26,6 +26,7 @@ class GraphExporter:
     """Writes graphs of one model into `folder`. `graphs` grows as they are asked for, each once.
 
     `weights_base` is where the folder of the weights can be read meanwhile: `folder`, or that of an earlier bundle.
+    `prefix` begins the names of the files.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class GraphExporter:
         folder: Path,
         dtype: str,
         weights_base: Path,
+        prefix: str = "",
     ):
         self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
-        self._weights_base = weights_base
+        self._weights_base, self._prefix = weights_base, prefix
         self.graphs: dict[str, schema.Graph] = {}
+        self._towers: dict[tuple[str, ...], VisionTower] = {}  # by signals
 
     def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
         """All graphs of one plan, by dialect."""
@@ -56,17 +59,18 @@ class GraphExporter:
 
     def check(self, notify: Callable[[str], None]) -> None:
         """Checks every graph written (see `check_graphs`)."""
-        check_graphs([self._path(name) for name in self.graphs], notify)
+        check_graphs([self.path(name) for name in self.graphs], notify)
 
     def _vision(self, signals: tuple[str, ...], dialect: Dialect) -> str:
         """The vision tower with these signals; depends on nothing else, so plans share it."""
-        vision = self._config.vision_config
-        return self._once(
-            ".".join(("vision", *signals, dialect.name)),
-            lambda: vision_graph(
-                vision, self._spec.vision, signals, self._weights, self._weights_base, self._dtype, dialect.opset
-            ),
-        )
+        name = ".".join(("vision", *signals, dialect.name))
+        return self._once(name, lambda: self._tower(signals).graph(dialect.opset))
+
+    def _tower(self, signals: tuple[str, ...]) -> VisionTower:
+        if signals not in self._towers:
+            config, spec = self._config.vision_config, self._spec.vision
+            self._towers[signals] = VisionTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
+        return self._towers[signals]
 
     def _prune(self, plan: Plan) -> tuple[str, str | None]:
         """The plan's pruning op and the projector, with and without the op's function; one for every dialect."""
@@ -94,15 +98,16 @@ class GraphExporter:
             ),
         )
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.onnx"
+    def path(self, name: str) -> Path:
+        """The file of a graph."""
+        return self._folder / f"{self._prefix}{name}.onnx"
 
     def _once(self, name: str, export: Callable[[], ir.Model]) -> str:
         if name not in self.graphs:
             model = export()
-            ir.save(model, self._path(name))
+            ir.save(model, self.path(name))
             self.graphs[name] = schema.Graph(
-                file=f"{self._folder.name}/{name}.onnx",
+                file=f"{self._folder.name}/{self.path(name).name}",
                 opset=model.graph.opset_imports[""],
                 inputs=_tensors(model.graph.inputs),
                 outputs=_tensors(model.graph.outputs),

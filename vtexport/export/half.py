@@ -1,10 +1,11 @@
-"""What keeps a float16 graph inside float16's range: where float32 is used, and how products are scaled.
+"""What keeps a graph in a half-wide type exact enough, and in float16's range: where float32 is used, what is scaled.
 
 The policy, for the vision tower and the projector: residual stream, normalisation, softmax and activation functions are
-float32; only the operands of matrix products are float16. A product that is added to the stream is computed from
-operands scaled by `WIDE_SCALE` and scaled back in float32, so it may be as large as 65504 / WIDE_SCALE, about 4.2
-million. The scale is a power of two and changes no significant digit; what it costs is that numbers below about 4e-6
-are rounded to nothing, where float16 itself would have done so below 6e-8.
+float32; only the operands of matrix products are float16 or bfloat16. In float16 a product that is added to the stream
+is computed from operands scaled by `WIDE_SCALE` and scaled back in float32, so it may be as large as 65504 /
+WIDE_SCALE, about 4.2 million. The scale is a power of two and changes no significant digit; what it costs is that
+numbers below about 4e-6 are rounded to nothing, where float16 itself would have done so below 6e-8. bfloat16 has the
+range of float32 and needs no scale.
 """
 
 from __future__ import annotations
@@ -18,32 +19,42 @@ WIDE_SCALE = 2.0**-6
 _FLOAT = DTYPES["float32"].value
 
 
-def wide_gemm(g: GraphWriter, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """x @ weight.T + bias: x [S, in] float32, weight [out, in] and bias [out] float16, the result float32."""
-    narrow = g.op("Cast", g.op("Mul", x, g.constant(np.float32(WIDE_SCALE))), to=DTYPES["float16"].value)
-    product = g.op("Cast", g.op("Gemm", narrow, weight, transB=1), to=_FLOAT)
-    wide = g.op("Mul", product, g.constant(np.float32(1 / WIDE_SCALE)))
+def wide_gemm(g: GraphWriter, x: ir.Value, weight: ir.Value, bias: ir.Value | None, dtype: str) -> ir.Value:
+    """x @ weight.T + bias: x [S, in] float32, weight [out, in] and bias [out] of `dtype`, the result float32."""
+    scale = wide_scale(dtype)
+    if scale != 1:
+        x = g.op("Mul", x, g.constant(np.float32(scale)))
+    narrow = g.op("Cast", x, to=DTYPES[dtype].value)
+    wide = g.op("Cast", g.op("Gemm", narrow, weight, transB=1), to=_FLOAT)
+    if scale != 1:
+        wide = g.op("Mul", wide, g.constant(np.float32(1 / scale)))
     return wide if bias is None else g.op("Add", wide, g.op("Cast", bias, to=_FLOAT))
 
 
+def wide_scale(dtype: str) -> float:
+    """What operands of `dtype` are scaled by so that their product does not overflow."""
+    return WIDE_SCALE if dtype == "float16" else 1.0
+
+
 def softmax_in_float32(model: ir.Model) -> None:
-    """Gives every float16 Softmax of an exported graph float32 statistics.
+    """Gives every Softmax of an exported graph float32 statistics.
 
     Not those inside `Attention`: TensorRT's parser refuses its attribute `softmax_precision`, whatever the value.
     """
     graph = model.graph
     for node in list(graph):
-        if node.op_type == "Softmax" and node.outputs[0].dtype == ir.DataType.FLOAT16:
+        if node.op_type == "Softmax" and node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             _widen(graph, node)
 
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:
-    """Cast to float32 before `node` and back to float16 behind it."""
+    """Cast to float32 before `node` and back behind it."""
     source, result = node.inputs[0], node.outputs[0]
     assert source is not None
+    assert result.dtype is not None
     wide = ir.node("Cast", [source], attributes={"to": _FLOAT})
-    narrow = ir.node("Cast", [result], attributes={"to": DTYPES["float16"].value})
-    narrow.outputs[0].shape, narrow.outputs[0].type = result.shape, ir.TensorType(ir.DataType.FLOAT16)
+    narrow = ir.node("Cast", [result], attributes={"to": result.dtype.value})
+    narrow.outputs[0].shape, narrow.outputs[0].type = result.shape, ir.TensorType(result.dtype)
     ir.convenience.replace_all_uses_with(result, narrow.outputs[0])
     narrow.replace_input_with(0, result)
     result.type = ir.TensorType(ir.DataType.FLOAT)

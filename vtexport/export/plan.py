@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vtexport.errors import UsageError
 from vtexport.models.spec import ModelSpec
-from vtexport.pruning import Method, Parameters, get_method
+from vtexport.pruning import Method, Parameters, get_method, list_methods
+from vtexport.pruning.method import Limit
 from vtexport.pruning.registry import make_parameters
 from vtexport.pruning.signals import SIGNALS
 
@@ -25,6 +27,7 @@ class Plan:
     keep: int
     signals: tuple[str, ...]  # of `vtexport.pruning.signals`
     position_span: int
+    reports: dict[str, list[Limit]] = field(default_factory=dict)  # numbers of each image and what they have to hold
     remarks: tuple[str, ...] = ()  # what a user should know of this choice
 
     @property
@@ -70,6 +73,7 @@ def make_plans(
                     "`vtexport list methods` shows the others"
                 )
         contiguous = method.positions == "contiguous"
+        limits = method.limits(resolved, grid=grid)
         plans.append(
             Plan(
                 name=_plan_name(method, given, keep),
@@ -79,22 +83,60 @@ def make_plans(
                 keep=keep,
                 signals=method.signals(resolved),
                 position_span=keep if contiguous else tokens,
+                reports={
+                    name: [limit for limit in limits if limit.report == name] for name in method.reports(resolved)
+                },
                 remarks=method.remarks(resolved, grid=grid, keep=keep),
             )
         )
     return tuple(plans)
 
 
-def _plan_name(method: Method, given: Parameters, keep: int) -> str:
-    """`prunesid-64`, or `prunesid-64-order-raster` where a parameter is not left at its default."""
+@dataclass(frozen=True)
+class Route:
+    """Plans of one method at several budgets, of which each image gets one; `mean` is the average to aim at."""
+
+    name: str
+    plans: tuple[str, ...]  # by ascending budget
+    mean: int
+
+
+def make_route(plans: Sequence[Plan], mean: int | None) -> Route:
+    """A route over these plans, which differ in their budgets; the mean is the middle budget when left out.
+
+    Raises:
+        UsageError: the method has no rule for it, there is one budget, or the mean lies outside the budgets.
+    """
+    first = plans[0]
+    if not first.method.dynamic(first.method.parameters(**first.parameters)):
+        known = ", ".join(each.name for each in list_methods() if each.dynamic(each.parameters()))
+        raise UsageError(
+            f"--dynamic is not defined for {first.method.name} with these parameters; leave it out or give --method "
+            f"{known} with its defaults"
+        )
+    ordered = sorted(plans, key=lambda plan: plan.keep)
+    budgets = [plan.keep for plan in ordered]
+    if len(budgets) < 2:
+        raise UsageError(f"--dynamic chooses among budgets and there is only {budgets[0]}; give several, --keep 32,64")
+    mean = int(statistics.median(budgets)) if mean is None else mean
+    if isinstance(mean, bool) or not isinstance(mean, int) or not budgets[0] <= mean <= budgets[-1]:
+        raise UsageError(f"--mean {mean} is not between the budgets; give a number from {budgets[0]} to {budgets[-1]}")
+    given = first.method.parameters(**first.options)
+    return Route(_plan_name(first.method, given, "dynamic"), tuple(plan.name for plan in ordered), mean)
+
+
+def _plan_name(method: Method, given: Parameters, keep: int | str) -> str:
+    """`prunesid-64`, or `prunesid-64-order-raster` where a parameter is not left at its default; of a route, `dynamic`
+    stands for the budget.
+    """
     if method.name == "none":
         return method.name
     parts = [method.name, str(keep)]
-    for field in dataclasses.fields(given):
-        value = getattr(given, field.name)
-        if value != field.default:
+    for spec in dataclasses.fields(given):
+        value = getattr(given, spec.name)
+        if value != spec.default:
             shown = (
                 str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
             )
-            parts += [field.name.replace("_", "-"), str(shown)]
+            parts += [spec.name.replace("_", "-"), str(shown)]
     return "-".join(parts)

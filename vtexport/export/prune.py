@@ -39,8 +39,8 @@ def prune_graph(
 
     Inputs: `features` [1, cls + T, D] float32 and the signals that the method asks for (`vtexport.pruning.signals`).
     Outputs: `image_features` [1, N, W] in `dtype`, `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS),
-    `visual_positions` [1, N] int64, counted from the image's place in the prompt, and where the method merges, `merged`
-    [1, N] bool.
+    `visual_positions` [1, N] int64, counted from the image's place in the prompt; then the op's own outputs beyond
+    these: `merged` [1, N] bool where the method merges, `Method.reports` [1] each and `Method.further_outputs`.
 
     Raises:
         UsageError: the method needs a CLS token that the vision tower does not have.
@@ -66,7 +66,7 @@ def prune_graph(
         )
     )
     graph = model.graph
-    kept, keep_indices, *merged = graph.outputs
+    kept, keep_indices, *others = graph.outputs
     features = graph.inputs[0]
     before, after = GraphWriter(weights, folder), GraphWriter(weights, folder)
     after.initializers = before.initializers
@@ -94,11 +94,10 @@ def prune_graph(
         (image_features, "image_features", [1, keep, width_out], dtype),
         (keep_indices, "keep_indices", [1, keep], "int64"),
         (positions, "visual_positions", [1, keep], "int64"),
-        *((value, "merged", [1, keep], "bool") for value in merged),
     ]
     for value, name, shape, kind in described:
         value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[kind])
-    graph.outputs[:] = [value for value, *_ in described]
+    graph.outputs[:] = [*(value for value, *_ in described), *others]
     graph.name = "prune"
     graph.opset_imports[""] = PRUNE_OPSET
     model.ir_version, model.producer_name = IR_VERSION, "vtexport"
@@ -117,8 +116,8 @@ def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: s
 
 def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:
     """Float32 in and out; `dtype` is that of the weights."""
-    if dtype == "float16":
-        return wide_gemm(g, x, g.weight(names[0]), g.weight(names[1]) if names[1] else None)
+    if dtype != FEATURES:
+        return wide_gemm(g, x, g.weight(names[0]), g.weight(names[1]) if names[1] else None, dtype)
     return g.op("Gemm", x, *(g.weight(name) for name in names if name), transB=1)
 
 

@@ -26,12 +26,12 @@ from transformers import CLIPVisionModel
 
 from vtexport.errors import VtexportError
 from vtexport.export.graph import IR_VERSION, external_tensor
-from vtexport.export.half import WIDE_SCALE, softmax_in_float32
+from vtexport.export.half import softmax_in_float32, wide_scale
 from vtexport.export.weights import Weight
 from vtexport.models.spec import VisionSpec
 from vtexport.pruning.signals import SIGNALS
 
-_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class ClipFeatures(torch.nn.Module):
@@ -43,8 +43,9 @@ class ClipFeatures(torch.nn.Module):
     projections in block L; `similarity_features` [B, T, D], the mean of the outputs of the tower's last third of
     blocks, for which the blocks behind L run too. All are float32, whatever the tower is.
 
-    The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 keeps that type for the
-    operands of its matrix products only, because vision transformers grow single channels of the stream beyond 65504.
+    The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 or bfloat16 keeps that
+    type for the operands of its matrix products only: vision transformers grow single channels of the stream beyond
+    65504, and bfloat16 would round the small ones away beside them.
     """
 
     def __init__(self, tower: CLIPVisionModel, spec: VisionSpec, signals: tuple[str, ...]):
@@ -57,6 +58,9 @@ class ClipFeatures(torch.nn.Module):
             for block in tower.encoder.layers:
                 for linear in (block.self_attn.out_proj, block.mlp.fc1, block.mlp.fc2):
                     linear.forward = functools.partial(_wide_linear, linear)
+        if self.dtype == torch.bfloat16:
+            patches = tower.embeddings.patch_embedding
+            patches.forward = functools.partial(_wide_convolution, patches)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         stream = self._norm(self.tower.pre_layrnorm, self.tower.embeddings(pixel_values.to(self.dtype)))
@@ -103,58 +107,105 @@ class ClipFeatures(torch.nn.Module):
 
 
 def _wide_linear(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """x @ weight.T + bias in float32, of a float16 product that does not overflow below 65504 / WIDE_SCALE."""
-    product = torch.nn.functional.linear((x * WIDE_SCALE).to(linear.weight.dtype), linear.weight)
-    return product.float() * (1 / WIDE_SCALE) + linear.bias.float()
+    """x @ weight.T + bias in float32; a float16 product does not overflow below 65504 / WIDE_SCALE."""
+    dtype = linear.weight.dtype
+    scale = wide_scale(str(dtype).removeprefix("torch."))
+    if scale == 1:
+        return torch.nn.functional.linear(x.to(dtype), linear.weight).float() + linear.bias.float()
+    product = torch.nn.functional.linear((x * scale).to(dtype), linear.weight)
+    return product.float() * (1 / scale) + linear.bias.float()
 
 
-def vision_graph(
-    vision_config: Any,
-    spec: VisionSpec,
-    signals: tuple[str, ...],
-    weights: Mapping[str, Weight],
-    folder: Path,
-    dtype: str,
-    opset: int,
-) -> ir.Model:
-    """The tower's graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
+def _wide_convolution(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """The patch embedding of bfloat16 operands, computed in float32: Conv takes bfloat16 only since opset 22."""
+    bias = None if convolution.bias is None else convolution.bias.float()
+    return torch.nn.functional.conv2d(x.float(), convolution.weight.float(), bias, convolution.stride)
 
-    Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and `signals` as `ClipFeatures` describes
-    them; all float32, whatever `dtype` says of the weights.
+
+class VisionTower:
+    """The tower with one set of signals, traced once, from which the graph of each dialect is made.
+
+    The arguments are the model's vision configuration and its spec, the signals that the tower gives, the stored
+    weights by canonical name, the folder that graph files name them from, and the weights' type.
     """
-    with torch.device("meta"):
-        vision_config._attn_implementation = "sdpa"
-        tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
-        pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
-    module = ClipFeatures(tower, spec, signals).eval()
-    outputs = ["features", *(SIGNALS[name].input for name in signals)]
-    with _quiet(), torch.no_grad():
-        program = torch.export.export(module, (pixels,), strict=False)
-        exported = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["pixel_values"],
-            output_names=outputs,
-            optimize=False,  # it folds, and meta tensors have nothing to fold
-            verbose=False,
-        )
-    assert exported is not None
-    model = exported.model
-    stored = _set_aside(model, weights, spec)
-    with _quiet():
-        onnxscript.optimizer.optimize_ir(model)
-        onnxscript.rewriter.onnx_fusions.fuse(model)
-    for value, weight in stored:
-        assert value.name is not None
-        value.const_value = external_tensor(weight, value.name, folder)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
-    if dtype != "float32":
-        softmax_in_float32(model)
-    _tidy(model)
-    return model
+
+    def __init__(
+        self,
+        vision_config: Any,
+        spec: VisionSpec,
+        signals: tuple[str, ...],
+        weights: Mapping[str, Weight],
+        folder: Path,
+        dtype: str,
+    ):
+        self._spec, self._weights, self._folder, self._dtype = spec, weights, folder, dtype
+        with torch.device("meta"):
+            vision_config._attn_implementation = "sdpa"
+            tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
+            pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
+        module = ClipFeatures(tower, spec, signals).eval()
+        self._outputs = ["features", *(SIGNALS[name].input for name in signals)]
+        with _quiet(), torch.no_grad():
+            self._program = torch.export.export(module, (pixels,), strict=False)
+        _decompose_once(self._program)
+
+    def graph(self, opset: int) -> ir.Model:
+        """The graph, batch 1; from opset 23 on its attention is one operator a block, before it is decomposed.
+
+        Input `pixel_values` [1, 3, H, W]; outputs `features` [1, cls + T, D] and the signals as `ClipFeatures`
+        describes them; all float32, whatever type the weights have.
+        """
+        with _quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                self._program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["pixel_values"],
+                output_names=self._outputs,
+                optimize=False,  # it folds, and meta tensors have nothing to fold
+                verbose=False,
+            )
+        assert exported is not None
+        model = exported.model
+        stored = _set_aside(model, self._weights, self._spec)
+        with _quiet():
+            onnxscript.optimizer.optimize_ir(model)
+            onnxscript.rewriter.onnx_fusions.fuse(model)
+        for value, weight in stored:
+            assert value.name is not None
+            value.const_value = external_tensor(weight, value.name, self._folder)
+            model.graph.inputs.remove(value)
+            model.graph.register_initializer(value)
+        if self._dtype != "float32":
+            softmax_in_float32(model)
+        _tidy(model)
+        return model
+
+
+def _decompose_once(program: torch.export.ExportedProgram) -> None:
+    """Lets the exporter's decomposition, which traces the whole program anew, run once for opsets that decompose alike.
+
+    The exporter calls `run_decompositions` with a table of the operators that it has no function for at its opset. A
+    program that was decomposed with fewer of them serves where none of the others is left in it.
+    """
+    decompose = program.run_decompositions
+    done: list[tuple[set[Any], torch.export.ExportedProgram]] = []
+
+    def run_decompositions(table: dict[Any, Any]) -> torch.export.ExportedProgram:
+        wanted = set(table)
+        for operators, decomposed in done:
+            if operators <= wanted and not (wanted - operators) & _operators(decomposed):
+                return decomposed
+        done.append((wanted, decompose(table)))
+        return done[-1][1]
+
+    program.run_decompositions = run_decompositions
+
+
+def _operators(program: torch.export.ExportedProgram) -> set[Any]:
+    modules = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    return {node.target for module in modules for node in module.graph.nodes if node.op == "call_function"}
 
 
 def _set_aside(model: ir.Model, weights: Mapping[str, Weight], spec: VisionSpec) -> list[tuple[ir.Value, Weight]]:

@@ -1,28 +1,29 @@
 """A checkpoint's weights in the bundle: safetensors files copied once, in the target precision, hashed on the way.
 
 Nothing is read whole: a file passes through in chunks, and the SHA-256 of what was read and of what was written are
-taken from the same chunks. A file whose tensors already have the target precision is copied byte for byte, so its hash
-is the source's. (File format: the safetensors header is an 8-byte little-endian length and JSON; tensors follow.)
+taken from the same chunks, by threads beside the reading and writing. A file whose tensors already have the target
+precision is copied byte for byte, so its hash is the source's. (File format: the safetensors header is an 8-byte
+little-endian length and JSON; tensors follow.)
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import itertools
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from vtexport.checkpoint.safetensors_index import TensorEntry, read_header
 from vtexport.errors import InputError
+from vtexport.export.hashing import BackgroundDigest
 
-if TYPE_CHECKING:
-    from vtexport.checkpoint.safetensors_index import TensorEntry
-
-_CHUNK = 8 * 2**20  # bytes; a multiple of every item size
+_CHUNK = 2**20  # bytes; a multiple of every item size, and small enough for the cache of a core
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {name: code for code, name in _NAMES.items()}
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -37,6 +38,7 @@ class Weight:
     nbytes: int
     shape: tuple[int, ...]
     dtype: str
+    beside: bool = False  # in the graphs' own folder, instead of the one for weights below it
 
 
 @dataclass(frozen=True)
@@ -66,59 +68,106 @@ def copy_weights(
     Raises:
         InputError: a file cannot be read, or changed while it was copied; a value does not fit into `precision`.
     """
-    by_file: dict[Path, dict[str, TensorEntry]] = {}
-    for name, entry in tensors.items():
-        by_file.setdefault(entry.file, {})[name] = entry
     copied = CopiedWeights({}, {}, {})
-    for number, (path, entries) in enumerate(sorted(by_file.items()), 1):
-        # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
-        name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
-        same = all(_dtype(canonical, entry) == precision for canonical, entry in entries.items())
-        try:
-            with path.open("rb") as source, (folder / name).open("wb") as target:
-                if same:
-                    read = written = _copy_bytes(source, target, progress)
-                    placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
-                else:
-                    read, written, placed = _convert(source, target, name, entries, precision, progress)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{error.filename} vanished while it was copied; restore the checkpoint and build again"
-            ) from error
+    for name, path, entries in files_of(tensors):
+        same = all(dtype_of(canonical, entry) == precision for canonical, entry in entries.items())
+        with (
+            named_if_it_vanishes(),
+            path.open("rb") as source,
+            (folder / name).open("wb") as target,
+            BackgroundDigest() as read,
+            BackgroundDigest() as written,
+        ):
+            if same:
+                _copy_bytes(source, target, read, progress)
+                placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
+            else:
+                placed = _convert(source, target, read, written, name, entries, precision, progress)
+            copied.source_hashes[path.name] = read.hexdigest()
+            copied.written_hashes[name] = (read if same else written).hexdigest()
+        # A copy of bytes has the header that the bytes came with, whatever stands in the checkpoint by now.
+        _check_unchanged(path, folder / name if same else path, entries.values())
         copied.tensors.update(placed)
-        copied.source_hashes[path.name] = read
-        copied.written_hashes[name] = written
     return copied
 
 
-def stored_weight(file: str, entry: TensorEntry, offset: int) -> Weight:
+def files_of(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Path, dict[str, TensorEntry]]]:
+    """Each file of the checkpoint with its name in the bundle and those of `tensors` that it holds."""
+    by_file: dict[Path, dict[str, TensorEntry]] = {}
+    for name, entry in tensors.items():
+        by_file.setdefault(entry.file, {})[name] = entry
+    for number, (path, entries) in enumerate(sorted(by_file.items()), 1):
+        # Hub snapshots resolve to blobs named by hash: give the bundle's files names that say what they are.
+        name = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
+        yield name, path, entries
+
+
+@contextlib.contextmanager
+def named_if_it_vanishes() -> Iterator[None]:
+    """Makes one sentence of a file of the checkpoint that is not there any more.
+
+    Raises:
+        InputError: with its name.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename} vanished while it was read; restore the checkpoint and build again"
+        ) from error
+
+
+def _check_unchanged(path: Path, written: Path, entries: Iterable[TensorEntry]) -> None:
+    """Refuses a weight file `path` that is not the one whose header told where the tensors lie, seen in `written`."""
+    try:
+        found = {(e.offset, e.nbytes, e.shape, e.dtype) for e in read_header(written).values()}
+        same = found >= {(e.offset, e.nbytes, e.shape, e.dtype) for e in entries}
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{path} changed while it was copied; restore the checkpoint and build again")
+
+
+def stored_weight(file: str, entry: TensorEntry, offset: int, *, beside: bool = False) -> Weight:
     """The weight that a stored tensor is when its bytes lie in the bundle's `file` at `offset`."""
-    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype])
+    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype], beside)
 
 
-def _dtype(name: str, entry: TensorEntry) -> str:
+def dtype_of(name: str, entry: TensorEntry) -> str:
+    """numpy's name of the type in which tensor `name` is stored.
+
+    Raises:
+        InputError: vtexport does not take it.
+    """
     if entry.dtype not in _NAMES:
         raise InputError(f"tensor {name} has dtype {entry.dtype}; vtexport takes checkpoints in {', '.join(_NAMES)}")
     return _NAMES[entry.dtype]
 
 
-def _copy_bytes(source: BinaryIO, target: BinaryIO, progress: Callable[[int], object]) -> str:
-    digest = hashlib.sha256()
-    while chunk := source.read(_CHUNK):
-        digest.update(chunk)
-        target.write(chunk)
-        progress(len(chunk))
-    return digest.hexdigest()
+def _copy_bytes(
+    source: BufferedReader, target: BufferedWriter, read: BackgroundDigest, progress: Callable[[int], object]
+) -> None:
+    """Reads and writes as `cp` does, through a ring of buffers, so that no memory is taken anew."""
+    ring = itertools.cycle([memoryview(bytearray(_CHUNK)) for _ in range(BackgroundDigest.AHEAD + 1)])
+    for buffer in ring:
+        count = source.readinto(buffer)
+        if not count:
+            break
+        read.update(buffer[:count])
+        target.write(buffer[:count])
+        progress(count)
 
 
 def _convert(
-    source: BinaryIO,
-    target: BinaryIO,
+    source: BufferedReader,
+    target: BufferedWriter,
+    read: BackgroundDigest,
+    written: BackgroundDigest,
     name: str,
     entries: Mapping[str, TensorEntry],
     precision: str,
     progress: Callable[[int], object],
-) -> tuple[str, str, dict[str, Weight]]:
+) -> dict[str, Weight]:
     """Writes the file anew with canonical names and the target precision; the source is read once, in order."""
     ordered = sorted(entries.items(), key=lambda item: item[1].offset)
     header, begin = {}, 0
@@ -128,7 +177,6 @@ def _convert(
         begin += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    read, written = hashlib.sha256(), hashlib.sha256()
 
     def write(data: bytes | memoryview) -> None:
         written.update(data)
@@ -137,9 +185,7 @@ def _convert(
     def take(count: int) -> bytes:
         data = source.read(count)
         if len(data) != count:
-            raise InputError(
-                f"{source.name} became shorter while it was copied; restore the checkpoint and build again"
-            )
+            raise InputError(f"{source.name} changed while it was copied; restore the checkpoint and build again")
         read.update(data)
         progress(count)
         return data
@@ -156,33 +202,53 @@ def _convert(
         while left:
             data = take(min(left, _CHUNK))
             left -= len(data)
-            converted = _converted(data, _dtype(key, entry), precision)
-            if precision == "float16" and not np.isfinite(np.frombuffer(converted, "<f2")).all():
-                largest = np.fmax(largest, _largest(data, _dtype(key, entry)))
+            converted = _converted(data, dtype_of(key, entry), precision)
+            if not _is_finite(converted, precision):
+                largest = np.fmax(largest, _largest(data, dtype_of(key, entry)))
             write(converted)
             del data, converted  # before the next chunk comes
         if largest:
-            raise InputError(_out_of_range(key, float(largest)))
+            raise InputError(_out_of_range(key, float(largest), precision))
         placed[key] = Weight(name, start, target.tell() - start, tuple(entry.shape), precision)
     while data := source.read(_CHUNK):  # what lies behind the last tensor wanted still belongs to the file's hash
         read.update(data)
         progress(len(data))
-    return read.hexdigest(), written.hexdigest(), placed
+    return placed
 
 
 def _converted(data: bytes, dtype: str, precision: str) -> bytes | memoryview:
     if dtype == precision:
         return data
-    if precision not in ("float32", "float16"):
-        raise InputError(f"weights in {dtype} cannot be exported as {precision} yet; use --precision fp32")
     values = _as_float32(data, dtype)
     if precision == "float32":
         return values.data
+    if precision == "bfloat16":
+        return _as_bfloat16(values).data
     with np.errstate(over="ignore"):  # found and named by the caller
         return values.astype("<f2").data  # to nearest, ties to even
 
 
-def _as_float32(data: bytes, dtype: str) -> np.ndarray:
+def _is_finite(data: bytes | memoryview, precision: str) -> bool:
+    """Whether a narrower type holds numbers only; float32 holds what the checkpoint does and is not looked at."""
+    if precision == "float16":
+        return bool(np.isfinite(np.frombuffer(data, "<f2")).all())
+    if precision == "bfloat16":
+        exponent = np.uint16(0x7F80)
+        return not (np.frombuffer(data, "<u2") & exponent == exponent).any()
+    return True
+
+
+def _as_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, rounded to nearest, ties to even, as [...] uint16; NaN stays NaN."""
+    bits = values.view("<u4")
+    upper = (bits >> np.uint32(16)).astype("<u2")
+    lower = bits & np.uint32(0xFFFF)
+    up = (lower > 0x8000) | ((lower == 0x8000) & (upper & 1 == 1))
+    # A carry into the exponent is right: the next power of two, or infinity.
+    return np.where(np.isnan(values), upper | np.uint16(0x40), upper + up.astype("<u2"))
+
+
+def _as_float32(data: bytes | memoryview, dtype: str) -> np.ndarray:
     """Exact, whatever the type."""
     if dtype == "bfloat16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
@@ -195,7 +261,8 @@ def _largest(data: bytes, dtype: str) -> float:
     return float("inf") if np.isnan(values).any() else float(values.max())
 
 
-def _out_of_range(name: str, largest: float) -> str:
+def _out_of_range(name: str, largest: float, precision: str) -> str:
     if np.isinf(largest):
         return f"tensor {name} holds NaN or infinite values; the checkpoint is damaged, fetch it again"
-    return f"tensor {name} holds {largest:g}, beyond fp16's largest number 65504; use --precision fp32"
+    most = {"float16": "fp16's largest number 65504", "bfloat16": "bf16's largest number 3.38953e+38"}[precision]
+    return f"tensor {name} holds {largest:g}, beyond {most}; use --precision fp32"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -69,6 +70,46 @@ def leading_eigenvectors(xp: Any, gram: Array, count: int) -> tuple[Array, Array
 
 def cosine_similarity(xp: Any, rows: Array) -> Array:
     """[T, T] cosines between `rows` [T, D]; a zero row is at cosine 0 to everything, itself included."""
-    norm = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
-    unit = rows / xp.where(norm < 1e-15, xp.ones_like(norm) * 1e-15, norm)
+    unit = unit_rows(xp, rows)
     return unit @ unit.T
+
+
+def squared_offsets(xp: Any, own: Array, other: Array, columns: int, scale: tuple[int, int] = (1, 1)) -> Array:
+    """[N, M] int64: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
+
+    In patches; `scale` multiplies the steps down and across.
+    """
+    down = own[:, None] // columns - other[None, :] // columns
+    across = own[:, None] % columns - other[None, :] % columns
+    return (down * scale[0]) ** 2 + (across * scale[1]) ** 2
+
+
+def unit_rows(xp: Any, rows: Array) -> Array:
+    """`rows` [T, D] scaled to norm 1; a zero row stays zero."""
+    norm = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
+    return rows / xp.where(norm < 1e-15, xp.ones_like(norm) * 1e-15, norm)
+
+
+def greedy(xp: Any, count: int, gain: Array, step: Callable[[int, int], Array]) -> tuple[list[int], list[float]]:
+    """Greedy selection: `count` times the token of largest gain among those left, ties to the lower index.
+
+    Args:
+        gain: [T] float64, at the start.
+        step: step(round, picked token) -> the gain [T] after this pick. It need not care for tokens already picked.
+
+    Returns:
+        The tokens in the order of picking, and by how much each gain exceeded the next best (infinite for the last).
+    """
+    order: list[int] = []
+    margins: list[float] = []
+    is_taken = xp.zeros(gain.shape[0], dtype=xp.bool, device=device(gain))
+    places = xp.arange(gain.shape[0], device=device(gain))
+    for round_ in range(count):
+        left = xp.where(is_taken, -math.inf, gain)
+        best = int(xp.argmax(left))
+        is_best = places == best
+        margins.append(float(left[best] - xp.max(xp.where(is_best, -math.inf, left))))
+        order.append(best)
+        is_taken = is_taken | is_best
+        gain = step(round_, best)
+    return order, margins

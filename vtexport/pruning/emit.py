@@ -13,6 +13,8 @@ FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 # body(emitter, states) -> (condition to go on, new states)
 LoopBody = Callable[["Emitter", Sequence[str]], tuple[str, Sequence[str]]]
+# body(emitter, round, states) -> (new states, this round's result); the round is an int64 scalar from 0
+RoundBody = Callable[["Emitter", str, Sequence[str]], tuple[Sequence[str], str]]
 
 
 class Emitter:
@@ -74,6 +76,32 @@ class Emitter:
         )
         result = self.Loop(most, True, *states, outputs=len(states), body=graph)
         return [result] if len(states) == 1 else list(result)
+
+    def repeat(
+        self, count: int, states: Sequence[str], types: Sequence[int], body: RoundBody, result_type: int
+    ) -> tuple[list[str], str]:
+        """A Loop of exactly `count` rounds: the last states, and every round's result, stacked along a new first axis.
+
+        Bodies may read outer values by name. `types` are the ONNX element types of `states`, `result_type` that of a
+        round's result.
+        """
+        inner = Emitter(self)
+        before = [self._name("before") for _ in states]
+        round_, entered, go_on = self._name("round"), self._name("entered"), self._name("go_on")
+        after, result = body(inner, round_, before)
+        inner.nodes.append(helper.make_node("Identity", [entered], [go_on]))
+        describe = helper.make_tensor_value_info
+        kinds = [*types, result_type]
+        graph = helper.make_graph(
+            inner.nodes,
+            self._name("body"),
+            [describe(round_, INT64, []), describe(entered, BOOL, [])]
+            + [describe(name, kind, None) for name, kind in zip(before, types, strict=True)],
+            [describe(go_on, BOOL, [])]
+            + [describe(name, kind, None) for name, kind in zip([*after, result], kinds, strict=True)],
+        )
+        names = self.Loop(count, True, *states, outputs=len(states) + 1, body=graph)
+        return list(names[:-1]), str(names[-1])
 
     # Short forms of what selection graphs are full of.
 

@@ -42,7 +42,7 @@ def option(
     """
     allowed = "true or false" if kind is bool else ", ".join(choices)
     if minimum is not None:
-        allowed = f"a whole number from {minimum}"
+        allowed = f"a {'whole ' if kind is int else ''}number from {minimum}"
     if above is not None:
         allowed = f"a number above {above:g}"
     metadata = {
@@ -85,13 +85,24 @@ def _allowed(value: Any, metadata: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a reported number has to hold; where it does not, the runtime shows `warning` after "NAME is VALUE: "."""
+
+    report: str
+    warning: str
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a method kept, as arrays of the same kind (NumPy or PyTorch) and device as its inputs.
 
     Attributes:
         keep_indices: [B, N] int64, raster index of the patch every row stands for, -1 for CLS.
         kept_features: [B, N, D], dtype of the input features; rows that stand for one patch are bit-equal to its row.
-        details: Intermediate values by name, batched; each method documents its own.
+        details: Intermediate values by name, batched; each method documents its own. What the op gives beyond the
+            fields here (`Method.further_outputs`) is among them.
         merged: [B, N] bool, which rows stand for several patches; None where the method never merges.
     """
 
@@ -167,7 +178,7 @@ class Method(ABC):
         smallest_keep: Smallest budget the method is defined for.
         parameters: The `Parameters` class with the method's options.
         diagnostics: Intermediate values that the ONNX form can expose: name -> ONNX element type and axes, B images,
-            T tokens, K groups.
+            T tokens, N kept, K groups.
     """
 
     name: ClassVar[str]
@@ -195,6 +206,27 @@ class Method(ABC):
     def space(self, parameters: Any) -> str:
         """Which features the op takes: "vision", before the projector, or "projected", after it (then without CLS)."""
         return "vision"
+
+    def dynamic(self, parameters: Any) -> bool:
+        """Whether the method says how an image's budget follows from rho, its patches' mean cosine, before the op."""
+        return False
+
+    def reports(self, parameters: Any) -> Mapping[str, str]:
+        """Further outputs of the op, one number an image [B]: name -> ONNX element type.
+
+        A runtime passes them on with the answer. One called `count` says how many rows from the front are to be used;
+        the others only fill the budget.
+        """
+        return {}
+
+    def limits(self, parameters: Any, *, grid: tuple[int, int]) -> tuple[Limit, ...]:
+        """What the reported numbers have to hold for (resolved) `parameters`, else a runtime warns."""
+        return ()
+
+    def further_outputs(self, parameters: Any) -> Mapping[str, tuple[str, str]]:
+        """Outputs for the graphs behind the op, after the common ones: name -> ONNX element type and axes, B images,
+        N kept tokens."""
+        return {}
 
     @abstractmethod
     def resolve(self, parameters: Any, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Any]:
@@ -229,8 +261,8 @@ class Method(ABC):
         """Write the ONNX function body. Its inputs are named "features" and as `Signal.input` says.
 
         Returns:
-            The value names of `kept_features`, `keep_indices`, `merged` where the method merges, and of every entry of
-            `diagnostics`.
+            The value names of `kept_features`, `keep_indices`, `merged` where the method merges, of every entry of
+            `reports` and `further_outputs`, and of the `diagnostics` that exist with these parameters.
         """
 
     def check_keep(self, keep: int | None, *, largest: int, unit: str) -> int:

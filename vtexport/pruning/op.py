@@ -43,37 +43,51 @@ def build(
     given["embedding_width"] = given["embedding_width"] or width
     fixed = Sizes(grid=grid, keep=keep, **given)
 
-    outputs = [*output_names(method), *(method.diagnostics if diagnostics else ())]
-    function = _function(method, parameters, fixed, outputs)
+    emitter = Emitter()
+    values = method.emit(emitter, sizes=fixed, parameters=parameters)
+    results = _outputs(method, parameters, fixed, dtype)
+    if diagnostics:
+        results |= {
+            name: (_element_type(kind), list(axes))
+            for name, (kind, axes) in method.diagnostics.items()
+            if name in values
+        }
+    function = _function(method, parameters, fixed, emitter, {name: values[name] for name in results})
     node = helper.make_node(
-        method.op_type, list(function.input), outputs, domain=DOMAIN, **_attributes(parameters, fixed.keep)
+        method.op_type, list(function.input), list(results), domain=DOMAIN, **_attributes(parameters, fixed.keep)
     )
     describe = helper.make_tensor_value_info
     rows = fixed.tokens + int(method.takes_cls(parameters))
     inputs = [describe("features", DTYPES[dtype], [fixed.batch, rows, fixed.width])]
     for signal in map(SIGNALS.__getitem__, method.signals(parameters)):
         inputs.append(describe(signal.input, TensorProto.FLOAT, signal.shape(fixed)))
-    results = [
-        describe("kept_features", DTYPES[dtype], [fixed.batch, keep, fixed.width]),
-        describe("keep_indices", INT64, [fixed.batch, keep]),
-        describe("merged", BOOL, [fixed.batch, keep]),
-    ][: len(output_names(method))]
-    results += [describe(name, *_diagnostic_type(method, name)) for name in outputs[len(results) :]]
-    graph = helper.make_graph([node], f"{method.name}_keep{keep}", inputs, results)
+    outputs = [describe(name, *result) for name, result in results.items()]
+    graph = helper.make_graph([node], f"{method.name}_keep{keep}", inputs, outputs)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, functions=[function], producer_name="vtexport"
     )
 
 
-def output_names(method: Method) -> tuple[str, ...]:
-    """The op's outputs: kept_features, keep_indices and, where the method merges, merged."""
-    return ("kept_features", "keep_indices", "merged") if method.merges else ("kept_features", "keep_indices")
+def _outputs(method: Method, parameters: Any, sizes: Sizes, dtype: str) -> dict[str, tuple[int, list[Any]]]:
+    """Element type and shape of the op's outputs: kept_features, keep_indices, where the method merges, merged, and
+    what the method gives beyond them."""
+    kept = [sizes.batch, sizes.keep]
+    outputs: dict[str, tuple[int, list[Any]]] = {
+        "kept_features": (DTYPES[dtype], [*kept, sizes.width]),
+        "keep_indices": (INT64, kept),
+    }
+    if method.merges:
+        outputs["merged"] = (BOOL, kept)
+    outputs |= {name: (_element_type(kind), [sizes.batch]) for name, kind in method.reports(parameters).items()}
+    lengths = {"B": sizes.batch, "N": sizes.keep}
+    for name, (kind, axes) in method.further_outputs(parameters).items():
+        outputs[name] = (_element_type(kind), [lengths[axis] for axis in axes])
+    return outputs
 
 
-def _diagnostic_type(method: Method, name: str) -> tuple[int, list[str]]:
-    kind, axes = method.diagnostics[name]
-    return TensorProto.DataType.Value(kind), list(axes)
+def _element_type(kind: str) -> int:
+    return int(TensorProto.DataType.Value(kind))
 
 
 def _attributes(parameters: Any, keep: int) -> dict[str, Any]:
@@ -84,21 +98,21 @@ def _attributes(parameters: Any, keep: int) -> dict[str, Any]:
     return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": keep, **own}
 
 
-def _function(method: Method, parameters: Any, sizes: Sizes, outputs: list[str]) -> FunctionProto:
-    """The op's body. It is built for its attributes' values and sizes; it declares the attributes but reads none.
+def _function(
+    method: Method, parameters: Any, sizes: Sizes, emitter: Emitter, outputs: Mapping[str, str]
+) -> FunctionProto:
+    """The op's body with the value names of its outputs. It is built for its attributes' values and sizes; it declares
+    the attributes but reads none.
 
     TensorRT wants a call to use every output a function declares, so it declares just `outputs`.
     """
-    emitter = Emitter()
-    values = method.emit(emitter, sizes=sizes, parameters=parameters)
-    for name in outputs:
-        emitter.nodes.append(helper.make_node("Identity", [values[name]], [name]))
+    named = [helper.make_node("Identity", [value], [name]) for name, value in outputs.items()]
     return helper.make_function(
         DOMAIN,
         method.op_type,
         ["features", *(SIGNALS[name].input for name in method.signals(parameters))],
-        outputs,
-        live_nodes(emitter.nodes, outputs),
+        list(outputs),
+        live_nodes([*emitter.nodes, *named], list(outputs)),
         [helper.make_opsetid("", OPSET)],
         attributes=list(_attributes(parameters, sizes.keep)),
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from vtexport.pruning.eigen import TINY
-from vtexport.pruning.emit import Emitter
+from vtexport.pruning.emit import FLOAT, INT64, Emitter
+
+TAKEN = -1e30  # added to the gain of a token that has been picked, so that no value can pick it again
 
 
 def per_image(e: Emitter, batch: int, inputs: Sequence[str], image: Callable[..., dict[str, str]]) -> dict[str, str]:
@@ -54,3 +58,69 @@ def cosine_rows(e: Emitter, rows: str) -> str:
     """`rows` [T, D] scaled to norm 1; a zero row stays zero."""
     square = e.Max(TINY, e.total(e.Mul(rows, rows), 1))
     return str(e.Mul(rows, e.Reciprocal(e.Sqrt(square))))
+
+
+def without_nan(e: Emitter, values: str) -> str:
+    """`values` with NaN as the lowest number, so that orders of them are orders: a graph cannot refuse its input."""
+    return str(e.Where(e.IsNaN(values), float(np.finfo(np.float32).min), values))
+
+
+def squared_offsets(
+    e: Emitter, own: str, other: str | None, *, grid: tuple[int, int], scale: tuple[int, int] = (1, 1)
+) -> str:
+    """[N, M] int64: squared distance on the grid between patches `own` [N] and `other` [M], given by raster index.
+
+    All patches where `other` is None. In patches; `scale` multiplies the steps down and across.
+    """
+    tokens = np.arange(grid[0] * grid[1])
+    squares = []
+    for axis, factor in enumerate(scale):
+        places = factor * np.unravel_index(tokens, grid)[axis]
+        left = e.Unsqueeze(e.Gather(places, own), [1])
+        right = e.Unsqueeze(e.Gather(places, other), [0]) if other is not None else places[None]
+        step = e.Sub(left, right)
+        squares.append(e.Mul(step, step))
+    return str(e.Add(*squares))
+
+
+def greedy(
+    e: Emitter,
+    count: int,
+    gain: str,
+    states: Sequence[str],
+    step: Callable[[Emitter, str, str, Sequence[str]], tuple[str, Sequence[str]]],
+    *,
+    tokens: int,
+) -> str:
+    """The tokens [1, count] int64 that greedy selection picks, in order: `count` times the one of largest gain.
+
+    Args:
+        gain: [1, T] float32, at the start. Ties go to the lower index.
+        states: Float32 values that `step` carries from round to round.
+        step: step(emitter, round, picked [1] int64, states) -> the gain after this pick, and the new states. It need
+            not care for tokens already picked.
+    """
+
+    def pick(b: Emitter, round_: str, before: Sequence[str]) -> tuple[Sequence[str], str]:
+        gain, taken, *states = before
+        picked = b.ArgMax(b.Add(gain, taken), axis=1, keepdims=0)
+        taken = b.ScatterElements(taken, picked, np.array([TAKEN]), axis=0)
+        gain, after = step(b, round_, picked, states)
+        return [gain, taken, *after], picked
+
+    start = [gain, e.Expand(0.0, [tokens]), *states]
+    _, order = e.repeat(count, start, [FLOAT] * len(start), pick, INT64)
+    return str(e.Transpose(order))
+
+
+def distinct_tokens(e: Emitter, order: str, *, tokens: int, count: int) -> str:
+    """`order` [1, count] int64, ascending and without repetition, whatever is in it.
+
+    Where NaN made a selection pick a token twice, the lowest tokens that were not picked take the free places.
+    """
+    ones = np.ones((1, count))
+    picked = e.ScatterElements(e.Expand(0.0, [1, tokens]), order, ones, axis=1)
+    # Picked tokens first, then the others, each by index.
+    key = e.Sub(np.arange(tokens, dtype=np.float32)[None], e.Mul(float(tokens), picked))
+    _, chosen = e.TopK(key, [count], outputs=2, axis=1, largest=0)
+    return in_raster_order(e, chosen, count)

@@ -38,8 +38,23 @@ class Session:
                 f"ONNX Runtime could not start {PROVIDERS[device]} and would fall back to "
                 f"{self._session.get_providers()[0]}; check the CUDA libraries or use --device cpu"
             )
-        self.input_names = [value.name for value in self._session.get_inputs()]
+        self._path = path
+        self._shapes = {value.name: value.shape for value in self._session.get_inputs()}
+        self.input_names = list(self._shapes)
         self.output_names = [value.name for value in self._session.get_outputs()]
+
+    def check_input(self, name: str, *sizes: int) -> None:
+        """Refuses a graph whose input does not end in these sizes, before arrays are made for it.
+
+        Raises:
+            BundleError: it has other sizes or no such input, so the bundle's manifest is not of this graph.
+        """
+        shape = self._shapes.get(name)
+        if shape is None or list(shape[-len(sizes) :]) != list(sizes):
+            raise BundleError(
+                f"{self._path} takes {name} of shape {shape} and the bundle's manifest says that it ends in "
+                f"{list(sizes)}; build or copy the bundle again"
+            )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs that the graph does not have are not passed on."""

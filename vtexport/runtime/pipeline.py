@@ -6,77 +6,33 @@ language-model runtime can take them.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
-from PIL import Image
 
-from vtexport.bundle.manifest import StoredTensor
+from vtexport.bundle.manifest import Route, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import BundleError, InputError, UsageError
+from vtexport.errors import BundleError, UsageError
+from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
 from vtexport.runtime.cache import KVCache
-from vtexport.runtime.images import Crop, load_image, pixel_values
 from vtexport.runtime.onnxruntime_backend import Session, check_device
 from vtexport.runtime.prompt import Messages, PromptReader
+from vtexport.runtime.routing import Router
 from vtexport.runtime.sampling import Sampler
+from vtexport.runtime.vision import ImageLike, VisionTower, check_finite
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+__all__ = ["Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "VisualTokens"]
+
 DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
+TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
-@dataclass(frozen=True)
-class VisualTokens:
-    """What an image became: the rows that enter the prompt, and which patches they stand for."""
-
-    embeddings: np.ndarray  # [1, N, W]
-    keep_indices: np.ndarray  # [N] int64, raster index of the patch, -1 for CLS
-    positions: np.ndarray  # [N] int64, counted from the image's place in the prompt
-    position_span: int  # position ids that the image takes
-    grid: tuple[int, int]  # rows and columns of patches
-    image_size: tuple[int, int]  # width and height of the upright image, pixels
-    crop: Crop  # the part of it that the grid covers
-    plan: str
-    timings_ms: dict[str, float]  # preprocess, vision, prune
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer with its token ids and what it cost."""
-
-    text: str
-    token_ids: list[int]  # the end token included where one came
-    finish_reason: Literal["eos", "length"]
-    prompt_tokens: int  # visual and text tokens of the prefill
-    visual_tokens: int
-    keep_indices: list[int]
-    timings_ms: dict[str, float]  # preprocess, vision, prune, prefill, first_token, decode, total
-    plan: str
-
-
-@dataclass
-class AnswerStream:
-    """Iterates over pieces of text as they are generated; `answer` is there once it is exhausted."""
-
-    _pieces: Iterator[str | Answer]
-    answer: Answer | None = field(default=None, init=False)
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            if isinstance(piece, Answer):
-                self.answer = piece
-            elif piece:
-                yield piece
-
-
 class Pipeline:
-    """One plan of a bundle, loaded. Make it with `Pipeline.open`."""
+    """One plan of a bundle, or a route over several, loaded. Make it with `Pipeline.open`."""
 
     def __init__(
         self,
@@ -91,20 +47,32 @@ class Pipeline:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
         if dialect not in DIALECTS:
             raise UsageError(f"dialect {dialect!r} is not known; choose one of {', '.join(DIALECTS)}")
+        manifest = bundle.manifest
+        if manifest.precision not in _NUMPY:
+            raise UsageError(
+                f"{bundle.folder} is in {manifest.precision}, which ONNX Runtime does not compute in on the CPU and "
+                "which is for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
+            )
         check_device(device)
         self.bundle = bundle
-        self.plan = bundle.plan(plan)
-        manifest = bundle.manifest
-        if manifest.precision not in _NUMPY or dialect not in self.plan.graphs:
-            raise BundleError(f"{bundle.folder} has no {dialect} graphs that ONNX Runtime can run; build it again")
+        chosen = bundle.plan_or_route(plan)
+        self.name = chosen.name
+        self._router = Router(bundle, chosen) if isinstance(chosen, Route) else None
+        self.plans = self._router.plans if self._router else [bundle.plan(chosen.name)]
+        if any(dialect not in each.graphs for each in self.plans):
+            raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
         self._dtype = _NUMPY[manifest.precision]
-        graphs = self.plan.graphs[dialect]
+        graphs = self.plans[0].graphs[dialect]  # the plans of a route differ in the prune graph alone
 
         def load(name: str) -> Session:
             return Session(bundle.path(manifest.graphs[name].file), device, threads)
 
-        self._vision, self._prune = load(graphs.vision), load(graphs.prune)
+        self._vision = VisionTower(bundle, graphs.vision, device, threads)
+        self._prune = {each.name: load(each.graphs[dialect].prune) for each in self.plans}
         self._decoder = [load(name) for name in graphs.decoder]
+        sizes = manifest.decoder
+        for session, segment in zip(self._decoder, sizes.segments, strict=True):
+            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.kv_heads, sizes.head_dim)
         self._prompts = PromptReader(bundle)
         self._embedding = _map(bundle, manifest.text.embedding)
 
@@ -118,46 +86,86 @@ class Pipeline:
         threads: int | None = None,
         dialect: str = DIALECTS[0],
     ) -> Pipeline:
-        """Opens a bundle and loads the graphs of one plan.
+        """Opens a bundle and loads the graphs of one plan or route.
 
         Args:
             bundle: the bundle's folder.
-            plan: a plan's name; may be left out where the bundle has one plan.
+            plan: the name of a plan or a route; may be left out where the bundle has one plan, or one route with all
+                its plans.
             device: "cpu", or "cuda" with onnxruntime-gpu.
             threads: threads for one operator; all cores when left out.
             dialect: "modern" graphs, or "classic" ones as older TensorRT runs them, to look into a difference there.
 
         Raises:
-            InputError, BundleError: no such folder, or not a whole bundle.
+            InputError, BundleError: no such folder, not a whole bundle, or a route without calibration.
             UsageError: no such plan or device.
             MissingDependencyError: ONNX Runtime or its CUDA provider is not there.
         """
         return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
 
-    def encode(self, image: ImageLike) -> VisualTokens:
-        """The visual tokens of one image: a path, a PIL image or an array (as `runtime.images.load_image` takes it)."""
-        clock = _Clock()
-        upright = load_image(image)
-        pixels, crop = pixel_values(upright, self.bundle.manifest.image)
-        clock.lap("preprocess")
-        signals = self._vision.run({"pixel_values": pixels})
-        self._check_finite(signals["features"], "the vision tower")
-        clock.lap("vision")
-        kept = self._prune.run(signals)
-        self._check_finite(kept["image_features"], "the projector")
+    @property
+    def takes_question(self) -> bool:
+        """Whether the plan picks visual tokens by the question."""
+        return any(TEXT_INPUT in session.input_names for session in self._prune.values())
+
+    def encode(
+        self, image: ImageLike, prompt: str | Messages | None = None, *, raw_prompt: bool = False
+    ) -> VisualTokens:
+        """The visual tokens of one image.
+
+        Where the plan picks them by the question (`takes_question`), they are those that matter for this one. They may
+        serve another question, which then sees what was picked for the first: a choice of the caller's, which nothing
+        checks; `VisualTokens.question` says what they were picked for.
+
+        Args:
+            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it).
+            prompt: the question or conversation, as for `generate`; of no effect where the plan does not look at it.
+            raw_prompt: `prompt` is the whole text with the image's placeholder in it.
+
+        Raises:
+            UsageError: the plan needs a question and there is none.
+            InputError: the image cannot be read.
+        """
+        question, text = self._question(prompt, raw_prompt)
+        clock = Clock()
+        seen = self._vision.look(image, clock)
+        plan, route = self._router.choose(self._vision.patches(seen)) if self._router else (self.plans[0], None)
+        kept = self._prune[plan.name].run({**seen.signals, **text})
+        check_finite(kept["image_features"], "the projector", self.bundle.manifest.precision)
         clock.lap("prune")
+        reports, warnings = reported(plan, kept)
+        rows = kept["keep_indices"].shape[1]
+        # The rows behind `count` only fill the budget.
+        used = int(reports["count"]) if "count" in reports else rows
         vision = self.bundle.manifest.vision
         return VisualTokens(
-            embeddings=kept["image_features"],
-            keep_indices=kept["keep_indices"][0],
-            positions=kept["visual_positions"][0],
-            position_span=self.plan.position_span,
+            embeddings=kept["image_features"][:, :used],
+            keep_indices=kept["keep_indices"][0, :used],
+            positions=kept["visual_positions"][0, :used],
+            position_span=plan.position_span - (rows - used if plan.positions == "contiguous" else 0),
             grid=(vision.grid_height, vision.grid_width),
-            image_size=upright.size,
-            crop=crop,
-            plan=self.plan.name,
+            image_size=seen.size,
+            crop=seen.crop,
+            plan=plan.name,
             timings_ms=clock.laps,
+            reports=reports,
+            warnings=warnings,
+            route=route,
+            question=question,
         )
+
+    def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
+        """The question's text and its embeddings [1, M, W] float32 as the prune graph's input, where it has one."""
+        if not self.takes_question:
+            return None, {}
+        if prompt is None:
+            raise UsageError(
+                f"plan {self.name} picks visual tokens by the question; give it as well "
+                "(--prompt, or the second argument of encode)"
+            )
+        self._prompts.render(prompt, raw=raw)  # refuses what `generate` refuses
+        text, ids = self._prompts.question(prompt, raw=raw)
+        return text, {TEXT_INPUT: self._embedding[ids][None].astype(np.float32)}
 
     @overload
     def generate(
@@ -202,7 +210,7 @@ class Pipeline:
         """Answers a question about an image, or about the visual tokens that `encode` made of one.
 
         Args:
-            image: an image, or `VisualTokens` of the same plan.
+            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question).
             prompt: a question, or a conversation as a list of messages with one image in it.
             max_new_tokens: stop after this many; the end token stops earlier.
             temperature: 0 for greedy decoding.
@@ -218,10 +226,8 @@ class Pipeline:
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; give a whole number from 1")
         sampler = Sampler(temperature, top_p, seed)
-        if isinstance(image, VisualTokens) and image.plan != self.plan.name:
-            raise UsageError(
-                f"these visual tokens were made with plan {image.plan}, this pipeline runs {self.plan.name}"
-            )
+        if isinstance(image, VisualTokens) and image.plan not in self._prune:
+            raise UsageError(f"these visual tokens were made with plan {image.plan}, this pipeline runs {self.name}")
         pieces = AnswerStream(self._pieces(image, prompt, raw_prompt, max_new_tokens, sampler))
         if stream is True:
             return pieces
@@ -236,8 +242,8 @@ class Pipeline:
     ) -> Iterator[str | Answer]:
         """Pieces of text, and the whole `Answer` last."""
         read = self._prompts.read(prompt, raw=raw)  # before the image: a wrong prompt should not cost a vision pass
-        clock = _Clock()
-        visual = image if isinstance(image, VisualTokens) else self.encode(image)
+        clock = Clock()
+        visual = image if isinstance(image, VisualTokens) else self.encode(image, prompt, raw_prompt=raw)
         clock.lap("encode")
         length = len(read.before) + len(visual.keep_indices) + len(read.after)
         end_position = len(read.before) + visual.position_span + len(read.after)
@@ -283,8 +289,11 @@ class Pipeline:
             prompt_tokens=length,
             visual_tokens=len(visual.keep_indices),
             keep_indices=visual.keep_indices.tolist(),
-            timings_ms=_timings(visual, clock.laps, encoded_here=visual is not image),
-            plan=self.plan.name,
+            timings_ms=timings(visual, clock.laps, encoded_here=visual is not image),
+            plan=visual.plan,
+            reports=visual.reports,
+            warnings=visual.warnings,
+            route=visual.route,
         )
 
     def _new_caches(self, capacity: int) -> list[KVCache]:
@@ -311,47 +320,12 @@ class Pipeline:
             cache.append(outputs)
             hidden = outputs.get("hidden_states_out", hidden)
         logits = outputs["logits"][0, 0].astype(np.float32, copy=False)
-        self._check_finite(logits, "the language model")
+        check_finite(logits, "the language model", self.bundle.manifest.precision)
         return logits
-
-    def _check_finite(self, values: np.ndarray, stage: str) -> None:
-        """Stops where a stage left the range of numbers: what follows would be noise that looks like an answer."""
-        if not np.isfinite(values).all():
-            half = self._dtype == np.float16
-            advice = "build the bundle with --precision fp32" if half else "check the checkpoint's weights"
-            raise InputError(
-                f"{stage} gave values beyond the range of {self.bundle.manifest.precision} for this input; {advice}"
-            )
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """[1, S, W] rows of the memory-mapped embedding table."""
         return self._embedding[ids][None].astype(self._dtype, copy=False)
-
-
-class _Clock:
-    """Milliseconds between calls of `lap`, by name."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = 1e3 * (now - self._last)
-        self._last = now
-
-
-def _timings(visual: VisualTokens, laps: dict[str, float], *, encoded_here: bool) -> dict[str, float]:
-    """Stages in order; the image's stages are counted in the totals only when this answer ran them."""
-    encode = laps["encode"] if encoded_here else 0.0
-    until_first = encode + laps["prefill"] + laps["first_token"]
-    return {
-        **visual.timings_ms,
-        "prefill": laps["prefill"],
-        "first_token": until_first,
-        "decode": laps["decode"],
-        "total": until_first + laps["decode"],
-    }
 
 
 def _map(bundle: Bundle, tensor: StoredTensor) -> np.ndarray:

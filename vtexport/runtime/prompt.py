@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,13 @@ import jinja2.parser
 import jinja2.sandbox
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
-from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Text
+from vtexport.bundle.manifest import TEMPLATE_NAME, Text
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, UsageError
 
 Messages = Sequence[dict[str, Any]]
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class PromptReader:
 
     def __init__(self, bundle: Bundle):
         self._text: Text = bundle.manifest.text
-        path = bundle.path(TOKENIZER_NAME)
+        path = bundle.path(self._text.tokenizer)
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path} is not a tokenizer ({error}); build or copy the bundle again") from error
-        path = bundle.path(TEMPLATE_NAME)
+        path = bundle.path(self._text.chat_template)
         try:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -98,6 +99,29 @@ class PromptReader:
             )
         return Prompt(ids[: at[0]], ids[at[0] + 1 :])
 
+    def question(self, prompt: str | Messages, *, raw: bool = False) -> tuple[str, np.ndarray]:
+        """The question's own text and its token ids [M] int64, for plans that pick visual tokens by the question.
+
+        Of a conversation that is the text of the last user message; neither the template's words nor special tokens
+        are in it. The parts of a raw prompt cannot be told apart, so all its text counts.
+
+        Raises:
+            UsageError: there is no such text.
+        """
+        if isinstance(prompt, str):
+            text = prompt.replace(self._text.image_token, " ") if raw else prompt
+        else:
+            asked = [message for message in prompt if message.get("role") == "user"]
+            content = asked[-1].get("content") if asked else None
+            parts = content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
+            texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+            text = "\n".join(part for part in texts if isinstance(part, str))
+        special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        ids = [each for each in self.tokenizer.encode(text, add_special_tokens=False).ids if each not in special]
+        if not text.strip() or not ids:
+            raise UsageError("the last user message has no text, and the plan picks visual tokens by it; ask something")
+        return text, np.asarray(ids, np.int64)
+
     def stream(self) -> StreamDecoder:
         """A decoder that turns ids into text as they come."""
         return StreamDecoder(self.tokenizer)
@@ -124,27 +148,47 @@ class PromptReader:
 
 
 class StreamDecoder:
-    """Text from token ids one by one; a character that spans several tokens comes out once it is whole."""
+    """Text from token ids one by one, which joined is what the tokenizer makes of them all.
+
+    A piece comes out once no later token can change it: a character that spans several tokens when it is whole, byte
+    tokens (`<0xE2>`) when another kind of token follows, because a run of them that is not UTF-8 decodes as none.
+    tokenizers' own DecodeStream (0.23) raises on such a run.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
+        # Spaces depend on what stands before, so new tokens are decoded behind those that came out last.
+        self._silent = {number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+        self._before: list[int] = []
+        self._new: list[int] = []
         self.text = ""  # everything that has come out so far
 
     def step(self, token: int) -> str:
         """The text that this token completes, empty where it completes none."""
-        self._ids.append(token)
-        piece = self._stream.step(self._tokenizer, token) or ""
+        name = self._tokenizer.id_to_token(token)
+        if name is None or token in self._silent:
+            return ""
+        self._new.append(token)
+        if _BYTE_TOKEN.fullmatch(name):
+            return ""
+        piece = self._piece()
+        if not piece or piece.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._before, self._new = self._new, []
         self.text += piece
         return piece
 
     def finish(self) -> str:
         """What is still held back at the end, an unfinished character included."""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += rest
-        return rest
+        piece = self._piece()
+        self._before, self._new = self._new, []
+        self.text += piece
+        return piece
+
+    def _piece(self) -> str:
+        """The text of the new tokens."""
+        before = self._tokenizer.decode(self._before)
+        return self._tokenizer.decode(self._before + self._new)[len(before) :]
 
 
 class _GenerationBlock(jinja2.ext.Extension):

@@ -1,8 +1,9 @@
 """PruneSID (arXiv 2603.09480): group tokens by principal components, thin every group, share the budget among groups.
 
-The steps have the numbers of docs/ops.md: 1 grouping by principal semantic components (PSCA), 2 redundancy and
+The steps have the numbers of docs/ops/prunesid.md: 1 grouping by principal semantic components (PSCA), 2 redundancy and
 threshold, 3 intra-group non-maximum suppression (NMS), 4 budget per group, 5 order of the output. The defaults are
-those of the authors' LLaVA code, with exact instead of randomised principal components.
+those of the authors' LLaVA code, with exact instead of randomised principal components; `variant` has those of the
+paper's text and of the authors' Qwen2-VL code.
 """
 
 from __future__ import annotations
@@ -23,28 +24,83 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PruneSIDParameters(Parameters):
-    """Options of PruneSID; the defaults are the authors' LLaVA-1.5 settings."""
+    """Options of PruneSID; `variant` gives those that are left out, official being the authors' LLaVA-1.5 settings."""
 
-    groups: int | None = option(None, kind=int, minimum=1, about="number of groups K; default keep // 4")
-    threshold_scale: float | None = option(
-        None, kind=float, above=0, about="similarity threshold over mean similarity; default keep / 32"
+    variant: str = option(
+        "official",
+        kind=str,
+        choices=("official", "paper", "qwen"),
+        about="where the other defaults come from: the authors' LLaVA code, the paper's text, their Qwen2-VL code",
     )
-    center: str = option(
-        "token",
+    groups: int | None = option(
+        None, kind=int, minimum=1, about="number of groups K; default keep // 4, in qwen at least 4"
+    )
+    threshold_scale: float | None = option(
+        None,
+        kind=float,
+        above=0,
+        about="similarity threshold over mean similarity; default keep / 32, in qwen 18 keep / tokens, at least 1",
+    )
+    center: str | None = option(
+        None,
         kind=str,
         choices=("token", "feature"),
-        about="what is centred before the components: each token over its features (code) or each feature (paper)",
+        about="what is centred before the components: each token over its features, or each feature (paper)",
     )
-    nms_score: str = option(
-        "cls_attention",
+    nms_score: str | None = option(
+        None,
         kind=str,
         choices=("cls_attention", "abs_v"),
-        about="what ranks a group's tokens: attention from CLS (LLaVA code) or the size of its component (paper)",
+        about="what ranks a group's tokens: attention from CLS (official) or the size of its component (paper, qwen)",
     )
-    order: str = option(
-        "group", kind=str, choices=("group", "raster"), about="order of the kept tokens: by group (code) or by position"
+    order: str | None = option(
+        None,
+        kind=str,
+        choices=("group", "raster"),
+        about="order of the kept tokens: by group, or by position (qwen above 150 tokens)",
     )
-    cls_slot: bool = option(True, kind=bool, about="CLS is kept as the first token and counts in the budget")
+    cls_slot: bool | None = option(
+        None, kind=bool, about="CLS is kept as the first token and counts in the budget; default only in official"
+    )
+    redundancy: str | None = option(
+        None,
+        kind=str,
+        choices=("pairs", "triangle"),
+        about="mean similarity: over the pairs, or the upper triangle with its diagonal over all T² entries (qwen)",
+    )
+    shares: str | None = option(
+        None,
+        kind=str,
+        choices=("bounded", "proportional"),
+        about="budget of a group: at least 1 and at most 5 per 64 kept, or its share of the survivors alone (paper)",
+    )
+    space: str | None = option(
+        None,
+        kind=str,
+        choices=("vision", "projected"),
+        about="features before the projector, or behind it (qwen)",
+    )
+
+    def filled(self) -> PruneSIDParameters:
+        """With everything that follows from the variant and not from the budget."""
+        missing = {name: value for name, value in _DEFAULTS[self.variant].items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+
+_OFFICIAL: dict[str, Any] = {
+    "center": "token",
+    "nms_score": "cls_attention",
+    "cls_slot": True,
+    "redundancy": "pairs",
+    "shares": "bounded",
+    "space": "vision",
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "official": _OFFICIAL,
+    "paper": _OFFICIAL | {"center": "feature", "nms_score": "abs_v", "cls_slot": False, "shares": "proportional"},
+    "qwen": _OFFICIAL | {"nms_score": "abs_v", "cls_slot": False, "redundancy": "triangle", "space": "projected"},
+}
+_QWEN_MOST_BY_GROUP = 150  # that code sorts what it keeps to raster order when there are more
 
 
 @register
@@ -79,23 +135,37 @@ class PruneSID(Method):
     }
 
     def signals(self, parameters: PruneSIDParameters) -> tuple[str, ...]:
-        return ("cls_attention",) if parameters.nms_score == "cls_attention" else ()
+        return ("cls_attention",) if parameters.filled().nms_score == "cls_attention" else ()
 
     def takes_cls(self, parameters: PruneSIDParameters) -> bool:
-        return parameters.cls_slot
+        return bool(parameters.filled().cls_slot)
+
+    def space(self, parameters: PruneSIDParameters) -> str:
+        return str(parameters.filled().space)
+
+    def dynamic(self, parameters: PruneSIDParameters) -> bool:
+        """Eq. 7 of the paper gives an image tokens by 1 - rho, rho being that of the features before the projector."""
+        given = parameters.filled()
+        return (given.space, given.redundancy) == ("vision", "pairs")
 
     def resolve(
         self, parameters: PruneSIDParameters, *, grid: tuple[int, int], keep: int | None
     ) -> tuple[int, PruneSIDParameters]:
-        slot = int(parameters.cls_slot)
-        keep = self.check_keep(keep, largest=grid[0] * grid[1] + slot, unit="CLS included" if slot else "patches")
-        groups = keep // 4 if parameters.groups is None else parameters.groups
+        given = parameters.filled()
+        tokens, slot, qwen = grid[0] * grid[1], int(bool(given.cls_slot)), given.variant == "qwen"
+        if slot and given.space == "projected":
+            raise UsageError("cls_slot=True is not allowed with space=projected, where CLS is not; give cls_slot=false")
+        keep = self.check_keep(keep, largest=tokens + slot, unit="CLS included" if slot else "patches")
+        groups = max(keep // 4, 4 if qwen else 1) if given.groups is None else given.groups
         if groups > keep - slot:  # every group that is not empty gives at least one token
             raise UsageError(
                 f"groups={groups} is not allowed with keep={keep}; give a whole number from 1 to {keep - slot}"
             )
-        scale = keep / 32 if parameters.threshold_scale is None else parameters.threshold_scale
-        return keep, dataclasses.replace(parameters, groups=groups, threshold_scale=scale)
+        usual = max(18 * keep / tokens, 1.0) if qwen else keep / 32
+        scale = usual if given.threshold_scale is None else given.threshold_scale
+        order = "raster" if qwen and keep > _QWEN_MOST_BY_GROUP else "group"
+        order = order if given.order is None else given.order
+        return keep, dataclasses.replace(given, groups=groups, threshold_scale=scale, order=order)
 
     def select(
         self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: PruneSIDParameters
@@ -104,7 +174,7 @@ class PruneSID(Method):
 
         from vtexport.pruning.arrays import gather_rows, integers
 
-        xp, slot = array_namespace(features), int(parameters.cls_slot)
+        xp, slot = array_namespace(features), int(bool(parameters.cls_slot))
         scores = signals.get("scores")
         images = []
         for image in range(features.shape[0]):
@@ -147,7 +217,10 @@ def _select_image(
     # 2. Redundancy: the mean cosine over the pairs of different tokens; the threshold is a multiple of it.
     cosine = cosine_similarity(xp, patches)
     diagonal = xp.sum(xp.linalg.diagonal(cosine))
-    rho = (xp.sum(cosine) - diagonal) / (tokens * (tokens - 1))
+    pairs = (xp.sum(cosine) - diagonal) / 2
+    rho = pairs / (tokens * (tokens - 1) / 2)
+    if parameters.redundancy == "triangle":
+        rho = (pairs + diagonal) / tokens**2
     tau = rho * parameters.threshold_scale
 
     # 3. NMS in every group, then 4. the budget of every group.
@@ -158,7 +231,8 @@ def _select_image(
     suppression = [_suppress(ranked, score.tolist(), cosine, float(tau)) for ranked in members]
     sizes = [len(ranked) for ranked in members]
     survivors = [len(kept) for kept, _, _ in suppression]
-    taken = allocate(sizes, survivors, keep=keep, cls_slots=int(parameters.cls_slot))
+    bounded = parameters.shares == "bounded"
+    taken = allocate(sizes, survivors, keep=keep, cls_slots=int(bool(parameters.cls_slot)), bounded=bounded)
 
     # 5. Survivors of a group by score, then its suppressed tokens by score, cut at the budget; group after group.
     chosen = []
@@ -206,17 +280,18 @@ def _suppress(ranked: list[int], score: list[float], cosine: Array, tau: float) 
     return kept, suppressed, margin
 
 
-def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: int) -> list[int]:
-    """Tokens to take from every group: `keep - cls_slots` in total (step 4 of docs/ops.md).
+def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: int, bounded: bool = True) -> list[int]:
+    """Tokens to take from every group: `keep - cls_slots` in total (step 4 of docs/ops/prunesid.md).
 
     Args:
         sizes, survivors: Members and NMS survivors of every group (s_g and m_g).
         keep: The budget N, at least the number of groups that are not empty plus `cls_slots`, at most the number of
             tokens plus `cls_slots`.
         cls_slots: 1 if CLS takes one of the N places, else 0.
+        bounded: every group that is not empty gives one token, and none more than 5 for each 64 of the budget.
     """
-    floor = [min(1, size) for size in sizes]
-    cap = 5 * -(-keep // 64)
+    floor = [min(int(bounded), size) for size in sizes]
+    cap = 5 * -(-keep // 64) if bounded else keep
     upper = [min(cap, size, alive) for size, alive in zip(sizes, survivors, strict=True)]
     while sum(upper) < keep and upper != sizes:  # too few survivors: suppressed tokens become eligible, evenly
         upper = [min(bound + 1, size) for bound, size in zip(upper, sizes, strict=True)]

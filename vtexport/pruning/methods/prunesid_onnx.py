@@ -1,4 +1,4 @@
-"""PruneSID as standard ONNX ops of opset 20: the body of the function `VtxPruneSID` (steps as in docs/ops.md).
+"""PruneSID as standard ONNX ops of opset 20: the body of the function `VtxPruneSID` (steps as in docs/ops/prunesid.md).
 
 Counts and ranks are whole numbers held in float32, exact below 2^24, so that cumulative sums and look-ups can be small
 MatMuls, which every runtime has.
@@ -26,7 +26,7 @@ def emit_prunesid(e: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -
     values = per_image(
         e, sizes.batch, inputs, lambda *each: _select_image(e, *each, sizes=sizes, parameters=parameters)
     )
-    rows = e.Add(values["keep_indices"], int(parameters.cls_slot))
+    rows = e.Add(values["keep_indices"], int(bool(parameters.cls_slot)))
     return {"kept_features": gather_rows(e, "features", rows), **values}
 
 
@@ -36,10 +36,10 @@ def _select_image(
     """One image's results, with a first axis of 1; from features [1, rows, D] and scores [1, T]."""
     assert parameters.groups is not None
     assert parameters.threshold_scale is not None
-    tokens, count, slot = sizes.tokens, parameters.groups, int(parameters.cls_slot)
+    tokens, count, slot = sizes.tokens, parameters.groups, int(bool(parameters.cls_slot))
     patches = patch_rows(e, features, tokens, cls_rows=slot)
 
-    groups, loading, residual = _group(e, patches, tokens, count, parameters.center)
+    groups, loading, residual = _group(e, patches, tokens, count, str(parameters.center))
     score = scores if parameters.nms_score == "cls_attention" else loading
 
     # From here on tokens are in the order of group, then score: a group is a run of neighbours.
@@ -51,13 +51,14 @@ def _select_image(
     member = e.as_float(e.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
     group_sizes = e.Transpose(e.total(member, 1))  # [1, K]
 
-    rho, norms = _mean_cosine(e, patches, tokens)
+    rho, norms = _mean_cosine(e, patches, tokens, triangle=parameters.redundancy == "triangle")
     tau = e.Mul(rho, parameters.threshold_scale)
     candidate = e.as_float(e.Greater(e.GatherElements(score, order, axis=1), 0.0))
     in_order = Sorted(tokens, order, group, candidate)
     survives = _suppress(e, patches, norms, tau, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
     survivors = e.MatMul(survives, e.Transpose(member))
-    taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count)
+    bounded = parameters.shares == "bounded"
+    taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count, bounded=bounded)
 
     chosen = _cut(e, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
     chosen = e.GatherElements(order, chosen, axis=1)
@@ -85,8 +86,10 @@ def _group(e: Emitter, patches: str, tokens: int, count: int, center: str) -> tu
     return e.Transpose(groups), e.Transpose(largest), components.residual
 
 
-def _mean_cosine(e: Emitter, patches: str, tokens: int) -> tuple[str, str]:
+def _mean_cosine(e: Emitter, patches: str, tokens: int, *, triangle: bool) -> tuple[str, str]:
     """Step 2: the mean cosine [1, 1] over the pairs of different tokens, and the tokens' norms [T, 1].
+
+    With `triangle` the sum over the upper triangle of the cosines, diagonal included, over all T² of them.
 
     The sum of all cosines is |sum of the unit vectors|²: cheaper than summing the matrix, and more exact in float32.
     """
@@ -94,8 +97,10 @@ def _mean_cosine(e: Emitter, patches: str, tokens: int) -> tuple[str, str]:
     floored = e.Max(TINY, square)
     norms = e.Sqrt(floored)
     resultant = e.MatMul(e.Transpose(e.Reciprocal(norms)), patches)
-    pairs = e.Sub(e.total(e.Mul(resultant, resultant), 1), e.total(e.Div(square, floored), 0))
-    return e.Div(pairs, float(tokens * (tokens - 1))), norms
+    whole, diagonal = e.total(e.Mul(resultant, resultant), 1), e.total(e.Div(square, floored), 0)
+    if triangle:
+        return e.Div(e.Add(whole, diagonal), float(2 * tokens**2)), norms
+    return e.Div(e.Sub(whole, diagonal), float(tokens * (tokens - 1))), norms
 
 
 @dataclass(frozen=True)
@@ -164,10 +169,10 @@ def _conflicts(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, large
     return conflict, e.Unsqueeze(columns, [2])
 
 
-def _allocate(e: Emitter, sizes: str, survivors: str, *, keep: int, cls_slots: int, count: int) -> str:
+def _allocate(e: Emitter, sizes: str, survivors: str, *, keep: int, cls_slots: int, count: int, bounded: bool) -> str:
     """Step 4: tokens to take from every group [B, K], float; `prunesid.allocate` without its loops."""
-    floor = e.Min(1.0, sizes)
-    start = e.Min(e.Min(5.0 * -(-keep // 64), sizes), survivors)
+    floor = e.Min(float(bounded), sizes)
+    start = e.Min(e.Min(5.0 * -(-keep // 64) if bounded else float(keep), sizes), survivors)
     # Widening: the capacity after 0, 1, ..., keep rounds; as many rounds are needed as capacities fall short.
     rounds = np.arange(keep + 1, dtype=np.float32)[None, None]
     capacity = e.total(e.Min(e.Add(e.Unsqueeze(start, [2]), rounds), e.Unsqueeze(sizes, [2])), 1, keepdims=False)

@@ -1,0 +1,115 @@
+"""What the pipeline gives back: the visual tokens of an image, an answer, a stream of its pieces; with their times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from vtexport.bundle.manifest import Plan
+from vtexport.runtime.images import Crop
+
+
+@dataclass(frozen=True)
+class RouteChoice:
+    """Why an image went to its budget."""
+
+    route: str
+    redundancy: float  # rho, the mean cosine between two patches of the image
+    wanted: float  # N', the tokens that the image would get if every budget were there
+    budget: int
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """What an image became: the rows that enter the prompt, and which patches they stand for."""
+
+    embeddings: np.ndarray  # [1, N, W]
+    keep_indices: np.ndarray  # [N] int64, raster index of the patch, -1 for CLS
+    positions: np.ndarray  # [N] int64, counted from the image's place in the prompt
+    position_span: int  # position ids that the image takes
+    grid: tuple[int, int]  # rows and columns of patches
+    image_size: tuple[int, int]  # width and height of the upright image, pixels
+    crop: Crop  # the part of it that the grid covers
+    plan: str
+    timings_ms: dict[str, float]  # preprocess, vision, prune
+    reports: dict[str, float] = field(default_factory=dict)  # what the method tells of the image, by name
+    warnings: list[str] = field(default_factory=list)  # sentences about reports that are not as they should be
+    route: RouteChoice | None = None  # where a route chose the plan
+    question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with its token ids and what it cost."""
+
+    text: str
+    token_ids: list[int]  # the end token included where one came
+    finish_reason: Literal["eos", "length"]
+    prompt_tokens: int  # visual and text tokens of the prefill
+    visual_tokens: int
+    keep_indices: list[int]
+    timings_ms: dict[str, float]  # preprocess, vision, prune, prefill, first_token, decode, total
+    plan: str
+    reports: dict[str, float] = field(default_factory=dict)  # as in `VisualTokens`
+    warnings: list[str] = field(default_factory=list)
+    route: RouteChoice | None = None
+
+
+@dataclass
+class AnswerStream:
+    """Iterates over pieces of text as they are generated; `answer` is there once it is exhausted."""
+
+    _pieces: Iterator[str | Answer]
+    answer: Answer | None = field(default=None, init=False)
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if isinstance(piece, Answer):
+                self.answer = piece
+            elif piece:
+                yield piece
+
+
+class Clock:
+    """Milliseconds between calls of `lap`, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = 1e3 * (now - self._last)
+        self._last = now
+
+
+def timings(visual: VisualTokens, laps: Mapping[str, float], *, encoded_here: bool) -> dict[str, float]:
+    """Stages in order; the image's stages are counted in the totals only when this answer ran them."""
+    encode = laps["encode"] if encoded_here else 0.0
+    until_first = encode + laps["prefill"] + laps["first_token"]
+    return {
+        **visual.timings_ms,
+        "prefill": laps["prefill"],
+        "first_token": until_first,
+        "decode": laps["decode"],
+        "total": until_first + laps["decode"],
+    }
+
+
+def reported(plan: Plan, outputs: Mapping[str, np.ndarray]) -> tuple[dict[str, float], list[str]]:
+    """The plan's reports out of the prune graph's outputs, and a sentence for each that breaks one of its limits."""
+    values = {name: outputs[name][0].item() for name in plan.reports}
+    warnings = []
+    for name, limits in plan.reports.items():
+        for limit in limits:
+            # "not in range" rather than "out of range": NaN is neither
+            inside = (limit.least is None or values[name] >= limit.least) and (
+                limit.most is None or values[name] <= limit.most
+            )
+            if not inside:
+                warnings.append(f"{plan.name}: {name} is {values[name]:.4g}: {limit.warning}")
+    return values, warnings

@@ -1,0 +1,92 @@
+"""Setting the routes of a bundle by a folder of images: the vision graph alone runs, once an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtexport.bundle.calibration import RouteCalibration, read_calibration, write_calibration
+from vtexport.bundle.reader import Bundle
+from vtexport.errors import BundleError, InputError, UsageError
+from vtexport.runtime.answers import Clock
+from vtexport.runtime.onnxruntime_backend import check_device
+from vtexport.runtime.routing import fit, redundancy
+from vtexport.runtime.vision import VisionTower
+
+DIALECT = "modern"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration saw and set."""
+
+    routes: dict[str, RouteCalibration]
+    redundancies: dict[str, float]  # rho by file
+    unreadable: dict[str, str]  # why, by file
+
+
+def calibrate(
+    bundle: Bundle,
+    images: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    note: Callable[[str], object] = lambda text: None,
+) -> Calibrated:
+    """Sets the normaliser of every route of the bundle and writes calibration.json.
+
+    Args:
+        bundle: a bundle with a route; its manifest and files are not changed.
+        images: a folder; every file in it and in its folders is an image, hidden ones aside.
+        device, threads: as for `Pipeline.open`.
+        progress: called with the number of files done and of all.
+        note: called with a sentence for each file that cannot be read, and once where an older calibration goes.
+
+    Raises:
+        UsageError: the bundle has no route, or no such device.
+        InputError: no such folder, nothing in it, nothing in it that can be read, or the bundle cannot be written.
+        BundleError: the bundle has no graphs for this runtime.
+    """
+    manifest = bundle.manifest
+    if not manifest.routes:
+        raise UsageError(
+            f"{bundle.folder} has no route to calibrate; build one with `vtexport build --keep 32,64,128 --dynamic`"
+        )
+    check_device(device)
+    if not images.is_dir():
+        raise InputError(f"{images} is not a folder; give a folder of images")
+    files = sorted(path for path in images.rglob("*") if path.is_file() and not _hidden(path.relative_to(images)))
+    if not files:
+        raise InputError(f"{images} holds no file; give a folder of images")
+    try:
+        before = read_calibration(bundle.folder, manifest)
+    except BundleError as error:
+        note(f"the calibration that was there is replaced ({error})")
+        before = {}
+    plans = {plan.name: plan for plan in manifest.plans}
+    # The features are the same in every vision graph, whatever signals it gives beside them.
+    graphs = plans[manifest.routes[0].plans[0]].graphs
+    if DIALECT not in graphs:
+        raise BundleError(f"{bundle.folder} has no {DIALECT} graphs; build it again")
+    tower = VisionTower(bundle, graphs[DIALECT].vision, device, threads)
+    redundancies: dict[str, float] = {}
+    unreadable: dict[str, str] = {}
+    for done, path in enumerate(files):
+        progress(done, len(files))
+        try:
+            redundancies[str(path)] = redundancy(tower.patches(tower.look(path, Clock())))
+        except InputError as error:
+            unreadable[str(path)] = str(error)
+            note(f"not counted: {error}")
+    progress(len(files), len(files))
+    if not redundancies:
+        raise InputError(f"none of the {len(files)} files in {images} can be read as an image; give photographs")
+    routes = {route.name: fit(bundle, route, list(redundancies.values())) for route in manifest.routes}
+    write_calibration(bundle.folder, manifest, before | routes)
+    return Calibrated(routes, redundancies, unreadable)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
