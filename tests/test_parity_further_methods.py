@@ -118,7 +118,7 @@ def test_bundle_equals_pytorch(
         assert set(outputs) == common | ({"labels"} if made.clusters else set())  # type: ignore[attr-defined]
         if "labels" in outputs:
             np.testing.assert_array_equal(outputs["labels"], selection.details["labels"])
-    declared = {each.name for each in open_bundle(folder).manifest.graphs[f"{pipeline.plan.name}.prune"].outputs}
+    declared = {each.name for each in open_bundle(folder).manifest.graphs[f"{pipeline.name}.prune"].outputs}
     assert declared == set(outputs)
 
 
