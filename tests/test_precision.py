@@ -18,7 +18,6 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.errors import InputError, UsageError
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.half import WIDE_SCALE
-from vtexport.runtime.answers import Clock
 from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.pipeline import Pipeline
 
@@ -34,7 +33,8 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def vision(bundle: Path, plan: str, dialect: str = "modern") -> dict[str, np.ndarray]:
     pipeline = Pipeline.open(bundle, plan, dialect=dialect)
-    return pipeline._vision.look(PHOTO, Clock()).signals
+    pixels, _ = pixel_values(load_image(PHOTO), pipeline.bundle.manifest.image)
+    return pipeline._vision.run({"pixel_values": pixels})
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +45,14 @@ class VisionTower:
         upright = load_image(image)
         pixels, crop = pixel_values(upright, self._image)
         clock.lap("preprocess")
-        signals = self._session.run({"pixel_values": pixels})
+        signals = self.run({"pixel_values": pixels})
         check_finite(signals["features"], "the vision tower", self._precision)
         clock.lap("vision")
         return Seen(signals, upright.size, crop)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The graph alone: `pixel_values` [1, 3, H, W] to the features and signals, as they come."""
+        return self._session.run(inputs)
 
     def patches(self, seen: Seen) -> np.ndarray:
         """[T, D]: the features without CLS."""
