@@ -80,7 +80,7 @@ def test_the_bundle_answers_like_the_pytorch_model(
     np.testing.assert_array_equal(answer.keep_indices, applied.selections[0].keep_indices[0])
     assert answer.token_ids == tokens
     assert list(answer.kept_by_layer.values()) == [step.kept.tolist() for step in applied.steps]
-    assert answer.visual_tokens == (KEEP if name != "none" and method.op_type else 64)
+    assert answer.visual_tokens == applied.schedule.visual_tokens
 
 
 def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:

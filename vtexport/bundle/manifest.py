@@ -64,7 +64,7 @@ class Step(msgspec.Struct, kw_only=True):
     """Pruning inside the language model, between two segments, in prefill only.
 
     `positions` are the position ids of the layers behind it: "original" keeps each row's own; "compacted" numbers rows
-    through, and decoding goes on from there; "official" does so in prefill alone.
+    through, and decoding goes on from there; "official" are the rows' places before the step, in prefill alone.
     """
 
     layer: Positive  # the first layer behind it

@@ -40,7 +40,7 @@ def prune_llm_graph(
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     hidden, rows = graph.outputs
-    before, after = GraphWriter(weights, folder), GraphWriter(weights, folder)
+    before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
     after.initializers = before.initializers
     positions = before.input("position_ids", [1, "S"], "int64")
     if step.source == "behind":
@@ -52,6 +52,8 @@ def prune_llm_graph(
                 graph.inputs.remove(inputs[name])
     if step.positions == "original":
         left = after.op("GatherElements", positions, rows, axis=1)
+    elif step.positions == "official":
+        left = after.op("Identity", rows)
     else:
         length = after.op("Squeeze", after.op("Shape", rows, start=1, end=2), after.constant(np.array([0])))
         through = after.op("Range", after.constant(np.int64(0)), length, after.constant(np.int64(1)))

@@ -103,9 +103,11 @@ class StepHooks:
         hidden = torch.cat([hidden[:, :start], chosen.rows[None].to(hidden.dtype), hidden[:, end:]], dim=1)
         positions = given["position_ids"]
         left = torch.cat([positions[:, :start], positions[:, start:end][:, chosen.kept], positions[:, end:]], dim=1)
-        if step.positions != "original":
-            left = torch.arange(hidden.shape[1], device=left.device)[None]
+        if step.positions == "official":
+            places = torch.arange(positions.shape[1], device=left.device)
+            left = torch.cat([places[:start], start + chosen.kept, places[end:]])[None]
         if step.positions == "compacted":
+            left = torch.arange(hidden.shape[1], device=left.device)[None]
             self._state.offsets[step.layer] = int(positions[0, -1] - left[0, -1])
         self._now = {
             "position_ids": left,

@@ -89,8 +89,8 @@ class LLMStep:
         source: Where keys and query come from: "before", the layer in front of the step, which has just run, or
             "behind", projected anew from the step's input by the layer that it stands before.
         positions: Position ids of the layers from here on. "original": every row keeps its own. "compacted": rows are
-            numbered through, and decoding goes on from there. "official": numbered through in prefill while decoding
-            goes on from the unpruned count, as ViTCoP's released code has it.
+            numbered through, and decoding goes on from there. "official": in prefill each row's place in the sequence
+            before the step, while decoding goes on from the unpruned count, as ViTCoP's released code has it.
         parameters: The op's own.
     """
 

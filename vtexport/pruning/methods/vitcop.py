@@ -71,7 +71,7 @@ class ViTCoPParameters(Parameters):
         "official",
         kind=str,
         choices=("official", "original"),
-        about="position ids behind stage 3: numbered through in prefill alone (code), or each token's own",
+        about="position ids behind stage 3: in prefill the places before it (code), or each token's own",
     )
     variant: str = option(
         "official", kind=str, choices=("official", "paper"), about="a token counts in its own density (code) or not"
