@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_llava import PHOTO
+from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
@@ -20,15 +20,18 @@ from vtexport.runtime.pipeline import Pipeline
 
 METHODS = [method.name for method in list_methods()]
 KEEP = 16  # of 64; a square, for pool
+ON_AVERAGE = 40  # over the layers, for methods that prune inside the language model
 QUESTION = "What is on the table?"
 
 
 def budget(name: str) -> int | None:
-    return None if name == "none" else KEEP
+    if name == "none":
+        return None
+    return KEEP if get_method(name).op_type else ON_AVERAGE
 
 
 def plan(name: str) -> str:
-    return name if name == "none" else f"{name}-{KEEP}"
+    return name if name == "none" else f"{name}-{budget(name)}"
 
 
 def bundle_of_all(checkpoint: Path, folder: Path, precision: str) -> Path:
@@ -39,30 +42,36 @@ def bundle_of_all(checkpoint: Path, folder: Path, precision: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_of_all(tiny_checkpoint, tmp_path_factory.mktemp("methods") / "tiny", "fp32")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four decoder layers, so that PyramidDrop's three steps have a place each."""
+    return save_model(make_model(make_config(num_hidden_layers=4)), tmp_path_factory.mktemp("deeper") / "tiny-llava")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Any:
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of_all(checkpoint, tmp_path_factory.mktemp("methods") / "tiny", "fp32")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Any:
     from transformers import LlavaForConditionalGeneration
 
-    return LlavaForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    return LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("dialect", ["modern", "classic"])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_bundle_answers_like_the_pytorch_model(
-    name: str, dialect: str, bundle: Path, model: Any, tiny_checkpoint: Path
+    name: str, dialect: str, bundle: Path, model: Any, checkpoint: Path
 ) -> None:
     from transformers import AutoProcessor
 
-    read = AutoProcessor.from_pretrained(tiny_checkpoint, local_files_only=True)
+    read = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     text = read.apply_chat_template(messages, add_generation_prompt=True)
     given = read(images=Image.open(PHOTO), text=text, return_tensors="pt")
+    method = get_method(name)
     with apply(model, method=name, keep=budget(name)) as applied:
-        method = get_method(name)
         if "text" in method.signals(make_parameters(method, {})):
             question = read.tokenizer(QUESTION, add_special_tokens=False, return_tensors="pt")
             applied.ask(question["input_ids"])
@@ -70,7 +79,8 @@ def test_the_bundle_answers_like_the_pytorch_model(
     answer = Pipeline.open(bundle, plan(name), dialect=dialect).generate(PHOTO, QUESTION, max_new_tokens=16)
     np.testing.assert_array_equal(answer.keep_indices, applied.selections[0].keep_indices[0])
     assert answer.token_ids == tokens
-    assert answer.visual_tokens == (64 if name == "none" else KEEP)
+    assert list(answer.kept_by_layer.values()) == [step.kept.tolist() for step in applied.steps]
+    assert answer.visual_tokens == applied.schedule.visual_tokens
 
 
 def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:
@@ -80,12 +90,13 @@ def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:
         signals = {name for name in manifest.graphs if name.startswith("vision") and name.endswith(dialect)}
         wanted = {plan.graphs[dialect].vision for plan in manifest.plans}
         assert signals == wanted
-        assert {*(plan.graphs[dialect].decoder[0] for plan in manifest.plans)} == {f"decoder_0.{dialect}"}
+        whole = {plan.graphs[dialect].decoder[0] for plan in manifest.plans if not plan.steps}
+        assert whole == {f"decoder_0.{dialect}"}
     assert len([name for name in manifest.files if name.endswith(".safetensors")]) == 1
 
 
-def test_tensorrt_rtx_builds_every_prune_graph(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = bundle_of_all(tiny_checkpoint, tmp_path / "tiny", "fp16")
+def test_tensorrt_rtx_builds_every_prune_graph(checkpoint: Path, tmp_path: Path) -> None:
+    folder = bundle_of_all(checkpoint, tmp_path / "tiny", "fp16")
     record = compile_rtx(open_bundle(folder), find_target("rtx"))
     assert {f"{plan(name)}.prune" for name in METHODS} <= set(record.engines)
     assert all((folder / "engines" / "rtx" / engine.file).stat().st_size > 1000 for engine in record.engines.values())

@@ -75,16 +75,15 @@ def pytorch_pruned(
 def prefill_logits(pipeline: Pipeline, image: Image.Image) -> np.ndarray:
     """The logits that the pipeline's first token is chosen from."""
     seen = []
-    decode = pipeline._decode
+    prefill = pipeline._language_model.prefill
 
     def recorded(*args: Any) -> np.ndarray:
-        logits = decode(*args)
-        seen.append(logits)
-        return logits
+        seen.append(prefill(*args))
+        return seen[-1]
 
-    pipeline._decode = recorded  # type: ignore[method-assign]
+    pipeline._language_model.prefill = recorded  # type: ignore[method-assign]
     pipeline.generate(image, PROMPT, max_new_tokens=1)
-    pipeline._decode = decode  # type: ignore[method-assign]
+    pipeline._language_model.prefill = prefill  # type: ignore[method-assign]
     return seen[0]
 
 

@@ -70,10 +70,10 @@ def pytorch_answer(
 @pytest.mark.parametrize(
     ("method", "keep", "options"),
     [
-        ("nuwa", 16, {}),
-        ("nuwa", 21, {"variant": "paper", "distance": 12.0}),
-        ("vitcop", 19, {}),
-        ("vitcop", 19, {"clusters": True, "cutoff": 4.0}),
+        ("nuwa", 16, {"stages": "1"}),
+        ("nuwa", 21, {"stages": "1", "variant": "paper", "distance": 12.0}),
+        ("vitcop", 19, {"stages": "1"}),
+        ("vitcop", 19, {"stages": "1", "clusters": True, "cutoff": 4.0}),
     ],
     ids=["nuwa", "nuwa as the paper", "vitcop", "vitcop with clusters"],
 )
@@ -107,7 +107,7 @@ def test_bundle_equals_pytorch(
     assert pipeline.generate(image, PROMPT, max_new_tokens=NEW_TOKENS).token_ids == tokens
     assert len(set(tokens)) > 4, "a model that repeats itself proves little"
 
-    outputs = pipeline._prune.run(graph)
+    outputs = pipeline._prune[pipeline.name].run(graph)
     common = {"image_features", "keep_indices", "visual_positions"}
     if method == "nuwa":
         assert set(outputs) == common | {"merged"}

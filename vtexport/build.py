@@ -105,7 +105,8 @@ def build(
         output: the bundle's folder; `./NAME` of the model when left out. Plans are added to a bundle of the same
             checkpoint that stands there; a plan of the same name is replaced.
         method: a pruning method (`vtexport list methods`).
-        keep: visual tokens per image that enter the language model; several make several plans.
+        keep: visual tokens per image that enter the language model, or their mean over its layers for methods that
+            also prune inside it; several make several plans.
         options: the method's own parameters by name.
         dynamic: also a route, by which every image gets one of the budgets; `vtexport calibrate` sets it.
         mean: the average budget that the route aims at; the middle one when left out.
@@ -281,7 +282,7 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
 def _export_plans(exporter: GraphExporter, work: _Work) -> list[schema.Plan]:
     described, created_at = [], time_now()
     for plan in work.plans:
-        work.report.stage(f"exporting {plan.name}: {work.spec.vision.tokens} -> {plan.keep} visual tokens")
+        work.report.stage(f"exporting {plan.name}: {work.spec.vision.tokens} -> {plan.visual_tokens} visual tokens")
         for remark in plan.remarks:
             work.report.note(remark)
         described.append(describe_plan(plan, exporter.plan(plan), work.command, created_at))

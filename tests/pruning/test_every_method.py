@@ -20,7 +20,7 @@ from vtexport.pruning.signals import SIGNALS
 
 GRID = (6, 8)
 TOKENS, WIDTH, HEADS, HEAD_WIDTH, TEXT = 48, 24, 3, 8, 5
-METHODS = [method.name for method in list_methods()]
+METHODS = [method.name for method in list_methods() if method.op_type]
 # Whose choice does not depend on where a patch stands; for the others a permutation of the tokens is another image.
 EQUIVARIANT = {"cdpruner", "divprune", "none", "prunesid", "svdprune", "vitcop"}
 # A hair's difference decides these ones' ties, so only exact copies of tokens are compared elsewhere.

@@ -251,7 +251,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         ({"top_n": 5}, "top_n=5 .* from 2 to 4"),
         ({"pillar_quantile": 1.5}, "pillar_quantile=1.5 .* from 0 to 1"),
         ({"distance": 0}, "a number above 0"),
-        ({"stages": "all"}, "give 1"),
+        ({"stages": "2"}, "give all, 1"),
         ({"tokens": 35, "grid": None}, r"nuwa needs grid=\(rows, columns\)"),
     ],
 )
@@ -261,11 +261,11 @@ def test_impossible_ops_are_refused(change: dict[str, Any], message: str) -> Non
         op_model("nuwa", **request)
 
 
-def test_remarks_say_what_is_missing() -> None:
+def test_stage_one_alone_is_said() -> None:
     method = get_method("nuwa")
-    keep, resolved = method.resolve(method.parameters(), grid=(24, 24), keep=112)
+    keep, resolved = method.resolve(method.parameters(stages="1"), grid=(24, 24), keep=112)
     (remark,) = method.remarks(resolved, grid=(24, 24), keep=keep)
-    assert "stage 2 acts inside the language model" in remark
+    assert "so every layer sees" in remark
     assert "112 visual tokens" in remark
 
 

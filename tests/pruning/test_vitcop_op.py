@@ -183,7 +183,7 @@ def test_the_radius_is_in_image_sides(grid: tuple[int, int]) -> None:
         ({"cluster_count": 18}, "cluster_count=18 .* from 1 to 17"),
         ({"cluster_share": 1.5}, "cluster_share=1.5 .* up to 1"),
         ({"cutoff": 0}, "a number above 0"),
-        ({"stages": "2"}, "give 1"),
+        ({"stages": "2"}, "give all, 1"),
         ({"grid": None}, None),
     ],
 )
@@ -193,11 +193,11 @@ def test_impossible_ops_are_refused(change: dict[str, Any], message: str | None)
         op_model("vitcop", **request)
 
 
-def test_remarks_say_what_is_missing() -> None:
+def test_stage_one_alone_is_said() -> None:
     method = get_method("vitcop")
-    keep, resolved = method.resolve(method.parameters(), grid=(24, 24), keep=172)
+    keep, resolved = method.resolve(method.parameters(stages="1"), grid=(24, 24), keep=172)
     (remark,) = method.remarks(resolved, grid=(24, 24), keep=keep)
-    assert "stages II and III act inside the language model" in remark
+    assert "so every layer sees" in remark
     assert "172 visual tokens" in remark
 
 

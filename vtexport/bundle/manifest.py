@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import msgspec
 
 from vtexport.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
@@ -47,8 +48,30 @@ class PlanGraphs(msgspec.Struct, kw_only=True):
 
     vision: str
     prune: str
-    decoder: list[str]
+    decoder: list[str]  # by segment
+    prune_llm: list[str] = []  # by step
     prune_plugin: str | None = None
+
+
+class Segment(msgspec.Struct, kw_only=True):
+    """A run of decoder layers exported as one graph."""
+
+    first_layer: Count
+    layers: Positive
+
+
+class Step(msgspec.Struct, kw_only=True):
+    """Pruning inside the language model, between two segments, in prefill only.
+
+    `positions` are the position ids of the layers behind it: "original" keeps each row's own; "compacted" numbers rows
+    through, and decoding goes on from there; "official" are the rows' places before the step, in prefill alone.
+    """
+
+    layer: Positive  # the first layer behind it
+    tokens: Positive  # visual tokens before
+    keep: Positive  # and after
+    op: str
+    positions: Literal["original", "compacted", "official"]
 
 
 class Limit(msgspec.Struct, kw_only=True):
@@ -66,8 +89,10 @@ class Plan(msgspec.Struct, kw_only=True):
     method: str
     parameters: dict[str, Any]
     paper: str | None
-    keep: Positive  # the budget asked for: visual tokens per image that enter the LLM
+    keep: Positive  # the budget asked for: visual tokens per image that enter the LLM, on average over its layers
     visual_tokens: Positive  # rows of `image_features`, separators included
+    segments: Annotated[list[Segment], msgspec.Meta(min_length=1)]  # of the decoder, cut at the steps
+    steps: list[Step] = []
     positions: Literal["contiguous", "original"]
     position_span: Positive  # position ids that the image takes; the text after it starts behind them
     graphs: dict[str, PlanGraphs]  # by dialect
@@ -80,9 +105,14 @@ class Plan(msgspec.Struct, kw_only=True):
         """Keys of `Manifest.graphs` that the plan runs, in any dialect."""
         names = set()
         for graphs in self.graphs.values():
-            names |= {graphs.vision, graphs.prune, *graphs.decoder}
+            names |= {graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm}
             names |= {graphs.prune_plugin} if graphs.prune_plugin else set()
         return names
+
+    def tokens_by_layer(self) -> list[int]:
+        """Visual tokens in each decoder layer."""
+        counts = [self.visual_tokens, *(step.keep for step in self.steps)]
+        return [count for count, segment in zip(counts, self.segments, strict=True) for _ in range(segment.layers)]
 
 
 class Route(msgspec.Struct, kw_only=True):
@@ -139,13 +169,6 @@ class Text(msgspec.Struct, kw_only=True):
     chat_template: str = TEMPLATE_NAME
 
 
-class Segment(msgspec.Struct, kw_only=True):
-    """A run of decoder layers exported as one graph."""
-
-    first_layer: Count
-    layers: Positive
-
-
 class Decoder(msgspec.Struct, kw_only=True):
     """Sizes of the language model, for the KV cache and the limits of a prompt."""
 
@@ -156,7 +179,6 @@ class Decoder(msgspec.Struct, kw_only=True):
     head_dim: Positive
     vocabulary: Positive
     max_positions: Positive
-    segments: list[Segment]
 
 
 class Source(msgspec.Struct, kw_only=True):
@@ -257,6 +279,23 @@ def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]
         refuse(f"has the route {route.name!r} over plans with other graphs than the prune graph apart")
 
 
+def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) -> None:
+    """Segments follow each other through the whole decoder, with a step between two of them."""
+    edges = [0, *(step.layer for step in plan.steps), manifest.decoder.layers]
+    wanted = [(start, end - start) for start, end in itertools.pairwise(edges)]
+    if [(segment.first_layer, segment.layers) for segment in plan.segments] != wanted:
+        refuse(f"has plan {plan.name!r} with decoder segments that do not fit its steps and layers")
+    tokens = [plan.visual_tokens, *(step.keep for step in plan.steps)]
+    if any(step.tokens != before or step.keep > before for step, before in zip(plan.steps, tokens, strict=False)):
+        refuse(f"has plan {plan.name!r} with steps whose numbers of visual tokens do not follow each other")
+    for graphs in plan.graphs.values():
+        if len(graphs.decoder) != len(plan.segments) or len(graphs.prune_llm) != len(plan.steps):
+            refuse(
+                f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs and {len(graphs.prune_llm)} between "
+                f"them for {len(plan.segments)} segments"
+            )
+
+
 def _check_references(manifest: Manifest, where: str) -> None:
     def refuse(what: str) -> None:
         raise BundleError(f"{where} {what}; build or copy the bundle again")
@@ -276,16 +315,11 @@ def _check_references(manifest: Manifest, where: str) -> None:
         _check_route(manifest, route, refuse)
     if len({*names, *(route.name for route in manifest.routes)}) != len(names) + len(manifest.routes):
         refuse("has two routes, or a plan and a route, of one name")
-    segments = manifest.decoder.segments
     for plan in manifest.plans:
         for name in plan.graph_names():
             if name not in manifest.graphs:
                 refuse(f"has plan {plan.name!r} use the graph {name!r}, which it does not describe")
-        for graphs in plan.graphs.values():
-            if len(graphs.decoder) != len(segments):
-                refuse(f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs for {len(segments)} segments")
-    if sum(segment.layers for segment in segments) != manifest.decoder.layers:
-        refuse("has decoder segments that do not add up to its layers")
+        _check_steps(manifest, plan, refuse)
     table = manifest.text.embedding
     if len(table.shape) != 2:
         refuse(f"has an embedding of shape {table.shape}")

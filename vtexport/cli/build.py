@@ -22,6 +22,7 @@ import shlex
 import sys
 from typing import Any
 
+from vtexport.bundle.manifest import Plan
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, say, say_json, size
 from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
@@ -53,7 +54,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=budgets,
         metavar="N[,N...]",
-        help="visual tokens per image that enter the language model, CLS included; several make several plans",
+        help="visual tokens per image, CLS included: those that enter the language model, or the mean over its layers "
+        "for methods that also prune inside it; several make several plans",
     )
     parser.add_argument(
         "--dynamic",
@@ -160,7 +162,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
     for plan in manifest.plans:
-        say(f"  {plan.name}: {manifest.vision.tokens} -> {plan.visual_tokens} visual tokens")
+        say(f"  {plan.name}: {manifest.vision.tokens} -> {_tokens(plan)}")
     for route in manifest.routes:
         say(f"  {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
     if engines is not None:
@@ -174,6 +176,16 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0
+
+
+def _tokens(plan: Plan) -> str:
+    """`64 visual tokens`, or `112 visual tokens, 16 from layer 16 on (64.0 a layer on average)`."""
+    words = f"{plan.visual_tokens} visual tokens"
+    if not plan.steps:
+        return words
+    by_layer = plan.tokens_by_layer()
+    steps = ", ".join(f"{step.keep} from layer {step.layer} on" for step in plan.steps)
+    return f"{words}, {steps} ({sum(by_layer) / len(by_layer):.1f} a layer on average)"
 
 
 def _once_each(options: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -38,12 +38,18 @@ def run(args: argparse.Namespace) -> int:
     problems = _verify(bundle) if args.verify else None
     if args.json:
         manifest = msgspec.to_builtins(bundle.manifest)
-        kv = {plan.name: kv_bytes(bundle.manifest, plan) for plan in bundle.manifest.plans}
+        plans = bundle.manifest.plans
+        kv = {plan.name: kv_bytes(bundle.manifest, plan) for plan in plans}
+        layers = {
+            plan.name: {"visual_tokens": plan.tokens_by_layer(), "kv_bytes": kv_bytes_by_layer(bundle.manifest, plan)}
+            for plan in plans
+        }
         engines = [msgspec.to_builtins(record) for record in read_engines(bundle)]
-        found = read_calibration(bundle.folder, bundle.manifest)
-        calibration = {name: msgspec.to_builtins(each) for name, each in found.items()}
-        say_json({"manifest": manifest, "image_kv_bytes": kv, "engines": engines, "calibration": calibration,
-                  "verified": None if problems is None else not problems, "problems": problems})  # fmt: skip
+        calibrated = read_calibration(bundle.folder, bundle.manifest)
+        calibration = {name: msgspec.to_builtins(each) for name, each in calibrated.items()}
+        found = {"manifest": manifest, "image_kv_bytes": kv, "by_layer": layers, "engines": engines}
+        verified = None if problems is None else not problems
+        say_json(found | {"calibration": calibration, "verified": verified, "problems": problems})
     else:
         _describe(bundle)
     if problems:
@@ -62,9 +68,14 @@ def _verify(bundle: Bundle) -> list[str]:
 
 def kv_bytes(manifest: Manifest, plan: Plan) -> int:
     """Bytes that the image takes in the key-value cache, all layers together."""
+    return sum(kv_bytes_by_layer(manifest, plan))
+
+
+def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
+    """Bytes that the image takes in the key-value cache of each decoder layer."""
     decoder = manifest.decoder
     row = 2 * decoder.kv_heads * decoder.head_dim * _ITEMSIZE[manifest.precision]
-    return decoder.layers * row * plan.visual_tokens
+    return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
 def _describe(bundle: Bundle) -> None:
@@ -89,6 +100,13 @@ def _describe(bundle: Bundle) -> None:
              plan.paper or "-", _parameters(plan))
         )  # fmt: skip
     say(table(rows, ("plan", "visual tokens", "of all", "image KV", "positions", "paper", "parameters")))
+    for plan in manifest.plans:
+        if plan.steps:
+            say()
+            say(f"{plan.name} inside the language model, {plan.keep} visual tokens a layer on average:")
+            by_layer = plan.tokens_by_layer(), kv_bytes_by_layer(manifest, plan)
+            layers = [(str(n), str(tokens), size(kv)) for n, (tokens, kv) in enumerate(zip(*by_layer, strict=True))]
+            say(table(layers, ("layer", "visual tokens", "image KV")))
     calibrations = read_calibration(bundle.folder, manifest)
     for route in manifest.routes:
         say()

@@ -27,7 +27,8 @@ class Profile(msgspec.Struct, kw_only=True):
 def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -> list[Profile]:
     """The profiles of one graph: none where all its shapes are fixed, one for a prune graph that reads the question.
 
-    A decoder graph has a prefill for each budget, and decode.
+    A decoder graph has a prefill for each number of visual tokens that a plan gives it, and decode; a pruning step
+    between two of them has the prefills alone.
 
     Args:
         manifest: of the bundle, whose plans give the budgets.
@@ -47,16 +48,30 @@ def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -
     if lengths == {"M"}:
         last = min(text_tokens, most)
         return [Profile(name="question", shapes=_shapes(graph, M=(1, min(_USUAL_QUESTION, last), last)))]
+    entering = _visual_tokens(manifest, graph)
     found = []
-    for visual in sorted({plan.visual_tokens for plan in manifest.plans}):
+    for visual in entering:
         if visual >= most:
             raise UsageError(f"{visual} visual tokens leave no place for text in the model's {most} positions")
         last = min(visual + text_tokens, most)
         new = visual + 1, min(visual + _USUAL_TEXT, last), last
         found.append(Profile(name=f"prefill-{visual}", shapes=_shapes(graph, S=new, P=(0, 0, 0))))
-    usual = max(plan.visual_tokens for plan in manifest.plans) + _USUAL_TEXT + _USUAL_ANSWER
+    if "P" not in lengths:
+        return found
+    usual = max(entering) + _USUAL_TEXT + _USUAL_ANSWER
     past = 1, min(usual, most - 1), most - 1
     return [*found, Profile(name="decode", shapes=_shapes(graph, S=_DECODE_NEW, P=past))]
+
+
+def _visual_tokens(manifest: Manifest, graph: Graph) -> list[int]:
+    """The numbers of visual tokens with which the plans run a graph of the language model, ascending."""
+    found = set()
+    for plan in manifest.plans:
+        counts = [plan.visual_tokens, *(step.keep for step in plan.steps)]
+        for graphs in plan.graphs.values():
+            for names in (graphs.decoder, graphs.prune_llm):
+                found |= {count for name, count in zip(names, counts, strict=False) if manifest.graphs[name] is graph}
+    return sorted(found)
 
 
 def _shapes(graph: Graph, **ranges: tuple[int, int, int]) -> dict[str, list[list[int]]]:

@@ -92,7 +92,7 @@ def compile_rtx(
     wanted: dict[str, None] = {}  # in the order that a plan runs them, each once
     for plan in manifest.plans:
         graphs = plan.graphs[target.dialect]
-        wanted |= dict.fromkeys((graphs.vision, graphs.prune, *graphs.decoder))
+        wanted |= dict.fromkeys((graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm))
     ranges = {name: profiles(manifest, manifest.graphs[name], text_tokens) for name in wanted}
     check_installed()
     engines, version = {}, ""

@@ -33,7 +33,8 @@ def decoder_segment(
 
     Inputs: `inputs_embeds` [1, S, W] (`hidden_states` for all but the first segment), `position_ids` [1, S] int64, and
     the past keys and values of every layer, numbered as in the whole model. Outputs: `logits` [1, 1, V] of the last
-    position (`hidden_states` [1, S, W] for all but the last segment) and the new keys and values.
+    position (for all but the last segment `hidden_states_out` [1, S, W], and `query` [1, heads, D], that of the last
+    row in the last of these layers, with which a pruning step behind the segment chooses) and the new keys and values.
     """
     g = GraphWriter(weights, folder)
     is_first, is_last = first == 0, first + layers == spec.layers
@@ -46,7 +47,7 @@ def decoder_segment(
         for layer in range(first, first + layers)
         for kind in ("key", "value")
     }
-    rotation = dialect.rotation(g, *_rope_tables(g, spec, dtype), position_ids)
+    rotation = dialect.rotation(g, *rope_tables(g, spec, dtype), position_ids)
     mask = _causal_mask(g, embeds, past[first, "key"])
     new: dict[tuple[int, str], ir.Value] = {}
 
@@ -83,6 +84,9 @@ def decoder_segment(
         outputs.append((g.op("Unsqueeze", logits, _axes(g, 0)), "logits", [1, 1, spec.vocabulary], dtype))
     else:
         outputs.append((g.op("Unsqueeze", hidden, _axes(g, 0)), "hidden_states_out", [1, "S", spec.width], dtype))
+        row = g.op("Slice", query, _axes(g, -1), _axes(g, np.iinfo(np.int64).max), _axes(g, 1))
+        row = g.op("Reshape", row, g.constant(np.array([1, spec.heads, spec.head_dim])))
+        outputs.append((row, "query", [1, spec.heads, spec.head_dim], dtype))
     new_shape: list[int | str] = [1, "S", spec.kv_heads, spec.head_dim]
     outputs += [(value, f"new_key_values.{layer}.{kind}", new_shape, dtype) for (layer, kind), value in new.items()]
     return g.model("decoder", [embeds, position_ids, *past.values()], outputs, dialect.opset)
@@ -98,7 +102,7 @@ def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool) -> ir.Value:
     return g.op("Gemm", *inputs, transB=1)
 
 
-def _rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Value, ir.Value]:
+def rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Value, ir.Value]:
     """cos and sin [max_positions, D / 2], computed in float32 as transformers does."""
     positions = np.arange(spec.max_positions, dtype=np.float32)
     angles = positions[:, None] * spec.inverse_frequencies.astype(np.float32)[None]

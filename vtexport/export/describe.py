@@ -29,8 +29,19 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
         parameters=plan.parameters,
         paper=f"arXiv {plan.method.arxiv}" if plan.method.arxiv else None,
         keep=plan.keep,
-        visual_tokens=plan.keep,
-        positions=plan.method.positions,  # type: ignore[arg-type]
+        visual_tokens=plan.visual_tokens,
+        segments=[schema.Segment(first_layer=first, layers=count) for first, count in plan.segments],
+        steps=[
+            schema.Step(
+                layer=step.layer,
+                tokens=step.tokens,
+                keep=step.keep,
+                op=step.op.op_type,
+                positions=step.positions,  # type: ignore[arg-type]
+            )
+            for step in plan.steps
+        ],
+        positions=plan.encoder.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
         reports={
             name: [schema.Limit(least=each.least, most=each.most, warning=each.warning) for each in limits]
@@ -136,7 +147,7 @@ def describe_text(
 
 
 def describe_decoder(spec: ModelSpec) -> schema.Decoder:
-    """The language model's sizes, as one segment."""
+    """The language model's sizes."""
     decoder = spec.decoder
     return schema.Decoder(
         layers=decoder.layers,
@@ -146,7 +157,6 @@ def describe_decoder(spec: ModelSpec) -> schema.Decoder:
         head_dim=decoder.head_dim,
         vocabulary=decoder.vocabulary,
         max_positions=decoder.max_positions,
-        segments=[schema.Segment(first_layer=0, layers=decoder.layers)],
     )
 
 

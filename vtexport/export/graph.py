@@ -26,11 +26,15 @@ _NAMES = {value: key for key, value in DTYPES.items()}
 
 
 class GraphWriter:
-    """Collects nodes and initializers; every method that emits a node returns its output value(s)."""
+    """Collects nodes and initializers; every method that emits a node returns its output value(s).
 
-    def __init__(self, weights: Mapping[str, Weight], folder: Path):
+    `prefix` begins the nodes' names, where several writers write one graph.
+    """
+
+    def __init__(self, weights: Mapping[str, Weight], folder: Path, prefix: str = ""):
         self._weights = weights
         self._folder = folder
+        self._prefix = prefix
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
 
@@ -41,11 +45,10 @@ class GraphWriter:
     def op(self, op_type: str, *inputs: ir.Value | None, outputs: Sequence[str] | int = 1, **attributes: Any) -> Any:
         """Emits a node of the standard domain."""
         count = outputs if isinstance(outputs, int) else len(outputs)
-        names = [f"{op_type}_{len(self.nodes)}_{i}" for i in range(count)] if isinstance(outputs, int) else outputs
+        own = f"{self._prefix}{op_type}_{len(self.nodes)}"
+        names = [f"{own}_{i}" for i in range(count)] if isinstance(outputs, int) else outputs
         values = [ir.Value(name=name) for name in names]
-        node = ir.node(
-            op_type, list(inputs), attributes=attributes, outputs=values, name=f"{op_type}_{len(self.nodes)}"
-        )
+        node = ir.node(op_type, list(inputs), attributes=attributes, outputs=values, name=own)
         self.nodes.append(node)
         return values[0] if count == 1 else values
 

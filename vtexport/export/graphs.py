@@ -15,6 +15,7 @@ from vtexport.export.dialects import DIALECTS, Dialect
 from vtexport.export.graph import WEIGHTS_FOLDER, interface
 from vtexport.export.plan import Plan
 from vtexport.export.prune import prune_graph
+from vtexport.export.prune_llm import prune_llm_graph
 from vtexport.export.vision import VisionTower
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
@@ -47,11 +48,13 @@ class GraphExporter:
     def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
         """All graphs of one plan, by dialect."""
         prune, without_function = self._prune(plan)
+        between = [self._prune_llm(plan, number) for number in range(len(plan.steps))]
         return {
             name: schema.PlanGraphs(
                 vision=self._vision(plan.vision_signals, dialect),
                 prune=prune,
-                decoder=[self._decoder(dialect)],
+                decoder=[self._decoder(first, layers, dialect) for first, layers in plan.segments],
+                prune_llm=between,
                 prune_plugin=without_function if name == "classic" else None,
             )
             for name, dialect in DIALECTS.items()
@@ -77,7 +80,13 @@ class GraphExporter:
 
         def export() -> ir.Model:
             return prune_graph(
-                plan.method, plan.options, plan.keep, self._spec, self._weights, self._weights_base, self._dtype
+                plan.encoder,
+                plan.encoder_parameters,
+                plan.visual_tokens,
+                self._spec,
+                self._weights,
+                self._weights_base,
+                self._dtype,
             )
 
         def without_function() -> ir.Model:
@@ -86,16 +95,24 @@ class GraphExporter:
             return model
 
         whole = self._once(f"{plan.name}.prune", export)
-        return whole, self._once(f"{plan.name}.prune_plugin", without_function) if plan.method.has_plugin else None
+        return whole, self._once(f"{plan.name}.prune_plugin", without_function) if plan.encoder.has_plugin else None
 
-    def _decoder(self, dialect: Dialect) -> str:
-        """The whole decoder as one segment; the same for every plan that does not prune inside it."""
-        decoder = self._spec.decoder
+    def _prune_llm(self, plan: Plan, number: int) -> str:
+        """The op between two segments; one for every dialect."""
         return self._once(
-            f"decoder_0.{dialect.name}",
-            lambda: decoder_segment(
-                decoder, self._weights, self._weights_base, self._dtype, 0, decoder.layers, dialect
+            f"{plan.name}.prune_llm_{number}",
+            lambda: prune_llm_graph(
+                plan.steps[number], self._spec.decoder, self._weights, self._weights_base, self._dtype
             ),
+        )
+
+    def _decoder(self, first: int, layers: int, dialect: Dialect) -> str:
+        """A run of decoder layers, shared by every plan that is cut there; the whole decoder is `decoder_0`."""
+        decoder = self._spec.decoder
+        name = "decoder_0" if layers == decoder.layers else f"decoder_{first}-{first + layers - 1}"
+        return self._once(
+            f"{name}.{dialect.name}",
+            lambda: decoder_segment(decoder, self._weights, self._weights_base, self._dtype, first, layers, dialect),
         )
 
     def path(self, name: str) -> Path:

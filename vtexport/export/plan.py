@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from vtexport.errors import UsageError
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, Parameters, get_method, list_methods
+from vtexport.pruning.llm.step import LLMStep
 from vtexport.pruning.method import Limit
 from vtexport.pruning.registry import make_parameters
 from vtexport.pruning.signals import SIGNALS
@@ -25,6 +27,11 @@ class Plan:
     options: dict[str, Any]
     parameters: dict[str, Any]
     keep: int
+    encoder: Method  # whose op stands behind the vision tower; the method itself unless it acts elsewhere
+    encoder_parameters: dict[str, Any]  # resolved
+    visual_tokens: int  # that enter the language model
+    steps: tuple[LLMStep, ...]  # inside it
+    segments: tuple[tuple[int, int], ...]  # first layer and number of layers of each
     signals: tuple[str, ...]  # of `vtexport.pruning.signals`
     position_span: int
     reports: dict[str, list[Limit]] = field(default_factory=dict)  # numbers of each image and what they have to hold
@@ -65,28 +72,36 @@ def make_plans(
     plans = []
     wanted: Sequence[int | None] = budgets or [None]
     for budget in wanted:
-        keep, resolved = method.resolve(given, grid=grid, keep=budget)
-        for name in method.signals(resolved):
+        schedule = method.schedule(given, grid=grid, keep=budget, layers=spec.decoder.layers)
+        encoder, resolved, keep = schedule.encoder, schedule.parameters, schedule.keep
+        shown = resolved if schedule.shown is None else schedule.shown
+        for name in encoder.signals(resolved):
             if SIGNALS[name].source == "caller":
                 raise UsageError(
                     f"{method.name} needs {SIGNALS[name].about} with these parameters, which no bundle has; "
                     "`vtexport list methods` shows the others"
                 )
-        contiguous = method.positions == "contiguous"
-        limits = method.limits(resolved, grid=grid)
+        contiguous = encoder.positions == "contiguous"
+        limits = encoder.limits(resolved, grid=grid)
+        edges = [0, *(step.layer for step in schedule.steps), spec.decoder.layers]
         plans.append(
             Plan(
                 name=_plan_name(method, given, keep),
                 method=method,
                 options={name: getattr(given, name) for name in options},
-                parameters=dataclasses.asdict(resolved),
+                parameters=dataclasses.asdict(shown),
                 keep=keep,
-                signals=method.signals(resolved),
-                position_span=keep if contiguous else tokens,
+                encoder=encoder,
+                encoder_parameters=dataclasses.asdict(resolved),
+                visual_tokens=schedule.visual_tokens,
+                steps=schedule.steps,
+                segments=tuple((start, end - start) for start, end in itertools.pairwise(edges)),
+                signals=encoder.signals(resolved),
+                position_span=schedule.visual_tokens if contiguous else tokens,
                 reports={
-                    name: [limit for limit in limits if limit.report == name] for name in method.reports(resolved)
+                    name: [limit for limit in limits if limit.report == name] for name in encoder.reports(resolved)
                 },
-                remarks=method.remarks(resolved, grid=grid, keep=keep),
+                remarks=method.remarks(shown, grid=grid, keep=keep),
             )
         )
     return tuple(plans)

@@ -68,7 +68,7 @@ def prune_graph(
     graph = model.graph
     kept, keep_indices, *others = graph.outputs
     features = graph.inputs[0]
-    before, after = GraphWriter(weights, folder), GraphWriter(weights, folder)
+    before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
     after.initializers = before.initializers
     rows = vision.cls_rows + vision.tokens
     whole = before.input("features", [1, rows, vision.width], FEATURES)

@@ -113,3 +113,9 @@ def greedy(xp: Any, count: int, gain: Array, step: Callable[[int, int], Array]) 
         is_taken = is_taken | is_best
         gain = step(round_, best)
     return order, margins
+
+
+def round_half_even(numerator: int, denominator: int) -> int:
+    """numerator / denominator rounded; an exact half goes to the even neighbour. Exact, since halves do occur."""
+    quotient, rest = divmod(numerator, denominator)
+    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient % 2 == 1))

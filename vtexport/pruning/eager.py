@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from vtexport.errors import InputError, UsageError
-from vtexport.pruning.method import Method, Selection, Sizes
+from vtexport.pruning.eager_steps import StepHooks, StepState
+from vtexport.pruning.llm.step import LLMSelection
+from vtexport.pruning.method import Schedule, Selection, Sizes
 from vtexport.pruning.registry import get_method, make_parameters
 from vtexport.pruning.signals import SIGNALS
 
@@ -29,21 +31,27 @@ class _Cut:
     columns: torch.Tensor  # [B, L'] places in the unpruned prompt that were kept
     length: int  # L, of the unpruned prompt
     shift: int  # position ids that the images of a row gave up
+    steps: StepState | None = None  # where the method prunes inside the language model
 
 
 class Applied:
     """A model under pruning; `remove()` (or leaving a `with` block) gives the model back as it was.
 
     Attributes:
-        selections: What the last forward pass with images kept, one `Selection` of batch 1 an image.
+        selections: What the last forward pass with images kept behind the vision tower, one `Selection` of batch 1 an
+            image.
+        steps: What it kept at each step inside the language model.
         extra_signals: Tensors by name for methods that read what no vision tower gives (`text_embeds` [1, M, W],
             `image_embeds` [1, T, W]); used for every image until changed.
     """
 
-    def __init__(self, model: Any, method: Method, parameters: Any, keep: int, grid: tuple[int, int]):
+    def __init__(self, model: Any, schedule: Schedule, grid: tuple[int, int]):
         self.selections: list[Selection] = []
+        self.steps: list[LLMSelection] = []
         self.extra_signals: dict[str, torch.Tensor] = {}
-        self.method, self.parameters, self.keep = method, parameters, keep
+        self.schedule = schedule
+        self.method, self.parameters, self.keep = schedule.encoder, schedule.parameters, schedule.visual_tokens
+        self._hooks = StepHooks(model.model.language_model, schedule.steps) if schedule.steps else None
         self._model, self._inner, self._grid = model, model.model, grid
         self._original = self._inner.forward
         self._cuts: weakref.WeakKeyDictionary[Any, _Cut] = weakref.WeakKeyDictionary()
@@ -63,6 +71,8 @@ class Applied:
         if getattr(self._inner, _MARK, None) is self:
             del self._inner.forward, self._model._supports_mm_encoder_outputs
             delattr(self._inner, _MARK)
+            if self._hooks is not None:
+                self._hooks.remove()
 
     def ask(self, question_ids: torch.Tensor) -> None:
         """Sets `text_embeds` to the language model's embeddings of a question's token ids [M] or [1, M]."""
@@ -81,6 +91,8 @@ class Applied:
     ) -> Any:
         cut = None if past_key_values is None else self._cuts.get(past_key_values)
         if pixel_values is None and cut is None:  # text alone
+            if self._hooks is not None:
+                self._hooks.begin(None, prefill=False)
             return self._original(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -123,13 +135,21 @@ class Applied:
         elif attention_mask is not None:
             kept = attention_mask[:, :before].gather(1, cut.columns)
             attention_mask = torch.cat([kept, attention_mask[:, before:]], dim=1)
-        return self._original(
+        if self._hooks is not None:
+            assert cut is not None
+            if attention_mask is not None and not bool(attention_mask.all()):
+                raise UsageError(f"{self.schedule.name} takes prompts without padding; give one prompt at a time")
+            self._hooks.begin(cut.steps, prefill=pixel_values is not None)
+        outputs = self._original(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             **rest,
         )
+        if cut is not None and cut.steps is not None and pixel_values is not None:
+            self.steps = list(cut.steps.selections)
+        return outputs
 
     def _prefill(
         self, input_ids: torch.Tensor, embeds: torch.Tensor, pixel_values: torch.Tensor, positions: torch.Tensor
@@ -162,7 +182,16 @@ class Applied:
         embeds = embeds.gather(1, kept[:, :, None].expand(-1, -1, embeds.shape[2]))
         visual = is_image.gather(1, kept)[:, :, None]
         embeds = embeds.masked_scatter(visual, blocks.to(embeds.dtype))
-        return embeds, torch.stack(ids), _Cut(kept, input_ids.shape[1], images * (tokens - span))
+        cut = _Cut(kept, input_ids.shape[1], images * (tokens - span))
+        if self._hooks is not None:
+            if len(pixel_values) != 1 or len(input_ids) != 1:
+                raise UsageError(
+                    f"{self.schedule.name} prunes inside the language model and takes one prompt with one image at a "
+                    f"time, not {len(input_ids)} with {len(pixel_values)} images"
+                )
+            labels = self.selections[0].details.get("labels")
+            cut.steps = StepState(int(visual[0, :, 0].nonzero()[0]), None if labels is None else labels[0])
+        return embeds, torch.stack(ids), cut
 
     def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected kept rows [images, N, W] and their positions [images, N]."""
@@ -239,8 +268,9 @@ def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any
         )
     side = config.vision_config.image_size // config.vision_config.patch_size
     chosen = get_method(method)
-    keep, resolved = chosen.resolve(make_parameters(chosen, parameters), grid=(side, side), keep=keep)
-    return Applied(model, chosen, resolved, keep, (side, side))
+    layers = config.text_config.num_hidden_layers
+    given = make_parameters(chosen, parameters)
+    return Applied(model, chosen.schedule(given, grid=(side, side), keep=keep, layers=layers), (side, side))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from vtexport.errors import UsageError
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
+    from vtexport.pruning.llm.step import LLMStep
 
 Array = Any  # a NumPy array or a PyTorch tensor; the array API has no common base class
 
@@ -138,6 +139,29 @@ class Sizes:
         return self.grid[0] * self.grid[1]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """A plan's pruning: one op behind the vision tower, then steps inside the language model.
+
+    Attributes:
+        encoder: The method whose op stands behind the vision tower.
+        parameters: Its parameters, resolved.
+        visual_tokens: What it keeps: the visual tokens that enter the language model.
+        keep: The budget asked for: the mean over the decoder's layers where there are steps.
+        steps: By rising layer.
+        name: Of the method that made the schedule.
+        shown: Its parameters, resolved, where they are not those of the encoder's op.
+    """
+
+    encoder: Method
+    parameters: Any
+    visual_tokens: int
+    keep: int
+    steps: tuple[LLMStep, ...]
+    name: str
+    shown: Any = None
+
+
 class Method(ABC):
     """One published pruning method. Subclasses set the class attributes and are registered with `@register`.
 
@@ -212,6 +236,15 @@ class Method(ABC):
             UsageError: The budget or a parameter does not fit the number of tokens.
         """
 
+    def schedule(self, parameters: Any, *, grid: tuple[int, int], keep: int | None, layers: int) -> Schedule:
+        """What runs behind the vision tower and what inside a language model of `layers` layers, for the budget `keep`.
+
+        Raises:
+            UsageError: As `resolve`.
+        """
+        keep, resolved = self.resolve(parameters, grid=grid, keep=keep)
+        return Schedule(self, resolved, keep, keep, (), self.name)
+
     def remarks(self, parameters: Any, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
         """Sentences that a build prints about this choice of (resolved) parameters: limits a user should know of."""
         return ()
@@ -240,6 +273,37 @@ class Method(ABC):
                 f"give a whole number from {self.smallest_keep} to {largest} ({unit})"
             )
         return keep
+
+
+class LLMMethod(Method):
+    """A method that prunes inside the language model only: all patches enter it. Subclasses write `schedule`."""
+
+    op_type = ""
+    positions = "contiguous"  # of the tokens that enter; each step says what becomes of them
+
+    def signals(self, parameters: Any) -> tuple[str, ...]:
+        return ()
+
+    def takes_cls(self, parameters: Any) -> bool:
+        return True
+
+    @abstractmethod
+    def schedule(self, parameters: Any, *, grid: tuple[int, int], keep: int | None, layers: int) -> Schedule: ...
+
+    def resolve(self, parameters: Any, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Any]:
+        raise self._inside()
+
+    def select(self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: Any) -> Selection:
+        raise self._inside()
+
+    def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: Any) -> dict[str, str]:
+        raise self._inside()
+
+    def _inside(self) -> UsageError:
+        return UsageError(
+            f"{self.name} prunes inside the language model and has no op of its own behind the vision tower; "
+            "build a bundle with it, or use vtexport.pruning.apply"
+        )
 
 
 def as_grid(method: Method, tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:

@@ -124,3 +124,16 @@ def distinct_tokens(e: Emitter, order: str, *, tokens: int, count: int) -> str:
     key = e.Sub(np.arange(tokens, dtype=np.float32)[None], e.Mul(float(tokens), picked))
     _, chosen = e.TopK(key, [count], outputs=2, axis=1, largest=0)
     return in_raster_order(e, chosen, count)
+
+
+def rounded_quotient(e: Emitter, numerator: str, denominator: str) -> str:
+    """numerator / denominator of whole numbers in float32, rounded; an exact half goes to the even neighbour.
+
+    On the exact quotient, by division with remainder: halves do occur.
+    """
+    above, below = e.as_int(numerator), e.as_int(denominator)
+    quotient = e.Div(above, below)
+    twice_rest = e.Mul(2, e.Sub(above, e.Mul(quotient, below)))
+    is_odd = e.Equal(e.Sub(quotient, e.Mul(2, e.Div(quotient, 2))), 1)
+    up = e.Or(e.Greater(twice_rest, below), e.And(e.Equal(twice_rest, below), is_odd))
+    return str(e.Add(e.as_float(quotient), e.as_float(up)))

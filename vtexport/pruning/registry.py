@@ -25,10 +25,10 @@ def register(cls: _M) -> _M:
         ValueError: The name or the op type is taken, or the op type lacks the prefix `Vtx`. TensorRT's parser looks
             functions up by name alone, so an op type must be unlike every other op in any domain.
     """
-    if not cls.op_type.startswith("Vtx"):
+    if cls.op_type and not cls.op_type.startswith("Vtx"):
         raise ValueError(f"op type {cls.op_type} of {cls.__qualname__} must start with Vtx")
     for other in _METHODS.values():
-        if cls.name == other.name or cls.op_type == other.op_type:
+        if cls.name == other.name or (cls.op_type and cls.op_type == other.op_type):
             raise ValueError(f"{cls.__qualname__} takes the name or op type of {type(other).__qualname__}")
     _METHODS[cls.name] = cls()
     return cls

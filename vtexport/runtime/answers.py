@@ -40,6 +40,7 @@ class VisualTokens:
     warnings: list[str] = field(default_factory=list)  # sentences about reports that are not as they should be
     route: RouteChoice | None = None  # where a route chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
+    further: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Answer:
     keep_indices: list[int]
     timings_ms: dict[str, float]  # preprocess, vision, prune, prefill, first_token, decode, total
     plan: str
+    # What steps inside the language model kept: layer -> which of the visual tokens that were left before it
+    kept_by_layer: dict[int, list[int]] = field(default_factory=dict)
     reports: dict[str, float] = field(default_factory=dict)  # as in `VisualTokens`
     warnings: list[str] = field(default_factory=list)
     route: RouteChoice | None = None

@@ -16,7 +16,7 @@ from vtexport.bundle.manifest import Route, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
-from vtexport.runtime.cache import KVCache
+from vtexport.runtime.language_model import LanguageModel
 from vtexport.runtime.onnxruntime_backend import Session, check_device
 from vtexport.runtime.prompt import Messages, PromptReader
 from vtexport.runtime.routing import Router
@@ -27,6 +27,7 @@ __all__ = ["Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "Vi
 
 DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
+FURTHER = ("labels",)  # outputs of the prune graph that steps inside the language model read
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
@@ -69,10 +70,7 @@ class Pipeline:
 
         self._vision = VisionTower(bundle, graphs.vision, device, threads)
         self._prune = {each.name: load(each.graphs[dialect].prune) for each in self.plans}
-        self._decoder = [load(name) for name in graphs.decoder]
-        sizes = manifest.decoder
-        for session, segment in zip(self._decoder, sizes.segments, strict=True):
-            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.kv_heads, sizes.head_dim)
+        self._language_model = LanguageModel(bundle, self.plans[0], dialect, self._dtype, device, threads)
         self._prompts = PromptReader(bundle)
         self._embedding = _map(bundle, manifest.text.embedding)
 
@@ -152,6 +150,7 @@ class Pipeline:
             warnings=warnings,
             route=route,
             question=question,
+            further={name: value for name, value in kept.items() if name in FURTHER},
         )
 
     def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
@@ -253,7 +252,7 @@ class Pipeline:
                 f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
                 f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
-        caches = self._new_caches(length + max_new_tokens)
+        conversation = self._language_model.start(length, max_new_tokens)
         embeddings = np.concatenate(
             [self._embed(read.before), visual.embeddings.astype(self._dtype, copy=False), self._embed(read.after)],
             axis=1,
@@ -262,7 +261,7 @@ class Pipeline:
         positions = np.concatenate(
             [np.arange(start), start + visual.positions, start + visual.position_span + np.arange(len(read.after))]
         )
-        logits = self._decode(embeddings, positions, caches)
+        logits = self._language_model.prefill(conversation, embeddings, positions, start, visual.further)
         clock.lap("prefill")
 
         decoder = self._prompts.stream()
@@ -278,8 +277,8 @@ class Pipeline:
             yield decoder.step(token)
             if len(token_ids) == max_new_tokens:
                 break
-            position = np.array([end_position + len(token_ids) - 1])
-            logits = self._decode(self._embed(np.array([token])), position, caches)
+            position = end_position + len(token_ids) - 1
+            logits = self._language_model.decode(conversation, self._embed(np.array([token])), position)
         yield decoder.finish()
         clock.lap("decode")
         yield Answer(
@@ -289,39 +288,15 @@ class Pipeline:
             prompt_tokens=length,
             visual_tokens=len(visual.keep_indices),
             keep_indices=visual.keep_indices.tolist(),
+            kept_by_layer={
+                step.layer: kept.tolist() for step, kept in zip(self.plans[0].steps, conversation.kept, strict=True)
+            },
             timings_ms=timings(visual, clock.laps, encoded_here=visual is not image),
             plan=visual.plan,
             reports=visual.reports,
             warnings=visual.warnings,
             route=visual.route,
         )
-
-    def _new_caches(self, capacity: int) -> list[KVCache]:
-        """One cache a decoder segment: their lengths differ where a plan prunes between segments."""
-        decoder = self.bundle.manifest.decoder
-        return [
-            KVCache(
-                range(segment.first_layer, segment.first_layer + segment.layers),
-                capacity,
-                decoder.kv_heads,
-                decoder.head_dim,
-                self._dtype,
-            )
-            for segment in decoder.segments
-        ]
-
-    def _decode(self, hidden: np.ndarray, positions: np.ndarray, caches: list[KVCache]) -> np.ndarray:
-        """Runs the decoder on new rows [1, S, W], fills the caches and returns the last position's logits [V]."""
-        position_ids = positions[None].astype(np.int64)
-        outputs: dict[str, np.ndarray] = {}
-        for session, cache in zip(self._decoder, caches, strict=True):
-            feeds = {"inputs_embeds": hidden, "hidden_states": hidden, "position_ids": position_ids, **cache.past()}
-            outputs = session.run(feeds)
-            cache.append(outputs)
-            hidden = outputs.get("hidden_states_out", hidden)
-        logits = outputs["logits"][0, 0].astype(np.float32, copy=False)
-        check_finite(logits, "the language model", self.bundle.manifest.precision)
-        return logits
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """[1, S, W] rows of the memory-mapped embedding table."""

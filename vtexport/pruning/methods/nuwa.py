@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vtexport.errors import UsageError
-from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
+from vtexport.pruning.llm.attention_topk import AttentionTopK
+from vtexport.pruning.llm.budget import check_layers, mean_tokens, refuse_unless_near, scaled_layer
+from vtexport.pruning.llm.step import LLMStep
+from vtexport.pruning.method import Array, Method, Parameters, Schedule, Selection, Sizes, option
 from vtexport.pruning.registry import register
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 SIDE = 2  # of a region, patches
 DISTANCE, PILLAR_QUANTILE = 280.0, 0.55
 PAPER_REACH, PAPER_PILLAR_QUANTILE = 0.26, 0.75  # of the largest distance on the grid; of the key norms
+STAGE_2 = 16  # the layer of 32 before which stage 2 acts
+FIRST_SHARE, SECOND_SHARE = 1.75, 0.25  # of the budget, in the layers before it and behind it: 112 and 16 for 64
 SMALL = 1e-8  # in the denominator of the released code
 
 
@@ -32,7 +37,12 @@ SMALL = 1e-8  # in the denominator of the released code
 class NuwaParameters(Parameters):
     """Options of Nüwa; the defaults are the authors' LLaVA-1.5 settings."""
 
-    stages: str = option("1", kind=str, choices=("1",), about="stages to run; 2 is inside the language model")
+    stages: str = option(
+        "all",
+        kind=str,
+        choices=("all", "1"),
+        about="both, or the first alone: then keep counts the tokens that enter the language model",
+    )
     top_n: int | None = option(
         None, kind=int, minimum=1, about="candidates of a region of 2 x 2 patches, up to 4; default as few as suffice"
     )
@@ -71,8 +81,8 @@ class Nuwa(Method):
     op_type = "VtxNuwa"
     title = "Nüwa: Mending the Spatial Integrity Torn by VLM Token Pruning"
     arxiv = "2602.02951"
-    acts = "between the vision tower and the projector (stage 1)"
-    budget = "patches per image that enter the language model (the presets' stage 1 keeps 112, 224, 336 of 576)"
+    acts = "between the vision tower and the projector (stage 1) and inside the language model, before one layer"
+    budget = "visual tokens per image and layer, the mean over the decoder's layers; stage 1 alone: those that enter it"
     positions = "original"
     merges = True
     needs_grid = True
@@ -111,10 +121,26 @@ class Nuwa(Method):
         return keep, dataclasses.replace(parameters, top_n=top_n, distance=distance, pillar_quantile=quantile)
 
     def remarks(self, parameters: NuwaParameters, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
-        return (
-            "nuwa prunes behind the vision tower only (stage 1): its stage 2 acts inside the language model and is not "
-            f"there yet, so every layer sees {keep} visual tokens",
-        )
+        if parameters.stages == "all":
+            return ()
+        return (f"nuwa runs its stage 1 alone, so every layer sees {keep} visual tokens; leave stages out for both",)
+
+    def schedule(self, parameters: NuwaParameters, *, grid: tuple[int, int], keep: int | None, layers: int) -> Schedule:
+        if parameters.stages == "1":
+            return super().schedule(parameters, grid=grid, keep=keep, layers=layers)
+        tokens, at = grid[0] * grid[1], scaled_layer(STAGE_2, layers)
+        most = math.floor(tokens / FIRST_SHARE)
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 2 <= keep <= most:
+            raise UsageError(f"keep={keep!r} is not allowed for {self.name}; give a whole number from 2 to {most}")
+        check_layers(self.name, [at], layers)
+        first, second = round(FIRST_SHARE * keep), max(1, round(SECOND_SHARE * keep))
+        if at * 2 != layers:  # an odd depth: the second count makes up for it
+            second = min(first, max(1, round((layers * keep - at * first) / (layers - at))))
+        mean = mean_tokens(first, [(at, second)], layers)
+        refuse_unless_near(self.name, keep, mean, 2, most)
+        _, resolved = self.resolve(parameters, grid=grid, keep=first)
+        step = LLMStep(at, first, second, AttentionTopK())
+        return Schedule(self, resolved, first, keep, (step,), self.name)
 
     def select(
         self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: NuwaParameters

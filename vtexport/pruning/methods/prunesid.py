@@ -290,6 +290,8 @@ def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: in
         cls_slots: 1 if CLS takes one of the N places, else 0.
         bounded: every group that is not empty gives one token, and none more than 5 for each 64 of the budget.
     """
+    from vtexport.pruning.arrays import round_half_even
+
     floor = [min(int(bounded), size) for size in sizes]
     cap = 5 * -(-keep // 64) if bounded else keep
     upper = [min(cap, size, alive) for size, alive in zip(sizes, survivors, strict=True)]
@@ -300,7 +302,7 @@ def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: in
     taken, before, running = [], 0, 0
     for group, alive in enumerate(survivors):
         running += alive
-        until = _round_half_even(running * extra, max(1, sum(survivors)))
+        until = round_half_even(running * extra, max(1, sum(survivors)))
         taken.append(min(floor[group] + until - before, upper[group]))
         before = until
 
@@ -310,9 +312,3 @@ def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: in
         taken[group] += more
         missing -= more
     return taken
-
-
-def _round_half_even(numerator: int, denominator: int) -> int:
-    """numerator / denominator rounded; an exact half goes to the even neighbour. Exact, since halves do occur."""
-    quotient, rest = divmod(numerator, denominator)
-    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient % 2 == 1))

@@ -15,7 +15,7 @@ from vtexport.pruning.eigen import TINY, leading_eigenvectors
 from vtexport.pruning.emit import FLOAT, INT64, Emitter
 from vtexport.pruning.method import Sizes
 from vtexport.pruning.methods.prunesid import PruneSIDParameters
-from vtexport.pruning.parts_onnx import gather_rows, gram, in_raster_order, patch_rows, per_image
+from vtexport.pruning.parts_onnx import gather_rows, gram, in_raster_order, patch_rows, per_image, rounded_quotient
 
 SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per number
 
@@ -181,15 +181,9 @@ def _allocate(e: Emitter, sizes: str, survivors: str, *, keep: int, cls_slots: i
 
     base = e.total(floor, 1)
     extra = e.Max(0.0, e.Sub(float(keep - cls_slots), base))
-    # Shares of `extra` by cumulative survivors, rounded half to even on the exact quotient, in whole numbers.
+    # Shares of `extra` by cumulative survivors.
     cumulative = e.MatMul(survivors, np.triu(np.ones((count, count))))
-    product = e.as_int(e.Mul(cumulative, extra))
-    all_survivors = e.as_int(e.Max(1.0, e.total(survivors, 1)))
-    quotient = e.Div(product, all_survivors)
-    twice_rest = e.Mul(2, e.Sub(product, e.Mul(quotient, all_survivors)))
-    is_odd = e.Equal(e.Sub(quotient, e.Mul(2, e.Div(quotient, 2))), 1)
-    up = e.Or(e.Greater(twice_rest, all_survivors), e.And(e.Equal(twice_rest, all_survivors), is_odd))
-    until = e.Add(e.as_float(quotient), e.as_float(up))
+    until = rounded_quotient(e, e.Mul(cumulative, extra), e.Max(1.0, e.total(survivors, 1)))
     share = e.MatMul(until, np.eye(count) - np.eye(count, k=1))  # differences of neighbours
     taken = e.Min(e.Add(floor, share), upper)
 

@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vtexport.errors import UsageError
-from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
+from vtexport.pruning.llm.budget import check_layers, mean_tokens, refuse_unless_near, scaled_layer
+from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters
+from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
+from vtexport.pruning.llm.step import LLMStep
+from vtexport.pruning.method import Array, Method, Parameters, Schedule, Selection, Sizes, option
 from vtexport.pruning.registry import register
 
 if TYPE_CHECKING:
@@ -25,13 +29,21 @@ if TYPE_CHECKING:
 
 # The authors' presets keep .5, .4 and .3 of the patches in stage I with .18, .15 and .12 of those as clusters: a line.
 SHARE_OF_NONE, SHARE_SLOPE = 0.03, 0.3
+RATIOS, PRESETS = (0.3, 0.4, 0.5), (1 / 9, 2 / 9, 1 / 3)  # stage I's share of the patches, for which mean share
+PRESET_WIDTH = 1e-3  # the presets are written with four digits
+SHALLOW, DEEP = 2, 22  # layers of 32 before which stages 2 and 3 act
 
 
 @dataclass(frozen=True)
 class ViTCoPParameters(Parameters):
     """Options of ViTCoP; the defaults are the authors' LLaVA-1.5 settings."""
 
-    stages: str = option("1", kind=str, choices=("1",), about="stages to run; 2 and 3 are inside the language model")
+    stages: str = option(
+        "all",
+        kind=str,
+        choices=("all", "1"),
+        about="all, or the first alone: then keep counts the tokens that enter the language model",
+    )
     clusters: bool = option(
         False, kind=bool, about="also give the cluster of every kept token, as output labels; reads the tower's keys"
     )
@@ -49,6 +61,18 @@ class ViTCoPParameters(Parameters):
     )
     cutoff: float = option(8.0, kind=float, above=0, about="distance of keys d_c over which density falls to 1/e")
     radius: float = option(0.6, kind=float, above=0, about="how far tokens of a cluster may hang, in image sides")
+    merge: str = option(
+        "sum",
+        kind=str,
+        choices=("sum", "mean"),
+        about="a merged token of stage 2: its middle token plus the mean of all (code), or the mean",
+    )
+    deep_positions: str = option(
+        "official",
+        kind=str,
+        choices=("official", "original"),
+        about="position ids behind stage 3: in prefill the places before it (code), or each token's own",
+    )
     variant: str = option(
         "official", kind=str, choices=("official", "paper"), about="a token counts in its own density (code) or not"
     )
@@ -69,8 +93,8 @@ class ViTCoP(Method):
     op_type = "VtxViTCoP"
     title = "ViTCoP: Accelerating Large Vision-Language Models via Visual and Textual Semantic Collaborative Pruning"
     arxiv = "2601.17818"
-    acts = "between the vision tower and the projector (stage I)"
-    budget = "patches per image that enter the language model (T1 in the paper; its presets: 288, 230, 172 of 576)"
+    acts = "between the vision tower and the projector (stage I) and inside the language model, before two layers"
+    budget = "visual tokens per image and layer, the mean over the decoder's layers; stage I alone: those that enter it"
     positions = "contiguous"
     parameters = ViTCoPParameters
     needs_grid = True
@@ -108,10 +132,33 @@ class ViTCoP(Method):
         return keep, dataclasses.replace(parameters, cluster_share=share, cluster_count=count)
 
     def remarks(self, parameters: ViTCoPParameters, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
-        return (
-            "vitcop prunes behind the vision tower only (stage I): its stages II and III act inside the language model "
-            f"and are not there yet, so every layer sees {keep} visual tokens",
+        if parameters.stages == "all":
+            return ()
+        return (f"vitcop runs its stage I alone, so every layer sees {keep} visual tokens; leave stages out for all",)
+
+    def schedule(
+        self, parameters: ViTCoPParameters, *, grid: tuple[int, int], keep: int | None, layers: int
+    ) -> Schedule:
+        if parameters.stages == "1":
+            return super().schedule(parameters, grid=grid, keep=keep, layers=layers)
+        tokens = grid[0] * grid[1]
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= tokens:
+            raise UsageError(
+                f"keep={keep!r} is not allowed for {self.name}; give a whole number up to {tokens // 2}, such as "
+                f"{tokens // 9}"
+            )
+        at = scaled_layer(SHALLOW, layers), scaled_layer(DEEP, layers)
+        check_layers(self.name, at, layers)
+        first, second, third = _stage_counts(keep, tokens, at, layers)
+        counts = list(zip(at, (second, third), strict=True))
+        refuse_unless_near(self.name, keep, mean_tokens(first, counts, layers), *_range(tokens, at, layers))
+        _, resolved = self.resolve(dataclasses.replace(parameters, clusters=True), grid=grid, keep=first)
+        merging = ClusterMergeParameters(clusters=resolved.cluster_count or 1, merge=parameters.merge)
+        steps = (
+            LLMStep(at[0], first, second, ClusterMerge(), parameters=merging),
+            LLMStep(at[1], second, third, KeyNormTopK(), positions=parameters.deep_positions),
         )
+        return Schedule(self, resolved, first, keep, steps, self.name)
 
     def select(
         self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: ViTCoPParameters
@@ -149,6 +196,49 @@ class ViTCoP(Method):
                 e, sizes.batch, ["keys", kept], lambda *each: _cluster_image(e, *each, sizes=sizes, rules=parameters)
             )
         return values
+
+
+def _stage_counts(keep: int, tokens: int, at: tuple[int, int], layers: int) -> tuple[int, int, int]:
+    """T1, n_S and n_P of the stages for a mean of `keep` tokens over the layers.
+
+    The released formula with the model's own depth: of T1 = floor(rho T) tokens,
+    n_S = round((L p / rho - S) / ((P - S) + (L - P) / 5) T1) and n_P = round(n_S / 5), with p = keep / T, steps before
+    the layers S and P of L. The presets have a rho each; between them it is the smallest that leaves stages a token
+    and stage 2 no more than there are, and n_S may move by a few to bring the mean nearer.
+
+    Raises:
+        UsageError: No rho does, with the range of budgets.
+    """
+    from vtexport.pruning.arrays import round_half_even
+
+    share = keep / tokens
+    shallow, deep = at
+    for ratio, preset in zip(RATIOS, PRESETS, strict=True):
+        first = math.floor(ratio * tokens)
+        second = round((layers * share / ratio - shallow) / ((deep - shallow) + (layers - deep) / 5) * first)
+        is_preset = abs(share - preset) < PRESET_WIDTH
+        if not 3 <= second <= first or (not is_preset and any(abs(share - p) < PRESET_WIDTH for p in PRESETS)):
+            continue
+
+        def error(count: int, first: int = first) -> float:
+            return abs(mean_tokens(first, [(shallow, count), (deep, round_half_even(count, 5))], layers) - keep)
+
+        near = [each for each in range(second - 3, second + 4) if 3 <= each <= first]
+        if not is_preset:
+            second = min(near, key=lambda each: (error(each), abs(each - second)))
+        return first, second, round_half_even(second, 5)
+    least, most = _range(tokens, at, layers)
+    raise UsageError(
+        f"keep={keep} is not allowed for vitcop on this model; give a whole number from {math.ceil(least)} to "
+        f"{math.floor(most)}"
+    )
+
+
+def _range(tokens: int, at: tuple[int, int], layers: int) -> tuple[float, float]:
+    """The least and largest mean over the layers: one token left in stage 3, or nothing pruned in stage 2."""
+    least = mean_tokens(math.floor(RATIOS[0] * tokens), [(at[0], 3), (at[1], 1)], layers)
+    first = math.floor(RATIOS[-1] * tokens)
+    return least, mean_tokens(first, [(at[0], first), (at[1], round(first / 5))], layers)
 
 
 def _rules(parameters: ViTCoPParameters) -> PeakRules:

@@ -1,0 +1,113 @@
+"""The graph of a pruning step inside the language model: it runs in prefill only, between two decoder segments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from vtexport.export.decoder import linear, rope_tables
+from vtexport.export.dialects import DIALECTS
+from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
+from vtexport.export.prune import PRUNE_OPSET
+from vtexport.export.weights import Weight
+from vtexport.models.spec import DecoderSpec
+from vtexport.pruning.llm.op import llm_op_model
+from vtexport.pruning.llm.step import LLMSizes, LLMStep
+
+
+def prune_llm_graph(
+    step: LLMStep, spec: DecoderSpec, weights: Mapping[str, Weight], folder: Path, dtype: str
+) -> ir.Model:
+    """The step's op with what it reads and the position ids behind it; opset 20, for every dialect.
+
+    Inputs: `hidden_states` [1, S, W], `visual_start` [1] int64, the row of the first visual token, and as far as the op
+    needs them `position_ids` [1, S] int64, `keys` [1, S, kv_heads, D] and `query` [1, heads, D] of the layer before,
+    `labels` [1, n] int64. Outputs: `hidden_states_out` [1, R, W] with R = S - n + n', `position_ids_out` [1, R] int64
+    and `keep_indices` [1, n'] int64, which of the n visual tokens the kept rows stand for.
+    """
+    sizes = LLMSizes(
+        tokens=step.tokens,
+        keep=step.keep,
+        width=spec.width,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+    )
+    model = ir.from_proto(llm_op_model(step.op, step.parameters, sizes, dtype=dtype))
+    graph = model.graph
+    inputs = {value.name: value for value in graph.inputs}
+    hidden, rows = graph.outputs
+    before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
+    after.initializers = before.initializers
+    positions = before.input("position_ids", [1, "S"], "int64")
+    if step.source == "behind":
+        own = _projected(before, step, spec, inputs, positions, dtype)
+        for name, value in zip(("keys", "query"), own, strict=True):
+            if name in inputs:
+                value.name, value.shape, value.type = f"own_{name}", inputs[name].shape, inputs[name].type
+                ir.convenience.replace_all_uses_with(inputs[name], value)
+                graph.inputs.remove(inputs[name])
+    if step.positions == "original":
+        left = after.op("GatherElements", positions, rows, axis=1)
+    elif step.positions == "official":
+        left = after.op("Identity", rows)
+    else:
+        length = after.op("Squeeze", after.op("Shape", rows, start=1, end=2), after.constant(np.array([0])))
+        through = after.op("Range", after.constant(np.int64(0)), length, after.constant(np.int64(1)))
+        left = after.op("Unsqueeze", through, after.constant(np.array([0])))
+    if step.positions == "original" or step.source == "behind":
+        graph.inputs.append(positions)
+    places = after.op("Add", inputs["visual_start"], after.constant(np.arange(step.keep)))
+    kept = after.op("Sub", after.op("Gather", rows, places, axis=1), inputs["visual_start"])
+    if before.nodes:
+        graph.insert_before(graph[0], before.nodes)
+    graph.extend(after.nodes)
+    for value in before.initializers.values():
+        graph.register_initializer(value)
+    described: list[tuple[ir.Value, str, list[int | str], str]] = [
+        (hidden, "hidden_states_out", [1, "R", spec.width], dtype),
+        (left, "position_ids_out", [1, "R"], "int64"),
+        (kept, "keep_indices", [1, step.keep], "int64"),
+    ]
+    for value, name, shape, kind in described:
+        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[kind])
+    graph.outputs[:] = [value for value, *_ in described]
+    graph.name = "prune_llm"
+    graph.opset_imports[""] = PRUNE_OPSET
+    model.ir_version, model.producer_name = IR_VERSION, "vtexport"
+    return model
+
+
+def _projected(
+    g: GraphWriter,
+    step: LLMStep,
+    spec: DecoderSpec,
+    inputs: Mapping[str | None, ir.Value],
+    positions: ir.Value,
+    dtype: str,
+) -> tuple[ir.Value, ir.Value]:
+    """Keys [1, S, kv_heads, D] and the last row's query [1, heads, D] of the layer that the step stands before."""
+    dialect, prefix = DIALECTS["classic"], spec.layer_prefix.format(step.layer)
+    hidden = g.op("Reshape", inputs["hidden_states"], g.constant(np.array([-1, spec.width])))
+    norm = g.weight(prefix + "input_layernorm.weight")
+    normed = dialect.rms_norm(g, hidden, norm, spec.norm_epsilon, dtype)
+    first, last, end = (g.constant(np.array([value])) for value in (0, -1, np.iinfo(np.int64).max))
+    cos, sin = rope_tables(g, spec, dtype)
+    projected = []
+    for part, heads, x, at in (
+        ("k", spec.kv_heads, normed, positions),
+        (
+            "q",
+            spec.heads,
+            g.op("Slice", normed, last, end, first),
+            g.op("Slice", positions, last, end, g.constant(np.array([1]))),
+        ),
+    ):
+        rows = g.op("Unsqueeze", linear(g, x, f"{prefix}self_attn.{part}_proj", spec.attention_bias), first)
+        turned = dialect.rotate(g, rows, dialect.rotation(g, cos, sin, at), heads, spec.head_dim)
+        shape = [0, 0, heads, spec.head_dim] if part == "k" else [1, heads, spec.head_dim]
+        projected.append(g.op("Reshape", turned, g.constant(np.array(shape))))
+    return projected[0], projected[1]

@@ -1,0 +1,133 @@
+"""VtxClusterMerge: one merged token for each cluster, the most important ones beside it (ViTCoP, arXiv 2601.17818, II).
+
+With l_i the length of the mean key (`key_norm_topk`; short means important), s_c the size of cluster c, K the number of
+clusters that are not empty and n' tokens to keep: cluster c keeps its q_c most important tokens as they are, about
+(s_c - 1) (n' - K) / (n - K) of them, and one token stands for the rest M of it: the middle one of M, to which the mean
+of M is added. Where K > n', the n' - 1 clusters of smallest summed l become one merged token each and all others one
+together. What is left keeps the order of the tokens; a merged one stands at the place of its middle token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vtexport.pruning.llm.key_norm_topk import emit_key_norms, key_norms
+from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
+from vtexport.pruning.method import Array, Parameters, option
+
+if TYPE_CHECKING:
+    from vtexport.pruning.emit import Emitter
+
+
+@dataclass(frozen=True)
+class ClusterMergeParameters(Parameters):
+    """How many clusters the labels name, and how a merged token is made."""
+
+    clusters: int = option(1, kind=int, minimum=1, about="labels run from 0 to clusters - 1, and -1 for none")
+    merge: str = option(
+        "sum",
+        kind=str,
+        choices=("sum", "mean"),
+        about="a merged token: its middle token plus the mean of all (code), or the mean alone",
+    )
+
+
+class ClusterMerge(LLMOp):
+    """The n' rows of clusters: kept tokens and merged ones. The label -1 is a cluster too, before the others.
+
+    `details`: saliency [n] (l), quotas [K] int64 (q_c of the clusters there are; 0 where K > n'), keep_margin (least
+    gap of l at a cluster's cut; where K > n', of the summed l at the cut).
+    """
+
+    op_type = "VtxClusterMerge"
+    signals = ("keys", "labels")
+
+    def select(
+        self,
+        hidden: Array,
+        visual_start: int,
+        signals: Mapping[str, Array],
+        *,
+        sizes: LLMSizes,
+        parameters: ClusterMergeParameters,
+    ) -> LLMSelection:
+        from array_api_compat import array_namespace, device
+
+        from vtexport.pruning.arrays import integers
+
+        xp = array_namespace(hidden)
+        norms = key_norms(xp, signals["keys"][visual_start : visual_start + sizes.tokens, ...])
+        saliency = [float(each) for each in norms.tolist()]
+        labels = [int(each) for each in signals["labels"].tolist()]
+        groups, quotas, margin = _groups(saliency, labels, sizes.keep)
+        visual = xp.astype(hidden[visual_start : visual_start + sizes.tokens, ...], xp.float64)
+        rows: dict[int, Array] = {}
+        merged = set()
+        for members, quota in zip(groups, quotas, strict=True):
+            ranked = sorted(members, key=lambda each: (saliency[each], each))
+            for single in ranked[:quota]:
+                rows[single] = hidden[visual_start + single, ...]
+            rest = sorted(ranked[quota:])
+            middle = rest[len(rest) // 2]
+            mean = xp.mean(xp.stack([visual[each, ...] for each in rest]), axis=0)
+            made = mean if parameters.merge == "mean" else visual[middle, ...] + mean
+            rows[middle] = xp.astype(made, hidden.dtype)
+            merged.add(middle)
+        kept = sorted(rows)
+        details = {
+            "saliency": norms,
+            "quotas": integers(xp, quotas, hidden),
+            "keep_margin": xp.asarray(margin, dtype=xp.float64, device=device(hidden)),
+        }
+        flags = xp.asarray([each in merged for each in kept], dtype=xp.bool, device=device(hidden))
+        return LLMSelection(integers(xp, kept, hidden), xp.stack([rows[each] for each in kept]), details, flags)
+
+    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: ClusterMergeParameters) -> dict[str, str]:
+        from vtexport.pruning.llm.cluster_merge_onnx import emit_cluster_merge
+
+        return emit_cluster_merge(e, emit_key_norms(e, sizes), sizes=sizes, parameters=parameters)
+
+
+def _groups(saliency: list[float], labels: list[int], keep: int) -> tuple[list[list[int]], list[int], float]:
+    """Tokens that share one merged token, how many of each stay single, and the least margin of a decision."""
+    infinite = float("inf")
+    clusters = [[i for i, own in enumerate(labels) if own == label] for label in sorted(set(labels))]
+    totals = [sum(saliency[i] for i in members) for members in clusters]
+    order = sorted(range(len(clusters)), key=lambda each: (totals[each], each))
+    if len(clusters) > keep:
+        margin = totals[order[keep - 1]] - totals[order[keep - 2]] if keep > 1 else infinite
+        together = sorted(i for each in order[keep - 1 :] for i in clusters[each])
+        return [*(clusters[each] for each in order[: keep - 1]), together], [0] * keep, margin
+    quotas = quota([len(members) for members in clusters], totals, keep)
+    margin = infinite
+    for members, count in zip(clusters, quotas, strict=True):
+        ranked = sorted(saliency[i] for i in members)
+        if 0 < count < len(ranked):
+            margin = min(margin, ranked[count] - ranked[count - 1])
+    return clusters, quotas, margin
+
+
+def quota(sizes: list[int], totals: list[float], keep: int) -> list[int]:
+    """Single tokens of each cluster: `keep` minus the number of clusters in all, at most size - 1 each.
+
+    Shares are rounded half to even on the exact quotient. What is then missing goes one by one to the clusters of
+    smallest total with room; what is too much is taken one by one from those of largest total. One round suffices:
+    every cluster that was rounded down has room, and there are at least twice as many as tokens are missing.
+    """
+    from vtexport.pruning.arrays import round_half_even
+
+    clusters, tokens = len(sizes), sum(sizes)
+    singles = keep - clusters
+    shares = [round_half_even((size - 1) * singles, max(1, tokens - clusters)) for size in sizes]
+    difference = singles - sum(shares)
+    order = sorted(range(clusters), key=lambda each: (totals[each], each), reverse=difference < 0)
+    for each in order:
+        if difference > 0 and shares[each] < sizes[each] - 1:
+            shares[each] += 1
+            difference -= 1
+        elif difference < 0 and shares[each] > 0:
+            shares[each] -= 1
+            difference += 1
+    return shares

@@ -1,0 +1,52 @@
+"""VtxKeyNormTopK: the visual tokens whose mean key is shortest (ViTCoP, arXiv 2601.17818, stage III).
+
+l_i = |mean over heads of k_i|: the mean of the vectors first, then the norm. A small norm means much attention received
+and is kept. Rotary positions turn all heads of a token alike and leave l as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vtexport.pruning.llm.attention_topk import select_top
+from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
+from vtexport.pruning.method import Array
+
+if TYPE_CHECKING:
+    from vtexport.pruning.emit import Emitter
+
+
+class KeyNormTopK(LLMOp):
+    """The n' visual tokens of smallest l. `details`: scores [n] (-l), margin (gap at the cut)."""
+
+    op_type = "VtxKeyNormTopK"
+    signals = ("keys",)
+
+    def select(
+        self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
+    ) -> LLMSelection:
+        from array_api_compat import array_namespace
+
+        xp = array_namespace(hidden)
+        norms = key_norms(xp, signals["keys"][visual_start : visual_start + sizes.tokens, ...])
+        return select_top(xp, hidden, visual_start, -norms, sizes.keep)
+
+    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: Any) -> dict[str, str]:
+        from vtexport.pruning.llm.parts_onnx import keep_top, splice
+
+        return splice(e, keep_top(e, emit_key_norms(e, sizes), sizes.keep, largest=False), sizes)
+
+
+def key_norms(xp: Any, keys: Array) -> Array:
+    """l [n] float64 of `keys` [n, kv_heads, head_dim]."""
+    mean = xp.mean(xp.astype(keys, xp.float64), axis=1)
+    return xp.sqrt(xp.sum(mean * mean, axis=1))
+
+
+def emit_key_norms(e: Emitter, sizes: LLMSizes) -> str:
+    """l [n] of the visual tokens."""
+    from vtexport.pruning.llm.parts_onnx import visual_rows
+
+    mean = e.ReduceMean(visual_rows(e, "keys", sizes), [1], keepdims=0)
+    return str(e.Sqrt(e.ReduceSum(e.Mul(mean, mean), [1], keepdims=0)))
