@@ -95,8 +95,13 @@ def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:
     assert len([name for name in manifest.files if name.endswith(".safetensors")]) == 1
 
 
-def test_tensorrt_rtx_builds_every_prune_graph(checkpoint: Path, tmp_path: Path) -> None:
+def test_tensorrt_rtx_builds_every_graph(checkpoint: Path, tmp_path: Path) -> None:
+    """Prune graphs, decoder segments and the steps between them, vision towers with every set of signals."""
     folder = bundle_of_all(checkpoint, tmp_path / "tiny", "fp16")
-    record = compile_rtx(open_bundle(folder), find_target("rtx"))
-    assert {f"{plan(name)}.prune" for name in METHODS} <= set(record.engines)
+    opened = open_bundle(folder)
+    record = compile_rtx(opened, find_target("rtx"))
+    graphs = [each.graphs["modern"] for each in opened.manifest.plans]
+    wanted = {name for each in graphs for name in (each.vision, each.prune, *each.decoder, *each.prune_llm)}
+    assert set(record.engines) == wanted
+    assert {"pyramiddrop-40.prune_llm_2", "vitcop-16.prune_llm_0", "decoder_1-2.modern", "cdpruner-16.prune"} <= wanted
     assert all((folder / "engines" / "rtx" / engine.file).stat().st_size > 1000 for engine in record.engines.values())
