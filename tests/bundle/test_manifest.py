@@ -42,8 +42,8 @@ def test_keys_are_sorted_and_readable(manifest: dict[str, Any], tiny_bundle: Pat
 
 
 def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match=r"schema_version 2, this vtexport reads 1.*build the bundle again"):
-        decode(changed(manifest, ["schema_version"], 2), "manifest.json")
+    with pytest.raises(BundleError, match=r"schema_version 3, this vtexport reads 2.*build the bundle again"):
+        decode(changed(manifest, ["schema_version"], 3), "manifest.json")
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,15 @@ def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
         (["plans", 0, "positions"], "circular", "positions"),
         (["plans", 0, "graphs", "modern", "prune"], "nowhere", "uses? the graph 'nowhere'"),
         (["plans", 1, "name"], "prunesid-16", "two plans of one name"),
-        (["decoder", "segments"], [], "0 segments"),
-        (["decoder", "layers"], 99, "do not add up"),
+        (["plans", 0, "segments"], [], "segments"),
+        (["plans", 0, "segments", 0, "layers"], 2, "segments that do not fit its steps and layers"),
+        (["plans", 0, "graphs", "modern", "decoder"], [], "0 decoder graphs"),
+        (
+            ["plans", 0, "steps"],
+            [{"layer": 1, "tokens": 16, "keep": 4, "op": "VtxAttentionTopK", "positions": "original"}],
+            "segments that do not fit its steps",
+        ),
+        (["decoder", "layers"], 99, "do not fit its steps and layers"),
         (["text", "embedding", "file"], "other.safetensors", "does not list it"),
         (["text", "embedding", "offset"], 10**9, "ends behind"),
         (["text", "embedding", "shape"], [2**62, 2**62], "ends behind"),

@@ -157,7 +157,8 @@ def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_pat
     manifest = open_bundle(half_bundle).manifest
     plans = [msgspec.structs.replace(manifest.plans[0], visual_tokens=visual) for visual in (64, 192)]
     sizes = msgspec.structs.replace(manifest.decoder, max_positions=spec.max_positions)
-    ranges = profiles(msgspec.structs.replace(manifest, plans=plans, decoder=sizes), graph)
+    graphs = manifest.graphs | {"decoder_0.modern": graph}
+    ranges = profiles(msgspec.structs.replace(manifest, plans=plans, decoder=sizes, graphs=graphs), graph)
     assert [profile.name for profile in ranges] == ["prefill-64", "prefill-192", "decode"]
     job = Job(
         graph=str(tmp_path / "decoder.onnx"),

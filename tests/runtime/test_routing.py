@@ -193,7 +193,7 @@ def test_each_image_gets_its_budget_and_the_answer_says_so(calibrated: Path, pho
 
 
 def test_the_shared_graphs_are_loaded_once(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtexport.runtime import onnxruntime_backend, pipeline, vision
+    from vtexport.runtime import language_model, onnxruntime_backend, pipeline, vision
 
     loaded: list[str] = []
 
@@ -202,7 +202,7 @@ def test_the_shared_graphs_are_loaded_once(calibrated: Path, monkeypatch: pytest
             loaded.append(path.name)
             super().__init__(path, device, threads)
 
-    for module in (pipeline, vision):
+    for module in (pipeline, vision, language_model):
         monkeypatch.setattr(module, "Session", Counted)
     Pipeline.open(calibrated)
     prunes = [f"prunesid-{budget}.prune.onnx" for budget in BUDGETS]
