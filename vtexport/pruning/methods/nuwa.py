@@ -19,6 +19,7 @@ from vtexport.errors import UsageError
 from vtexport.pruning.llm.attention_topk import AttentionTopK
 from vtexport.pruning.llm.budget import check_layers, mean_tokens, refuse_unless_near, scaled_layer
 from vtexport.pruning.llm.step import LLMStep
+from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
 from vtexport.pruning.method import Array, Method, Parameters, Schedule, Selection, Sizes, option
 from vtexport.pruning.registry import register
 
@@ -62,7 +63,7 @@ class NuwaParameters(Parameters):
         "official",
         kind=str,
         choices=("official", "paper"),
-        about="salience and pillars by attention from CLS (code), or by that times key norm and by key norm (paper)",
+        about="salience, pillars and stage 2 by attention (code), or by key norms and likeness to the text (paper)",
     )
 
 
@@ -139,7 +140,8 @@ class Nuwa(Method):
         mean = mean_tokens(first, [(at, second)], layers)
         refuse_unless_near(self.name, keep, mean, 2, most)
         _, resolved = self.resolve(parameters, grid=grid, keep=first)
-        step = LLMStep(at, first, second, AttentionTopK())
+        op = TextSimilarityTopK() if parameters.variant == "paper" else AttentionTopK()
+        step = LLMStep(at, first, second, op)
         return Schedule(self, resolved, first, keep, (step,), self.name)
 
     def select(
