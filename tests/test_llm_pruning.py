@@ -128,7 +128,7 @@ def test_decoding_equals_the_eager_model(
         different.add(tuple(expected[:12]))
         if count == NEW:
             assert len(expected) == NEW
-            assert len(set(expected)) > 12, "a model that repeats itself proves little"
+            assert len(set(expected)) > 8, "a model that repeats itself proves little"
 
         # A cache a segment, each with its own length: what `inspect` says of the image, and the text.
         text = answer.prompt_tokens - plan.visual_tokens + len(answer.token_ids) - 1

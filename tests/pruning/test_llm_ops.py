@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +21,8 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from pruning_cases import run_stock
 
+from vtexport.engines.profiles import Profile
+from vtexport.engines.rtx_worker import Job
 from vtexport.errors import InputError
 from vtexport.pruning.llm.attention_topk import AttentionTopK
 from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters, quota
@@ -311,3 +318,24 @@ def test_quotas_sum_up(counts: list[int], data: st.DataObject) -> None:
     quotas = quota(counts, [float(each) for each in totals], keep)
     assert sum(quotas) == keep - len(counts)
     assert all(0 <= own < count for own, count in zip(quotas, counts, strict=True))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_tensorrt_rtx_builds_every_op(name: str, tmp_path: Path) -> None:
+    """In float16, for sequences of any length; without tensorrt_rtx this fails and is not skipped."""
+    parameters = ClusterMergeParameters(clusters=23) if name == "VtxClusterMerge" else None
+    onnx.save(llm_op_model(OPS[name], parameters, sizes(9), dtype="float16"), tmp_path / "op.onnx")
+    shapes = {"hidden_states": [[1, rows, 24] for rows in (N, 40, 99)]}
+    if "keys" in OPS[name].signals:
+        shapes["keys"] = [[1, rows, 2, 8] for rows in (N, 40, 99)]
+    job = Job(
+        graph=str(tmp_path / "op.onnx"),
+        engine=str(tmp_path / "engine"),
+        profiles=[Profile(name="lengths", shapes=shapes)],
+        compute_capabilities=[],
+        parent=os.getpid(),
+    )
+    worker = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
+    done = subprocess.run(worker, input=msgspec.json.encode(job), capture_output=True, check=False)
+    assert (tmp_path / "engine").is_file(), done.stdout + done.stderr
+    assert (tmp_path / "engine").stat().st_size > 1000
