@@ -55,9 +55,8 @@ class PyramidDrop(LLMMethod):
             return mean_tokens(tokens, list(zip(at, counts(first), strict=True)), layers)
 
         def first(budget: int) -> int:
-            above = (
-                bisect.bisect_left(range(1, tokens + 1), float(budget), key=mean) + 1
-            )  # the mean rises with the first count
+            # The mean rises with the first count.
+            above = 1 + bisect.bisect_left(range(1, tokens + 1), float(budget), key=mean)
             return min({max(1, above - 1), min(tokens, above)}, key=lambda each: (abs(mean(each) - budget), each))
 
         keep = check_budget(self.name, keep, lambda budget: mean(first(budget)), tokens)
