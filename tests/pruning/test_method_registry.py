@@ -11,6 +11,7 @@ from vtexport.pruning import get_method, list_methods, make_parameters, op_model
 from vtexport.pruning.llm.attention_topk import AttentionTopK
 from vtexport.pruning.llm.cluster_merge import ClusterMerge
 from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
+from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
 from vtexport.pruning.method import Method
 from vtexport.pruning.registry import register
 
@@ -33,8 +34,8 @@ def test_names() -> None:
 def test_op_types_are_unlike_any_other_op() -> None:
     """TensorRT's parser looks functions up by name alone."""
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    steps = [AttentionTopK.op_type, KeyNormTopK.op_type, ClusterMerge.op_type]  # inside the language model
-    op_types = [*(method.op_type for method in list_methods() if method.op_type), *steps]
+    inside = [AttentionTopK, ClusterMerge, KeyNormTopK, TextSimilarityTopK]  # the language model
+    op_types = [*(method.op_type for method in list_methods() if method.op_type), *(op.op_type for op in inside)]
     assert len(set(op_types)) == len(op_types)
     for op_type in op_types:
         assert op_type.startswith("Vtx")

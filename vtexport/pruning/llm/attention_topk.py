@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
+from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
 from vtexport.pruning.method import Array
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ class AttentionTopK(LLMOp):
     def select(
         self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
     ) -> LLMSelection:
-        from array_api_compat import array_namespace
-
-        xp = array_namespace(hidden)
+        xp = checked_step(hidden, signals)
         keys, query = (xp.astype(signals[name], xp.float64) for name in self.signals)
         rows = keys.shape[0]
         groups = sizes.heads // sizes.kv_heads

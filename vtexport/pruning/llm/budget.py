@@ -36,19 +36,30 @@ def check_layers(method: str, layers: Sequence[int], of: int) -> None:
         )
 
 
-def refuse_unless_near(method: str, keep: int, mean: float, least: float, most: float) -> None:
-    """Refuses a budget that the method's counts miss by more than 2 %.
+def check_budget(method: str, keep: int | None, mean_of: Callable[[int], float | None], tokens: int) -> int:
+    """`keep`, where the method's counts for it come to a mean within 2 % of it.
+
+    Args:
+        method: Its name.
+        keep: The budget asked for.
+        mean_of: The mean over the layers that the method's counts for a budget come to, None where it has no counts.
+        tokens: Visual tokens without pruning.
 
     Raises:
-        UsageError: With the range of budgets.
+        UsageError: With the budgets that are possible; they are tried one by one, since small ones can have gaps.
     """
-    if abs(mean - keep) > TOLERANCE * keep or keep > most:
-        raise UsageError(
-            f"keep={keep} is not allowed for {method} on this model: its mean over the layers would be {mean:.1f}; "
-            f"give a whole number from {-(-least // 1):.0f} to {most:.0f}"
-        )
 
+    def gives(budget: int) -> bool:
+        mean = mean_of(budget)
+        return mean is not None and abs(mean - budget) <= TOLERANCE * budget
 
-def nearest(candidates: Sequence[int], mean: Callable[[int], float], keep: int) -> int:
-    """The candidate whose mean is nearest to `keep`; the smaller of two equally near ones."""
-    return min(candidates, key=lambda each: (abs(mean(each) - keep), each))
+    if isinstance(keep, int) and not isinstance(keep, bool) and 1 <= keep <= tokens and gives(keep):
+        return keep
+    possible = [budget for budget in range(1, tokens + 1) if gives(budget)]
+    if not possible:
+        raise UsageError(f"{method} has no budget on this model, which has {tokens} visual tokens; use another method")
+    which = f"a whole number from {possible[0]} to {possible[-1]}"
+    if isinstance(keep, int) and possible[0] < keep < possible[-1]:
+        below, above = (pick(each for each in possible if (each > keep) == more) for pick, more in ((max, 0), (min, 1)))
+        which += f", of which {below} and {above} are the nearest"
+    raise UsageError(f"keep={keep!r} is not allowed for {method} on this model; give {which}")

@@ -9,12 +9,13 @@ together. What is left keeps the order of the tokens; a merged one stands at the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vtexport.pruning.llm.key_norm_topk import emit_key_norms, key_norms
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
+from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
 from vtexport.pruning.method import Array, Parameters, option
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class ClusterMerge(LLMOp):
     """The n' rows of clusters: kept tokens and merged ones. The label -1 is a cluster too, before the others.
 
     `details`: saliency [n] (l), quotas [K] int64 (q_c of the clusters there are; 0 where K > n'), keep_margin (least
-    gap of l at a cluster's cut; where K > n', of the summed l at the cut).
+    gap of l at a cluster's cut; where K > n', of the summed l at the cut), total_margin (least gap of the summed l of
+    two clusters where that decided a quota, else infinite).
     """
 
     op_type = "VtxClusterMerge"
@@ -53,15 +55,15 @@ class ClusterMerge(LLMOp):
         sizes: LLMSizes,
         parameters: ClusterMergeParameters,
     ) -> LLMSelection:
-        from array_api_compat import array_namespace, device
+        from array_api_compat import device
 
         from vtexport.pruning.arrays import integers
 
-        xp = array_namespace(hidden)
+        xp = checked_step(hidden, signals)
         norms = key_norms(xp, signals["keys"][visual_start : visual_start + sizes.tokens, ...])
         saliency = [float(each) for each in norms.tolist()]
         labels = [int(each) for each in signals["labels"].tolist()]
-        groups, quotas, margin = _groups(saliency, labels, sizes.keep)
+        groups, quotas, margins = _groups(saliency, labels, sizes.keep)
         visual = xp.astype(hidden[visual_start : visual_start + sizes.tokens, ...], xp.float64)
         rows: dict[int, Array] = {}
         merged = set()
@@ -79,8 +81,8 @@ class ClusterMerge(LLMOp):
         details = {
             "saliency": norms,
             "quotas": integers(xp, quotas, hidden),
-            "keep_margin": xp.asarray(margin, dtype=xp.float64, device=device(hidden)),
         }
+        details |= {name: xp.asarray(each, dtype=xp.float64, device=device(hidden)) for name, each in margins.items()}
         flags = xp.asarray([each in merged for each in kept], dtype=xp.bool, device=device(hidden))
         return LLMSelection(integers(xp, kept, hidden), xp.stack([rows[each] for each in kept]), details, flags)
 
@@ -90,8 +92,8 @@ class ClusterMerge(LLMOp):
         return emit_cluster_merge(e, emit_key_norms(e, sizes), sizes=sizes, parameters=parameters)
 
 
-def _groups(saliency: list[float], labels: list[int], keep: int) -> tuple[list[list[int]], list[int], float]:
-    """Tokens that share one merged token, how many of each stay single, and the least margin of a decision."""
+def _groups(saliency: list[float], labels: list[int], keep: int) -> tuple[list[list[int]], list[int], dict[str, float]]:
+    """Tokens that share one merged token, how many of each stay single, and the least margins of what was decided."""
     infinite = float("inf")
     clusters = [[i for i, own in enumerate(labels) if own == label] for label in sorted(set(labels))]
     totals = [sum(saliency[i] for i in members) for members in clusters]
@@ -99,14 +101,18 @@ def _groups(saliency: list[float], labels: list[int], keep: int) -> tuple[list[l
     if len(clusters) > keep:
         margin = totals[order[keep - 1]] - totals[order[keep - 2]] if keep > 1 else infinite
         together = sorted(i for each in order[keep - 1 :] for i in clusters[each])
-        return [*(clusters[each] for each in order[: keep - 1]), together], [0] * keep, margin
-    quotas = quota([len(members) for members in clusters], totals, keep)
-    margin = infinite
+        margins = {"keep_margin": margin, "total_margin": infinite}
+        return [*(clusters[each] for each in order[: keep - 1]), together], [0] * keep, margins
+    counts = [len(members) for members in clusters]
+    quotas = quota(counts, totals, keep)
+    margin = total_margin = infinite
+    if quotas != _shares(counts, keep):
+        total_margin = min((totals[b] - totals[a] for a, b in itertools.pairwise(order)), default=infinite)
     for members, count in zip(clusters, quotas, strict=True):
         ranked = sorted(saliency[i] for i in members)
         if 0 < count < len(ranked):
             margin = min(margin, ranked[count] - ranked[count - 1])
-    return clusters, quotas, margin
+    return clusters, quotas, {"keep_margin": margin, "total_margin": total_margin}
 
 
 def quota(sizes: list[int], totals: list[float], keep: int) -> list[int]:
@@ -116,13 +122,9 @@ def quota(sizes: list[int], totals: list[float], keep: int) -> list[int]:
     smallest total with room; what is too much is taken one by one from those of largest total. One round suffices:
     every cluster that was rounded down has room, and there are at least twice as many as tokens are missing.
     """
-    from vtexport.pruning.arrays import round_half_even
-
-    clusters, tokens = len(sizes), sum(sizes)
-    singles = keep - clusters
-    shares = [round_half_even((size - 1) * singles, max(1, tokens - clusters)) for size in sizes]
-    difference = singles - sum(shares)
-    order = sorted(range(clusters), key=lambda each: (totals[each], each), reverse=difference < 0)
+    shares = _shares(sizes, keep)
+    difference = keep - len(sizes) - sum(shares)
+    order = sorted(range(len(sizes)), key=lambda each: (totals[each], each), reverse=difference < 0)
     for each in order:
         if difference > 0 and shares[each] < sizes[each] - 1:
             shares[each] += 1
@@ -131,3 +133,10 @@ def quota(sizes: list[int], totals: list[float], keep: int) -> list[int]:
             shares[each] -= 1
             difference += 1
     return shares
+
+
+def _shares(sizes: list[int], keep: int) -> list[int]:
+    from vtexport.pruning.arrays import round_half_even
+
+    singles, others = keep - len(sizes), sum(sizes) - len(sizes)
+    return [round_half_even((size - 1) * singles, max(1, others)) for size in sizes]

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vtexport.pruning.llm.attention_topk import select_top
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
+from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
 from vtexport.pruning.method import Array
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
+
+LARGEST = 1e30  # a sum of 3840 of them is still a number in float32
 
 
 class KeyNormTopK(LLMOp):
@@ -26,9 +28,7 @@ class KeyNormTopK(LLMOp):
     def select(
         self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
     ) -> LLMSelection:
-        from array_api_compat import array_namespace
-
-        xp = array_namespace(hidden)
+        xp = checked_step(hidden, signals)
         norms = key_norms(xp, signals["keys"][visual_start : visual_start + sizes.tokens, ...])
         return select_top(xp, hidden, visual_start, -norms, sizes.keep)
 
@@ -45,8 +45,9 @@ def key_norms(xp: Any, keys: Array) -> Array:
 
 
 def emit_key_norms(e: Emitter, sizes: LLMSizes) -> str:
-    """l [n] of the visual tokens."""
+    """l [n] of the visual tokens; `LARGEST` where it is larger or NaN, so that sums and orders of them hold."""
     from vtexport.pruning.llm.parts_onnx import visual_rows
 
     mean = e.ReduceMean(visual_rows(e, "keys", sizes), [1], keepdims=0)
-    return str(e.Sqrt(e.ReduceSum(e.Mul(mean, mean), [1], keepdims=0)))
+    norms = e.Sqrt(e.ReduceSum(e.Mul(mean, mean), [1], keepdims=0))
+    return str(e.Where(e.Less(norms, LARGEST), norms, LARGEST))

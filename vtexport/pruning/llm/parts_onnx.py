@@ -36,6 +36,7 @@ def splice(e: Emitter, kept: str, sizes: LLMSizes, block: str | None = None) -> 
 
 
 def keep_top(e: Emitter, scores: str, count: int, *, largest: bool = True) -> str:
-    """[count] int64, ascending: where `scores` [n] are largest (smallest), ties to the lower index."""
-    _, chosen = e.TopK(scores, [count], outputs=2, axis=0, largest=int(largest))
+    """[count] int64, ascending: where `scores` [n] are largest (smallest), ties to the lower index, NaN last."""
+    last = float(np.finfo(np.float32).min if largest else np.finfo(np.float32).max)
+    _, chosen = e.TopK(e.Where(e.IsNaN(scores), last, scores), [count], outputs=2, axis=0, largest=int(largest))
     return str(e.TopK(chosen, [count], outputs=2, axis=0, largest=0)[0])

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vtexport.errors import InputError
 from vtexport.pruning.method import Array
 
 if TYPE_CHECKING:
@@ -101,3 +102,18 @@ class LLMStep:
     source: str = "before"
     positions: str = "original"
     parameters: Any = None
+
+
+def checked_step(hidden: Array, signals: Mapping[str, Array]) -> Any:
+    """The array namespace of a reference's inputs.
+
+    Raises:
+        InputError: One holds NaN or infinite values.
+    """
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(hidden)
+    for name, value in {"hidden_states": hidden, **signals}.items():
+        if name != "labels" and not bool(xp.all(xp.isfinite(value))):
+            raise InputError(f"{name} holds NaN or infinite values; check the decoder layer that they come from")
+    return xp

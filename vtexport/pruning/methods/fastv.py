@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from vtexport.errors import UsageError
 from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.budget import check_layers, mean_tokens, refuse_unless_near, scaled_layer
+from vtexport.pruning.llm.budget import check_budget, check_layers, mean_tokens, scaled_layer
 from vtexport.pruning.llm.step import LLMStep
 from vtexport.pruning.method import LLMMethod, Parameters, Schedule, option
 from vtexport.pruning.registry import get_method, register
@@ -47,14 +46,14 @@ class FastV(LLMMethod):
         tokens = grid[0] * grid[1]
         layer = scaled_layer(2, layers) if parameters.layer is None else parameters.layer
         check_layers(self.name, [layer], layers)
-        least = mean_tokens(tokens, [(layer, 1)], layers)
-        if isinstance(keep, bool) or not isinstance(keep, int):
-            raise UsageError(
-                f"keep={keep!r} is not allowed for {self.name}; give a whole number, such as {tokens // 2}"
-            )
-        left = min(tokens, max(1, round((layers * keep - layer * tokens) / (layers - layer))))
-        refuse_unless_near(self.name, keep, mean_tokens(tokens, [(layer, left)], layers), least, tokens)
-        step = LLMStep(layer=layer, tokens=tokens, keep=left, op=AttentionTopK())
+
+        def left(budget: int) -> int:
+            return min(tokens, max(1, round((layers * budget - layer * tokens) / (layers - layer))))
+
+        keep = check_budget(
+            self.name, keep, lambda budget: mean_tokens(tokens, [(layer, left(budget))], layers), tokens
+        )
+        step = LLMStep(layer=layer, tokens=tokens, keep=left(keep), op=AttentionTopK())
         entering, everything = get_method("none").resolve(Parameters(), grid=grid, keep=None)
         resolved = dataclasses.replace(parameters, layer=layer)
         return Schedule(get_method("none"), everything, entering, keep, (step,), self.name, resolved)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from vtexport.errors import UsageError
 from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.budget import check_layers, mean_tokens, refuse_unless_near, scaled_layer
+from vtexport.pruning.llm.budget import check_budget, check_layers, mean_tokens, scaled_layer
 from vtexport.pruning.llm.step import LLMStep
+from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
 from vtexport.pruning.method import Array, Method, Parameters, Schedule, Selection, Sizes, option
 from vtexport.pruning.registry import register
 
@@ -29,7 +30,7 @@ SIDE = 2  # of a region, patches
 DISTANCE, PILLAR_QUANTILE = 280.0, 0.55
 PAPER_REACH, PAPER_PILLAR_QUANTILE = 0.26, 0.75  # of the largest distance on the grid; of the key norms
 STAGE_2 = 16  # the layer of 32 before which stage 2 acts
-FIRST_SHARE, SECOND_SHARE = 1.75, 0.25  # of the budget, in the layers before it and behind it: 112 and 16 for 64
+FIRST_SHARE = 1.75  # of the budget, in the layers before it: 112 for 64, and 16 behind it
 SMALL = 1e-8  # in the denominator of the released code
 
 
@@ -62,7 +63,7 @@ class NuwaParameters(Parameters):
         "official",
         kind=str,
         choices=("official", "paper"),
-        about="salience and pillars by attention from CLS (code), or by that times key norm and by key norm (paper)",
+        about="salience, pillars and stage 2 by attention (code), or by key norms and likeness to the text (paper)",
     )
 
 
@@ -129,17 +130,19 @@ class Nuwa(Method):
         if parameters.stages == "1":
             return super().schedule(parameters, grid=grid, keep=keep, layers=layers)
         tokens, at = grid[0] * grid[1], scaled_layer(STAGE_2, layers)
-        most = math.floor(tokens / FIRST_SHARE)
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 2 <= keep <= most:
-            raise UsageError(f"keep={keep!r} is not allowed for {self.name}; give a whole number from 2 to {most}")
         check_layers(self.name, [at], layers)
-        first, second = round(FIRST_SHARE * keep), max(1, round(SECOND_SHARE * keep))
-        if at * 2 != layers:  # an odd depth: the second count makes up for it
-            second = min(first, max(1, round((layers * keep - at * first) / (layers - at))))
-        mean = mean_tokens(first, [(at, second)], layers)
-        refuse_unless_near(self.name, keep, mean, 2, most)
+
+        def mean_of(budget: int) -> float | None:
+            counts = _stage_counts(budget, tokens, at, layers)
+            return counts and mean_tokens(counts[0], [(at, counts[1])], layers)
+
+        keep = check_budget(self.name, keep, mean_of, tokens)
+        counts = _stage_counts(keep, tokens, at, layers)
+        assert counts is not None
+        first, second = counts
         _, resolved = self.resolve(parameters, grid=grid, keep=first)
-        step = LLMStep(at, first, second, AttentionTopK())
+        op = TextSimilarityTopK() if parameters.variant == "paper" else AttentionTopK()
+        step = LLMStep(at, first, second, op)
         return Schedule(self, resolved, first, keep, (step,), self.name)
 
     def select(
@@ -164,6 +167,25 @@ class Nuwa(Method):
         return per_image(
             e, sizes.batch, inputs, lambda *each: _emit_image(e, *each, sizes=sizes, parameters=parameters)
         )
+
+
+def _stage_counts(keep: int, tokens: int, at: int, layers: int) -> tuple[int, int] | None:
+    """Tokens behind stage 1 and behind stage 2, which acts before layer `at`; None where stage 1 would need too many.
+
+    Stage 1 keeps 1.75 N; stage 2 makes the mean N, and is left one token at least.
+    """
+    if FIRST_SHARE * keep > tokens:
+        return None
+    about = min(round(FIRST_SHARE * keep), (layers * keep - (layers - at)) // at)
+
+    def second(first: int) -> int:
+        return min(first, max(1, round((layers * keep - at * first) / (layers - at))))
+
+    def error(first: int) -> tuple[float, int]:
+        return abs(mean_tokens(first, [(at, second(first))], layers) - keep), abs(first - about)
+
+    first = min(range(max(1, about - 3), min(tokens, about + 3) + 1), key=error)
+    return first, second(first)
 
 
 def candidates(grid: tuple[int, int], top_n: int) -> int:

@@ -8,11 +8,11 @@ Here the ratio follows from the budget, which is the mean over the decoder's lay
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
-from vtexport.errors import UsageError
 from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.budget import check_layers, mean_tokens, nearest, refuse_unless_near, scaled_layer
+from vtexport.pruning.llm.budget import check_budget, check_layers, mean_tokens, scaled_layer
 from vtexport.pruning.llm.step import LLMStep
 from vtexport.pruning.method import LLMMethod, Parameters, Schedule, option
 from vtexport.pruning.registry import get_method, register
@@ -47,10 +47,6 @@ class PyramidDrop(LLMMethod):
         tokens = grid[0] * grid[1]
         at = [scaled_layer(layer, layers) for layer in (8, 16, 24)]
         check_layers(self.name, at, layers)
-        if isinstance(keep, bool) or not isinstance(keep, int):
-            raise UsageError(
-                f"keep={keep!r} is not allowed for {self.name}; give a whole number, such as {tokens // 2}"
-            )
 
         def counts(first: int) -> list[int]:
             return [max(1, first**power // tokens ** (power - 1)) for power in (1, 2, 3)]
@@ -58,9 +54,13 @@ class PyramidDrop(LLMMethod):
         def mean(first: int) -> float:
             return mean_tokens(tokens, list(zip(at, counts(first), strict=True)), layers)
 
-        first = nearest(range(1, tokens + 1), mean, keep)
-        refuse_unless_near(self.name, keep, mean(first), mean(1), tokens)
-        kept = counts(first)
+        def first(budget: int) -> int:
+            # The mean rises with the first count.
+            above = 1 + bisect.bisect_left(range(1, tokens + 1), float(budget), key=mean)
+            return min({max(1, above - 1), min(tokens, above)}, key=lambda each: (abs(mean(each) - budget), each))
+
+        keep = check_budget(self.name, keep, lambda budget: mean(first(budget)), tokens)
+        kept = counts(first(keep))
         steps = tuple(
             LLMStep(
                 layer=layer,

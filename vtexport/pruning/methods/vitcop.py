@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vtexport.errors import UsageError
-from vtexport.pruning.llm.budget import check_layers, mean_tokens, refuse_unless_near, scaled_layer
+from vtexport.pruning.llm.budget import check_budget, check_layers, mean_tokens, scaled_layer
 from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters
 from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
 from vtexport.pruning.llm.step import LLMStep
@@ -142,16 +142,17 @@ class ViTCoP(Method):
         if parameters.stages == "1":
             return super().schedule(parameters, grid=grid, keep=keep, layers=layers)
         tokens = grid[0] * grid[1]
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= tokens:
-            raise UsageError(
-                f"keep={keep!r} is not allowed for {self.name}; give a whole number up to {tokens // 2}, such as "
-                f"{tokens // 9}"
-            )
         at = scaled_layer(SHALLOW, layers), scaled_layer(DEEP, layers)
         check_layers(self.name, at, layers)
-        first, second, third = _stage_counts(keep, tokens, at, layers)
-        counts = list(zip(at, (second, third), strict=True))
-        refuse_unless_near(self.name, keep, mean_tokens(first, counts, layers), *_range(tokens, at, layers))
+
+        def mean_of(budget: int) -> float | None:
+            counts = _stage_counts(budget, tokens, at, layers)
+            return counts and mean_tokens(counts[0], list(zip(at, counts[1:], strict=True)), layers)
+
+        keep = check_budget(self.name, keep, mean_of, tokens)
+        counts = _stage_counts(keep, tokens, at, layers)
+        assert counts is not None
+        first, second, third = counts
         _, resolved = self.resolve(dataclasses.replace(parameters, clusters=True), grid=grid, keep=first)
         merging = ClusterMergeParameters(clusters=resolved.cluster_count or 1, merge=parameters.merge)
         steps = (
@@ -198,16 +199,13 @@ class ViTCoP(Method):
         return values
 
 
-def _stage_counts(keep: int, tokens: int, at: tuple[int, int], layers: int) -> tuple[int, int, int]:
-    """T1, n_S and n_P of the stages for a mean of `keep` tokens over the layers.
+def _stage_counts(keep: int, tokens: int, at: tuple[int, int], layers: int) -> tuple[int, int, int] | None:
+    """T1, n_S and n_P of the stages for a mean of `keep` tokens over the layers, None where no rho gives it.
 
     The released formula with the model's own depth: of T1 = floor(rho T) tokens,
     n_S = round((L p / rho - S) / ((P - S) + (L - P) / 5) T1) and n_P = round(n_S / 5), with p = keep / T, steps before
     the layers S and P of L. The presets have a rho each; between them it is the smallest that leaves stages a token
     and stage 2 no more than there are, and n_S may move by a few to bring the mean nearer.
-
-    Raises:
-        UsageError: No rho does, with the range of budgets.
     """
     from vtexport.pruning.arrays import round_half_even
 
@@ -227,18 +225,7 @@ def _stage_counts(keep: int, tokens: int, at: tuple[int, int], layers: int) -> t
         if not is_preset:
             second = min(near, key=lambda each: (error(each), abs(each - second)))
         return first, second, round_half_even(second, 5)
-    least, most = _range(tokens, at, layers)
-    raise UsageError(
-        f"keep={keep} is not allowed for vitcop on this model; give a whole number from {math.ceil(least)} to "
-        f"{math.floor(most)}"
-    )
-
-
-def _range(tokens: int, at: tuple[int, int], layers: int) -> tuple[float, float]:
-    """The least and largest mean over the layers: one token left in stage 3, or nothing pruned in stage 2."""
-    least = mean_tokens(math.floor(RATIOS[0] * tokens), [(at[0], 3), (at[1], 1)], layers)
-    first = math.floor(RATIOS[-1] * tokens)
-    return least, mean_tokens(first, [(at[0], first), (at[1], round(first / 5))], layers)
+    return None
 
 
 def _rules(parameters: ViTCoPParameters) -> PeakRules:

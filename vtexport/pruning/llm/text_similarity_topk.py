@@ -1,0 +1,49 @@
+"""VtxTextSimilarityTopK: the visual tokens that are most like the text (Nüwa, arXiv 2602.02951, stage 2 of the paper).
+
+With the hidden states h of the step's input and t the mean of the text's rows, which are all that are no visual tokens:
+r_i = cos(h_i, t). The n' largest stay, in their order. The released code takes the last token's attention instead
+(`attention_topk`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vtexport.pruning.llm.attention_topk import select_top
+from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
+from vtexport.pruning.method import Array
+
+if TYPE_CHECKING:
+    from vtexport.pruning.emit import Emitter
+
+
+class TextSimilarityTopK(LLMOp):
+    """The n' visual tokens of largest cosine to the text's mean. `details`: scores [n], margin (gap at the cut)."""
+
+    op_type = "VtxTextSimilarityTopK"
+    signals = ()
+
+    def select(
+        self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
+    ) -> LLMSelection:
+        from vtexport.pruning.arrays import unit_rows
+
+        xp = checked_step(hidden, signals)
+        rows, end = xp.astype(hidden, xp.float64), visual_start + sizes.tokens
+        text = xp.concat([rows[:visual_start, ...], rows[end:, ...]])
+        mean = xp.sum(text, axis=0, keepdims=True) / max(1, text.shape[0])
+        scores = (unit_rows(xp, rows[visual_start:end, ...]) @ unit_rows(xp, mean).T)[:, 0]
+        return select_top(xp, hidden, visual_start, scores, sizes.keep)
+
+    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: Any) -> dict[str, str]:
+        from vtexport.pruning.llm.parts_onnx import keep_top, splice, visual_rows
+        from vtexport.pruning.parts_onnx import cosine_rows
+
+        length = e.Shape("hidden_states", start=1, end=2)
+        among = e.Sub(e.Range(0, e.Squeeze(length, [0]), 1), "visual_start")
+        is_text = e.Or(e.Less(among, 0), e.GreaterOrEqual(among, sizes.tokens))
+        weights = e.Div(e.as_float(is_text), e.Max(1.0, e.as_float(e.Sub(length, sizes.tokens))))
+        mean = e.MatMul(e.Unsqueeze(weights, [0]), e.as_float(e.Squeeze("hidden_states", [0])))
+        cosines = e.MatMul(cosine_rows(e, visual_rows(e, "hidden_states", sizes)), e.Transpose(cosine_rows(e, mean)))
+        return splice(e, keep_top(e, e.Squeeze(cosines, [1]), sizes.keep), sizes)
