@@ -43,9 +43,10 @@ def refuse_unless_near(method: str, keep: int, mean: float, least: float, most: 
         UsageError: With the range of budgets.
     """
     if abs(mean - keep) > TOLERANCE * keep or keep > most:
+        another = "another" if least <= keep <= most else "a"
         raise UsageError(
             f"keep={keep} is not allowed for {method} on this model: its mean over the layers would be {mean:.1f}; "
-            f"give a whole number from {-(-least // 1):.0f} to {most:.0f}"
+            f"give {another} whole number from {-(-least // 1):.0f} to {most:.0f}"
         )
 
 
