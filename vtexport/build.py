@@ -281,10 +281,13 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
 
 def _export_plans(exporter: GraphExporter, work: _Work) -> list[schema.Plan]:
     described, created_at = [], time_now()
+    noted: set[str] = set()  # what holds for every budget of a method is said once
     for plan in work.plans:
         work.report.stage(f"exporting {plan.name}: {work.spec.vision.tokens} -> {plan.visual_tokens} visual tokens")
         for remark in plan.remarks:
-            work.report.note(remark)
+            if remark not in noted:
+                work.report.note(remark)
+        noted.update(plan.remarks)
         described.append(describe_plan(plan, exporter.plan(plan), work.command, created_at))
     return described
 

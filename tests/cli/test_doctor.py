@@ -35,6 +35,12 @@ def test_the_version_and_whether_engines_run_here(
     assert finding["what"] == f"TensorRT-RTX {tensorrt_rtx.__version__} builds engines here; {running}"
 
 
+@pytest.mark.parametrize(("value", "said"), [("", "not tried here"), ("1", "only cached models are used")])
+def test_the_hub_is_not_said_to_answer(value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert said in doctor._hub().what
+
+
 def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(rtx.importlib.util, "find_spec", lambda name: None)
     finding = rtx_finding(capsys)

@@ -40,6 +40,14 @@ def test_help(verb: str | None, capsys: pytest.CaptureFixture[str]) -> None:
         assert "exit codes" in text
 
 
+def test_adding_plans_names_the_new_ones(bundle_copy: Path, tiny_checkpoint: Path, capsys: Any) -> None:
+    given = ("--method", "svdprune", "--keep", "8,12")
+    code, out, err = call(capsys, "build", "--model", tiny_checkpoint, *given, "-o", bundle_copy)
+    assert code == 0
+    assert f"next: vtexport run {bundle_copy} --plan svdprune-8 " in out
+    assert err.count("no code of SVD-Prune's authors is public") == 1  # once, not for each budget
+
+
 def test_build_inspect_run_show(tiny_checkpoint: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
     bundle = tmp_path / "b"
     code, out, err = call(capsys, "build", "--model", tiny_checkpoint, "--keep", "16,32", "-o", bundle)

@@ -78,6 +78,8 @@ def test_start_token_is_not_doubled(reader: PromptReader) -> None:
         ([{"role": "user", "content": "no image"}], False, "holds 0 images"),
         ([{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}], False, "holds 2 images"),
         ([{"content": 5}], False, "template does not take"),
+        (5, False, "a prompt is a string, or a list of messages"),
+        (b"what?", False, "a prompt is a string, or a list of messages"),
         ([{"role": "user", "content": [{"type": "image"}]}], True, "a raw prompt is a string"),
     ],
 )
@@ -159,11 +161,16 @@ def test_template_cannot_reach_out(bundle_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("tokenizer.json", "not a tokenizer"), ("chat_template.jinja", "not a template")]
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "{% if", "not a tokenizer"),
+        ("chat_template.jinja", "{% if", "not a template"),
+        ("chat_template.jinja", "{" * 2000, "not a template"),  # deeper than the parser goes
+    ],
 )
-def test_damaged_files(bundle_copy: Path, name: str, message: str) -> None:
+def test_damaged_files(bundle_copy: Path, name: str, text: str, message: str) -> None:
     bundle = open_bundle(bundle_copy)
-    (bundle_copy / name).write_text("{% if")
+    (bundle_copy / name).write_text(text)
     with pytest.raises(BundleError, match=message):
         PromptReader(bundle)
 

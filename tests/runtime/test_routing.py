@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_calibrate_by_the_command_line(routed_copy: Path, photos: Path, capsys: 
     shown = capsys.readouterr()
     assert f"not counted: {photos / 'notes.txt'} is not an image" in shown.err
     assert "1 of 8 files were not counted" in shown.out
-    assert "over 7 images; asked for 16" in shown.out
+    assert re.search(r"over 7 images, asked for 16, with the normaliser \d\.\d{4}; with their mean 1 - rho", shown.out)
     assert (routed_copy / "manifest.json").read_bytes() == manifest
     assert {path.name for path in routed_copy.iterdir()} == names | {CALIBRATION_NAME}
     assert open_bundle(routed_copy).verify() == []

@@ -116,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
     check_precision(target, args.precision)
     if target.runtime == "onnxruntime":
         if args.compute_capability:
-            raise UsageError(f"--compute-capability is for engines, and target {target.name} has none")
+            raise UsageError(
+                f"--compute-capability is for engines, and target {target.name} has none; give --target rtx"
+            )
         return export_bundle(args)
     # Before the export, which takes minutes for a large model.
     check_capabilities(args.compute_capability)
@@ -173,7 +175,8 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     if args.dynamic:
         say(f"next: vtexport calibrate {shlex.quote(str(bundle.folder))} --images FOLDER")
         return 0
-    plan_flag = f" --plan {manifest.plans[0].name}" if len(manifest.plans) > 1 else ""
+    built = manifest.plans[-max(1, len(args.keep or ()))]  # the plans of this build stand behind those it found
+    plan_flag = f" --plan {built.name}" if len(manifest.plans) > 1 else ""
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0
 

@@ -68,7 +68,7 @@ def say_calibration(calibration: RouteCalibration) -> None:
         count = calibration.images_by_budget.get(str(budget), 0)
         say(f"  {budget:>5} tokens  {count:>6} images  {'#' * -(-_WIDTH * count // most)}".rstrip())
     say(
-        f"  mean {calibration.mean_budget:.1f} tokens over {calibration.images} images; asked for {calibration.mean}, "
-        f"and it would be {calibration.plain_mean_budget:.1f} with their mean 1 - rho as the normaliser, which is "
-        f"{calibration.normaliser:.4f}"
+        f"  mean {calibration.mean_budget:.1f} tokens over {calibration.images} images, asked for {calibration.mean}, "
+        f"with the normaliser {calibration.normaliser:.4f}; with their mean 1 - rho as the normaliser it would be "
+        f"{calibration.plain_mean_budget:.1f}"
     )

@@ -142,10 +142,11 @@ def _rtx(has_gpu: bool) -> Finding:
 
 def _hub() -> Finding:
     offline = os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+    state = "used where a model is not cached (HF_HUB_OFFLINE is not set); not tried here"
     return Finding(
         "information",
         "ok",
-        f"model hub: {'HF_HUB_OFFLINE is set, only cached models are used' if offline else 'online'}",
+        f"model hub: {'HF_HUB_OFFLINE is set, only cached models are used' if offline else state}",
     )
 
 

@@ -1,7 +1,7 @@
 """Export a checkpoint to a bundle of ONNX graphs and stop there, whatever this machine could build from them.
 
-For the CPU that is all there is to a bundle, so `export` and `build` give the same; engines for other targets are built
-from an exported bundle on the device.
+For the CPU that is all there is to a bundle, so `export` and `build` give the same; `vtexport compile` builds engines
+from an exported bundle.
 
 example:
   vtexport export --model llava --method prunesid --keep 64,128,192 -o llava-onnx

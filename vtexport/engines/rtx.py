@@ -142,7 +142,10 @@ def _run(job: Job, name: str) -> Outcome:
         if _is_out_of_memory(" ".join(outcome.problems)):
             raise VtexportError(_lack_of_memory(name, outcome.problems[0]))
         more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
-        raise VtexportError(f"{outcome.version} does not take {name}: {outcome.problems[0]}{more}")
+        hint = ""
+        if "SM75" in job.compute_capabilities and "Turing" in outcome.problems[0]:
+            hint = "; compute capability 7.5 cannot run this graph, leave it out"
+        raise VtexportError(f"{outcome.version} does not take {name}: {outcome.problems[0]}{more}{hint}")
     return outcome
 
 

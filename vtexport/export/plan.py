@@ -68,7 +68,7 @@ def make_plans(
             f"--method {method_name} needs a budget; give --keep N with N up to {tokens}, for example --keep 64"
         )
     if budgets and len(set(budgets)) != len(budgets):
-        raise UsageError(f"--keep names a budget twice: {', '.join(map(str, budgets))}")
+        raise UsageError(f"--keep names a budget twice: {', '.join(map(str, budgets))}; give each once")
     plans = []
     wanted: Sequence[int | None] = budgets or [None]
     for budget in wanted:

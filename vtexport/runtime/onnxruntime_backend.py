@@ -32,7 +32,10 @@ class Session:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
-            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error).rstrip('.')}; "
+                "`vtexport inspect --verify` says whether the bundle is damaged, then build or copy it again"
+            ) from error
         if self._session.get_providers()[0] != PROVIDERS[device]:
             raise MissingDependencyError(
                 f"ONNX Runtime could not start {PROVIDERS[device]} and would fall back to "

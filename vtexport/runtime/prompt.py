@@ -74,7 +74,8 @@ class PromptReader:
                     )
                 content = [{"type": "image"}, {"type": "text", "text": prompt}]
                 prompt = [{"role": "user", "content": content}]
-            if isinstance(prompt, (bytes, dict)) or not all(isinstance(message, dict) for message in prompt):
+            listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+            if not listed or not all(isinstance(message, dict) for message in prompt):
                 raise UsageError("a prompt is a string, or a list of messages with a role and content each")
             text = self._rendered(prompt)
         if (found := text.count(token)) != 1:
@@ -218,5 +219,5 @@ def _compile(source: str) -> jinja2.Template:
     environment.globals["strftime_now"] = strftime_now
     try:
         return environment.from_string(source)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, RecursionError) as error:
         raise BundleError(f"{TEMPLATE_NAME} is not a template ({error}); build or copy the bundle again") from error
