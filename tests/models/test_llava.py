@@ -134,3 +134,6 @@ def test_image_settings_inside_the_processor(tmp_path: Path) -> None:
 def test_no_image_settings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no preprocessor_config.json"):
         llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaProcessor", "patch_size": 14}')
+    with pytest.raises(InputError, match=r"no preprocessor_config.json"):
+        llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)

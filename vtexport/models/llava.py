@@ -27,6 +27,10 @@ _CANONICAL = (
     ("language_model.lm_head.", "lm_head."),
 )
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_NO_IMAGE_SETTINGS = (
+    "{} has no preprocessor_config.json, so it is not known how pixels are prepared; "
+    "copy the file from the model's repository"
+)
 # PIL's resampling numbers, which preprocessor_config.json stores
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
@@ -212,12 +216,14 @@ def image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
     Raises:
         InputError: the file is missing or describes steps that the device runtime does not do.
     """
-    path = folder / "preprocessor_config.json"
+    path = own = folder / "preprocessor_config.json"
     if not path.is_file():
         path = folder / "processor_config.json"  # transformers 5 may store the image processor inside the processor
     settings = _read(path, _Processor)
     if settings.image_processor is not None:
         settings = settings.image_processor
+    elif path != own:  # a processor without one says nothing about pixels
+        raise InputError(_NO_IMAGE_SETTINGS.format(folder))
     kind = settings.image_processor_type or settings.feature_extractor_type or "CLIPImageProcessor"
     _require(kind.startswith("CLIP"), path, "image_processor_type", kind, "CLIPImageProcessor")
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
@@ -270,10 +276,7 @@ def _read(path: Path, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path.parent} has no preprocessor_config.json, so it is not known how pixels are prepared; "
-            "copy the file from the model's repository"
-        ) from error
+        raise InputError(_NO_IMAGE_SETTINGS.format(path.parent)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InputError(f"{path} cannot be used ({error}); correct it or fetch it again") from error
 
