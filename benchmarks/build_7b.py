@@ -37,6 +37,8 @@ def build(checkpoint: Path, bundle: Path, precision: str, *extra: str) -> dict[s
     arguments = ["--model", str(checkpoint), "--keep", "64", "--precision", precision, "-o", str(bundle), *extra]
     wall, load, shown = timed([sys.executable, "-m", "vtexport", "build", *arguments])
     stages = [(float(match[1]), match[2]) for line in shown.splitlines() if (match := STAGE.match(line))]
+    # Without the folder's name: results are kept, and it is one machine's.
+    stages = [(at, text.removesuffix(f" {checkpoint}")) for at, text in stages]
     starts = [(at, text) for at, text in stages if not text.startswith("weights:")]
     seconds = {text: later - at for (at, text), (later, _) in itertools.pairwise(starts)}
     copy = sum(value for text, value in seconds.items() if text.startswith(COPIES))

@@ -21,6 +21,7 @@ import numpy as np
 
 from vtexport.checkpoint.safetensors_index import TensorEntry, read_header
 from vtexport.errors import InputError
+from vtexport.export.finite import FiniteCheck, is_finite, not_finite
 from vtexport.export.hashing import BackgroundDigest
 
 _CHUNK = 2**20  # bytes; a multiple of every item size, and small enough for the cache of a core
@@ -79,7 +80,8 @@ def copy_weights(
             BackgroundDigest() as written,
         ):
             if same:
-                _copy_bytes(source, target, read, progress)
+                check = FiniteCheck((key, e.offset, e.nbytes, dtype_of(key, e)) for key, e in entries.items())
+                _copy_bytes(source, target, read, check, progress)
                 placed = {key: stored_weight(name, entry, entry.offset) for key, entry in entries.items()}
             else:
                 placed = _convert(source, target, read, written, name, entries, precision, progress)
@@ -145,7 +147,11 @@ def dtype_of(name: str, entry: TensorEntry) -> str:
 
 
 def _copy_bytes(
-    source: BufferedReader, target: BufferedWriter, read: BackgroundDigest, progress: Callable[[int], object]
+    source: BufferedReader,
+    target: BufferedWriter,
+    read: BackgroundDigest,
+    check: FiniteCheck,
+    progress: Callable[[int], object],
 ) -> None:
     """Reads and writes as `cp` does, through a ring of buffers, so that no memory is taken anew."""
     ring = itertools.cycle([memoryview(bytearray(_CHUNK)) for _ in range(BackgroundDigest.AHEAD + 1)])
@@ -155,6 +161,7 @@ def _copy_bytes(
             break
         read.update(buffer[:count])
         target.write(buffer[:count])
+        check.look(buffer[:count])
         progress(count)
 
 
@@ -203,7 +210,7 @@ def _convert(
             data = take(min(left, _CHUNK))
             left -= len(data)
             converted = _converted(data, dtype_of(key, entry), precision)
-            if not _is_finite(converted, precision):
+            if not is_finite(converted, precision):
                 largest = np.fmax(largest, _largest(data, dtype_of(key, entry)))
             write(converted)
             del data, converted  # before the next chunk comes
@@ -226,16 +233,6 @@ def _converted(data: bytes, dtype: str, precision: str) -> bytes | memoryview:
         return _as_bfloat16(values).data
     with np.errstate(over="ignore"):  # found and named by the caller
         return values.astype("<f2").data  # to nearest, ties to even
-
-
-def _is_finite(data: bytes | memoryview, precision: str) -> bool:
-    """Whether a narrower type holds numbers only; float32 holds what the checkpoint does and is not looked at."""
-    if precision == "float16":
-        return bool(np.isfinite(np.frombuffer(data, "<f2")).all())
-    if precision == "bfloat16":
-        exponent = np.uint16(0x7F80)
-        return not (np.frombuffer(data, "<u2") & exponent == exponent).any()
-    return True
 
 
 def _as_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -263,6 +260,6 @@ def _largest(data: bytes, dtype: str) -> float:
 
 def _out_of_range(name: str, largest: float, precision: str) -> str:
     if np.isinf(largest):
-        return f"tensor {name} holds NaN or infinite values; the checkpoint is damaged, fetch it again"
+        return not_finite(name)
     most = {"float16": "fp16's largest number 65504", "bfloat16": "bf16's largest number 3.38953e+38"}[precision]
     return f"tensor {name} holds {largest:g}, beyond {most}; use --precision fp32"
