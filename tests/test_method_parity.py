@@ -195,3 +195,12 @@ def test_commands(bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: A
     assert re.search(r"cdpruner needs CLIP's image embeddings .* which no bundle has", error)
     assert main(refused) == 0
     assert "note: cdpruner takes relevance from the language model's embeddings" in capsys.readouterr().err
+
+
+def test_tokens_picked_for_another_question_are_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = build(str(tiny_checkpoint), tmp_path / "bundle", method="cdpruner", keep=16).folder
+    pipeline = Pipeline.open(bundle)
+    visual = pipeline.encode(PHOTO, "What is on the table?")
+    assert pipeline.generate(visual, "What is on the table?", max_new_tokens=2).warnings == []
+    (warning,) = pipeline.generate(visual, "Which colour?", max_new_tokens=2).warnings
+    assert "picked for 'What is on the table?'; encode the image with this question" in warning

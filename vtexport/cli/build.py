@@ -177,6 +177,8 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         return 0
     built = manifest.plans[-max(1, len(args.keep or ()))]  # the plans of this build stand behind those it found
     plan_flag = f" --plan {built.name}" if len(manifest.plans) > 1 else ""
+    if engines is not None:
+        say("the engines are for TensorRT-RTX in an application; vtexport run uses ONNX Runtime and the graphs")
     say(f'next: vtexport run {shlex.quote(str(bundle.folder))}{plan_flag} --image PHOTO --prompt "What is this?"')
     return 0
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtexport.cli.console import say, say_json, table
+from vtexport.errors import UsageError
+
+if TYPE_CHECKING:
+    from vtexport.pruning import Method
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +57,22 @@ def _methods() -> list[dict[str, Any]]:
             "name": method.name,
             "paper": f"{method.title} (arXiv {method.arxiv})" if method.arxiv else None,
             "acts": method.acts,
-            "needs": {name: SIGNALS[name].about for name in method.signals(method.parameters())},
+            "needs": {name: SIGNALS[name].about for name in _signals(method)},
             "positions": method.positions,
             "budget": method.budget,
             "parameters": _parameters(method.parameters),
         }
         for method in list_methods()
     ]
+
+
+def _signals(method: Method) -> tuple[str, ...]:
+    """What a plan of the method with its defaults reads, by the example of LLaVA-1.5-7B at 192 of 576 tokens."""
+    try:
+        schedule = method.schedule(method.parameters(), grid=(24, 24), keep=192, layers=32)
+    except UsageError:  # it cannot give this budget
+        return method.signals(method.parameters())
+    return schedule.encoder.signals(schedule.parameters)
 
 
 def _parameters(parameters: type) -> list[dict[str, Any]]:

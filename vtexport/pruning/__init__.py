@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vtexport.errors import InputError
+from vtexport.errors import InputError, MissingDependencyError
 from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, as_grid
 from vtexport.pruning.registry import get_method, list_methods, make_parameters
 from vtexport.pruning.signals import SIGNALS
@@ -182,6 +182,11 @@ def _model(
 ) -> onnx.ModelProto:
     chosen = get_method(method)
     given = make_parameters(chosen, parameters)
-    from vtexport.pruning.op import build
-
+    try:
+        from vtexport.pruning.op import build
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"making an ONNX model takes the package onnx, which is not installed ({error}); "
+            "run pip install 'vtexport[export]'"
+        ) from error
     return build(chosen, given, sizes, keep=keep, dtype=dtype, diagnostics=diagnostics)

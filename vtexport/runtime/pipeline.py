@@ -112,8 +112,7 @@ class Pipeline:
         """The visual tokens of one image.
 
         Where the plan picks them by the question (`takes_question`), they are those that matter for this one. They may
-        serve another question, which then sees what was picked for the first: a choice of the caller's, which nothing
-        checks; `VisualTokens.question` says what they were picked for.
+        serve another question, which then sees what was picked for the first; the answer's `warnings` say so.
 
         Args:
             image: a path, a PIL image or an array (as `runtime.images.load_image` takes it).
@@ -165,6 +164,14 @@ class Pipeline:
         self._prompts.render(prompt, raw=raw)  # refuses what `generate` refuses
         text, ids = self._prompts.question(prompt, raw=raw)
         return text, {TEXT_INPUT: self._embedding[ids][None].astype(np.float32)}
+
+    def _other_question(self, visual: VisualTokens, prompt: str | Messages, raw: bool) -> list[str]:
+        """A sentence where the visual tokens were picked for another question than this one."""
+        if visual.question is None or self._prompts.question(prompt, raw=raw)[0] == visual.question:
+            return []
+        return [
+            f"the visual tokens were picked for {visual.question!r}; encode the image with this question for its own"
+        ]
 
     @overload
     def generate(
@@ -294,7 +301,7 @@ class Pipeline:
             timings_ms=timings(visual, clock.laps, encoded_here=visual is not image),
             plan=visual.plan,
             reports=visual.reports,
-            warnings=visual.warnings,
+            warnings=[*visual.warnings, *self._other_question(visual, prompt, raw)],
             route=visual.route,
         )
 
