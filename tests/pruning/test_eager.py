@@ -145,6 +145,36 @@ def test_the_bundle_answers_the_same(tiny_checkpoint: Path, tiny_bundle: Path) -
     np.testing.assert_array_equal(answer.keep_indices, applied.selections[0].keep_indices[0])
 
 
+def test_a_reported_count_cuts_the_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """SVD-Prune's leverage mode fills the budget behind `count`; neither form lets that filling into the prompt."""
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    from vtexport.build import build
+    from vtexport.runtime.pipeline import Pipeline
+
+    options = {"mode": "leverage", "leverage": 0.4}
+    model = LlavaForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    read = AutoProcessor.from_pretrained(tiny_checkpoint, local_files_only=True)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = read.apply_chat_template(messages, add_generation_prompt=True)
+    given = read(images=Image.open(PHOTO), text=text, return_tensors="pt")
+    with apply(model, method="svdprune", keep=40, **options) as applied:
+        tokens = model.generate(**given, max_new_tokens=24, do_sample=False)[0, given["input_ids"].shape[1] :].tolist()
+    count = int(applied.selections[0].details["count"][0])
+    assert 4 <= count < 40
+    folder = build(str(tiny_checkpoint), tmp_path / "bundle", method="svdprune", keep=40, options=options).folder
+    answer = Pipeline.open(folder).generate(PHOTO, "What is it?", max_new_tokens=24)
+    assert answer.visual_tokens == count
+    assert answer.token_ids == tokens
+
+
+def test_what_is_not_finite_is_refused(model: Any) -> None:
+    given = inputs()
+    given["pixel_values"][0, 0, 0, 0] = float("nan")
+    with apply(model, method="uniform", keep=9), pytest.raises(InputError, match="NaN or infinite"):
+        model(**given)
+
+
 def test_text_alone_passes_through(model: Any) -> None:
     ids = torch.tensor([[1, 20, 21]])
     untouched = model(input_ids=ids).logits

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vtexport.errors import InputError, UsageError
+from vtexport.pruning.arrays import checked_inputs
 from vtexport.pruning.eager_steps import StepHooks, StepState
 from vtexport.pruning.llm.step import LLMSelection
 from vtexport.pruning.method import Schedule, Selection, Sizes
@@ -155,7 +156,7 @@ class Applied:
         self, input_ids: torch.Tensor, embeds: torch.Tensor, pixel_values: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, _Cut]:
         """Embeddings [B, L', W] and positions [B, L'] with kept visual tokens alone, and what was cut."""
-        tokens, keep = self._grid[0] * self._grid[1], self.keep
+        tokens = self._grid[0] * self._grid[1]
         is_image = input_ids == self._inner.config.image_token_id
         counts = set(is_image.sum(1).tolist())
         if len(counts) > 1 or counts.pop() * len(input_ids) != len(pixel_values) * tokens:
@@ -164,6 +165,7 @@ class Applied:
                 f"({is_image.sum(1).tolist()} in its rows); every row takes the same number of images"
             )
         blocks, visual_positions = self._encode(pixel_values)
+        keep = blocks.shape[1]
         span = keep if self.method.positions == "contiguous" else tokens
         images = len(pixel_values) // len(input_ids)
         columns, ids = [], []
@@ -194,7 +196,7 @@ class Applied:
         return embeds, torch.stack(ids), cut
 
     def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected kept rows [images, N, W] and their positions [images, N]."""
+        """Projected kept rows [images, n, W] and their positions [images, n]; n is N, or the count a method reports."""
         given = signals_of(self._inner, pixel_values, self.method.signals(self.parameters))
         projector = self._inner.multi_modal_projector
         features = given.pop("features")
@@ -207,19 +209,29 @@ class Applied:
         for image in range(len(features)):
             own = {name: value[image : image + 1] for name, value in given.items()}
             own |= {name: self.extra_signals[name] for name in self._missing(own)}
-            self.selections.append(
-                self.method.select(
-                    features[image : image + 1].detach(),
-                    {name: own[name] for name in self._wanted()},
-                    sizes=self._sizes(features, own),
-                    parameters=self.parameters,
-                )
-            )
-        rows = torch.cat([selection.kept_features for selection in self.selections])
-        indices = torch.cat([selection.keep_indices for selection in self.selections])
+            image_features = features[image : image + 1].detach()
+            signals = {name: own[name] for name in self._wanted()}
+            checked_inputs(image_features, signals)
+            sizes = self._sizes(features, own)
+            self.selections.append(self.method.select(image_features, signals, sizes=sizes, parameters=self.parameters))
+        used = self._used()
+        rows = torch.cat([selection.kept_features[:, :used] for selection in self.selections])
+        indices = torch.cat([selection.keep_indices[:, :used] for selection in self.selections])
         if self.method.positions == "contiguous":
-            indices = torch.arange(self.keep, device=indices.device).expand_as(indices)
+            indices = torch.arange(used, device=indices.device).expand_as(indices)
         return (rows if projected else projector(rows)), indices
+
+    def _used(self) -> int:
+        """Rows from the front that every image uses: all, or as many as a method reports (`Method.reports`)."""
+        if "count" not in self.method.reports(self.parameters):
+            return self.keep
+        counts = [int(selection.details["count"][0]) for selection in self.selections]
+        if len(set(counts)) > 1:
+            raise UsageError(
+                f"{self.schedule.name} keeps {', '.join(map(str, counts))} tokens of these images with these "
+                "parameters; give one image at a time"
+            )
+        return counts[0]
 
     def _wanted(self) -> list[str]:
         return [SIGNALS[name].input for name in self.method.signals(self.parameters)]
