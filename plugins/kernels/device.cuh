@@ -143,6 +143,23 @@ __device__ __forceinline__ uint64_t block_least(uint64_t value, uint64_t* scratc
   return least;
 }
 
+// How many threads before this one have `flag` set; *total grows by all of them. `scratch` holds one int a warp. Called by
+// all threads.
+__device__ __forceinline__ int place_among(bool flag, int* scratch, int* total) {
+  const unsigned votes = __ballot_sync(kAllLanes, flag);
+  const int warps = thread_count() / kWarp;
+  if (lane_id() == 0) scratch[warp_id()] = __popc(votes);
+  __syncthreads();
+  int before = __popc(votes & ((1u << lane_id()) - 1u)), sum = 0;
+  for (int warp = 0; warp < warps; ++warp) {
+    if (warp < warp_id()) before += scratch[warp];
+    sum += scratch[warp];
+  }
+  __syncthreads();
+  *total += sum;
+  return before;
+}
+
 // A barrier of `members` blocks that run at the same time (a cooperative launch). `arrived` is 0 before the first one and
 // belongs to these blocks; `round` counts this block's barriers.
 __device__ __forceinline__ void blocks_sync(unsigned* arrived, unsigned members, unsigned& round) {
