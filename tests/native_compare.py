@@ -20,7 +20,7 @@ TOLERANCES = {
     "energy": (2e-6, 2e-6),
     "leverage": (1e-5, 2e-6),
     "leverages": (1e-5, 2e-6),
-    "density": (2e-6, 1e-30),
+    "density": (1e-5, 1e-30),
     "delta": (1e-5, 1e-6),
     "pillar_threshold": (2e-6, 0.0),
     "relevance": (1e-5, 2e-5),
