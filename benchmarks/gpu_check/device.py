@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from native_calls import Prepared, Runner
+from native_calls import GUARD, Call, Prepared, Runner, encoder_call
 
 from vtexport.plugins.native import Library
 
@@ -62,3 +62,22 @@ def captured(enqueue: Any) -> torch.cuda.CUDAGraph:
     with torch.cuda.graph(graph, stream=stream):
         enqueue()
     return graph
+
+
+def selection_by(runner: GpuRunner, grid: tuple[int, int]) -> Any:
+    """What `model.run_scene` selects by: PruneSID's kernels, on the tower's own tensors, in a CUDA graph."""
+
+    def select(features: torch.Tensor, scores: torch.Tensor, keep: int) -> tuple[Any, torch.Tensor]:
+        given = {"features": features.float().cpu().numpy(), "scores": scores.cpu().numpy()}
+        whole = encoder_call("prunesid", given, keep=keep, grid=grid, dtype="float16")
+        outputs = {name: whole.outputs[name] for name in ("kept_features", "keep_indices")}
+        prepared = runner.prepare(Call(whole.op_type, whole.sizes, whole.parameters, whole.inputs, outputs), poison=0)
+        prepared.buffers |= {"features": features, "scores": scores}
+        prepared.addresses |= {"features": features.data_ptr(), "scores": scores.data_ptr()}
+        graph = runner.captured([prepared])
+        graph.replay()
+        shape, _ = outputs["kept_features"]
+        kept = prepared.buffers["kept_features"][:-GUARD].view(torch.float16).view(shape)
+        return graph.replay, kept
+
+    return select

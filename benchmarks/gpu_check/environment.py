@@ -68,7 +68,7 @@ def check_gpu() -> None:
 
     if torch.version.cuda is None:
         raise NotHereError(
-            f"gpu-check needs a PyTorch with CUDA, and this one ({torch.__version__}) has none; set PYTHON to one that has"
+            f"gpu-check needs a PyTorch with CUDA, which {torch.__version__} has not; set PYTHON to one that has it"
         )
     if not torch.cuda.is_available():
         raise NotHereError(

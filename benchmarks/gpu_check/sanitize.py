@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from gpu_check.build import ROOT
 
 TOOLS = ("memcheck", "racecheck")
 FOUND = 86  # compute-sanitizer's exit code when it has found something
@@ -23,9 +26,11 @@ def sanitize(sanitizer: Path | None, library: Path, tools: tuple[str, ...] = TOO
 def _run(sanitizer: Path, tool: str, library: Path) -> dict[str, Any]:
     driver = [sys.executable, "-m", "gpu_check.tiny_driver", str(library)]
     command = [str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), *driver]
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
         output, outcome = done.stdout + done.stderr, outcome_of(done.returncode, done.stdout + done.stderr)
     except subprocess.TimeoutExpired:
         output, outcome = "", "unfinished"
