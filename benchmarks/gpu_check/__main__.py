@@ -9,10 +9,11 @@ Exit codes: 0 done; 1 an answer is wrong, or a part could not be finished; 3 the
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from gpu_check import array_api
 
 array_api.install()  # before anything imports the references
 
-from gpu_check.build import ROOT, BuildError, Built, build  # noqa: E402
-from gpu_check.environment import NotHereError, check_gpu, describe, find_tools, l2_bytes  # noqa: E402
+from gpu_check.build import ROOT, BuildError, build  # noqa: E402
+from gpu_check.environment import NotHereError, check_gpu, describe, find_tools  # noqa: E402
+from gpu_check.parts import PARTS, RUN  # noqa: E402
+from gpu_check.report import write  # noqa: E402
 
-PARTS = ("parity", "times", "model")
-TIMES_SECONDS, QUICK_TIMES_SECONDS = 100.0, 20.0  # after which the PyTorch side is left out, so that all ends in time
+SECONDS = 460.0  # for everything; a part that is not done by then is stopped, and what it has found so far stays
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    if options.part:
+        return run_part(options)
     begin = time.perf_counter()
     try:
         check_gpu()
@@ -37,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 3
     report: dict[str, Any] = {"benchmark": "gpu_check", "quick": options.quick, "machine": describe(tools)}
-    machine = report["machine"]
+    machine, folder = report["machine"], ROOT / "build" / "gpu-check"
     print(f"{machine['gpu_name']}, driver {machine['driver']}, {machine['nvcc']}, torch {machine['torch']}", flush=True)
     try:
-        built = build(tools, machine["compute_capability"], ROOT / "build" / "gpu-check")
+        built = build(tools, machine["compute_capability"], folder)
     except (BuildError, OSError) as error:
         print(f"the kernels do not build: {error}", file=sys.stderr)
         return 1
@@ -48,12 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"built with {built.by} in {built.seconds:.0f} s, {len(built.spills)} kernels spill registers", flush=True)
     for spill in built.spills:
         print(f"    {spill}")
-    run = {"parity": parity, "times": times, "model": model}
-    failed = [part for part in options.only if not _part(part, run[part], report, built, tools, options.quick)]
-    report["failed_parts"], report["seconds"] = failed, time.perf_counter() - begin
-    from gpu_check.report import write
-
-    path = write(report, ROOT / "benchmarks" / "results", options.output)
+    failed = []
+    for part in options.only:
+        print(f"\n{part}", flush=True)
+        found = part_in_process(part, built.library, folder, options.quick, SECONDS - (time.perf_counter() - begin))
+        report[part] = found
+        if not found["done"]:
+            failed.append(part)
+        report |= {"failed_parts": failed, "seconds": time.perf_counter() - begin}
+        path = write(report, ROOT / "benchmarks" / "results", options.output)
     print(f"\n{report['seconds']:.0f} s in all, written to {path}")
     if failed:
         print(f"not all is well: {', '.join(failed)}", file=sys.stderr)
@@ -65,96 +72,57 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the cases and sizes: a minute or two")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {','.join(PARTS)} (default: all)")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="results file (default: benchmarks/results/, by the GPU's name)"
-    )
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
+    parser.add_argument("-o", "--output", type=Path, help="results file (default: in benchmarks/results/, by the GPU)")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of its own is to do
+    parser.add_argument("--library", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.only = [part for part in options.only.split(",") if part]
-    for part in options.only:
+    for part in options.only or [""]:
         if part not in PARTS:
             parser.error(f"--only {part} is not a part; give some of {', '.join(PARTS)}")
     return options
 
 
-def _part(name: str, run: Callable[..., bool], report: dict[str, Any], built: Built, tools: Any, quick: bool) -> bool:
-    """Runs a part; what stops it is reported, and the other parts still run."""
-    print(f"\n{name}", flush=True)
+def part_in_process(part: str, library: Path, folder: Path, quick: bool, seconds: float) -> dict[str, Any]:
+    """What a part found; "done" is False where an answer is wrong or it could not be finished, which "error" says."""
+    output = folder / f"{part}.json"
+    output.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "gpu_check", "--part", part, "--library", str(library), "-o", str(output)]
+    error = None
     try:
-        return run(report, built, tools, quick)
+        code = subprocess.run([*command, *(["--quick"] if quick else [])], timeout=max(1.0, seconds)).returncode
+        error = f"{part} ended with exit code {code}" if code not in (0, 1) else None
+    except subprocess.TimeoutExpired:
+        error = f"{part} was stopped: there are {SECONDS:.0f} seconds for everything"
+    found: dict[str, Any] = {"done": False}
+    if output.exists():
+        found |= json.loads(output.read_text())
+    if error:
+        print(error, file=sys.stderr)
+        found |= {"done": False, "error": error}
+    return found
+
+
+def run_part(options: argparse.Namespace) -> int:
+    """The part itself, in its process: 0 where it is done and all is right, else 1."""
+    report: dict[str, Any] = {}
+
+    def save() -> None:
+        """Whole or not at all, since this process may be stopped."""
+        beside = options.output.with_suffix(".new")
+        beside.write_text(json.dumps(report.get(options.part, {})))
+        beside.replace(options.output)
+
+    try:
+        done = RUN[options.part](report, options.library, find_tools(), options.quick, save)
     except Exception as error:
-        report[name] = {**report.get(name, {}), "error": f"{type(error).__name__}: {error}"}
         traceback.print_exc()
-        return False
-
-
-def parity(report: dict[str, Any], built: Built, tools: Any, quick: bool) -> bool:
-    from gpu_check.device import GpuRunner
-    from gpu_check.graphs import check_graph
-    from gpu_check.parity import run_parity
-    from gpu_check.report import parity_text
-    from gpu_check.sanitize import TOOLS, sanitize
-
-    runner = GpuRunner(built.library)
-    found = run_parity(runner, quick, lambda call: check_graph(runner, call))
-    found["sanitizer"] = sanitize(tools.sanitizer, built.library, TOOLS[:1] if quick else TOOLS)
-    report["parity"] = found
-    print(parity_text(found), flush=True)
-    return bool(found["passed"]) and all(entry["outcome"] != "errors" for entry in found["sanitizer"])
-
-
-def times(report: dict[str, Any], built: Built, tools: Any, quick: bool) -> bool:
-    from gpu_check.ceilings import measure_ceilings
-    from gpu_check.device import GpuRunner
-    from gpu_check.measure import GpuClock, overhead_us
-    from gpu_check.report import ceilings_text, times_text
-    from gpu_check.times import run_times
-
-    clock, runner = GpuClock(), GpuRunner(built.library)
-    ceilings = measure_ceilings(clock) | {"overhead_us": overhead_us(clock)}
-    print(ceilings_text(ceilings), flush=True)
-    rows: list[dict[str, Any]] = []
-    report["times"] = {"ceilings": ceilings, "rows": rows}
-    seconds = QUICK_TIMES_SECONDS if quick else TIMES_SECONDS
-    found = run_times(
-        runner, ceilings, clock=clock, cache_bytes=l2_bytes(), quick=quick, seconds=seconds, device="cuda"
-    )
-    for row in found:
-        rows.append(row)
-    print(times_text(rows), flush=True)
-    return not any("error" in row for row in rows)
-
-
-def model(report: dict[str, Any], built: Built, tools: Any, quick: bool) -> bool:
-    import torch
-
-    from gpu_check import torch_style
-    from gpu_check.device import GpuRunner, captured, selection_by
-    from gpu_check.llava import Shape, make_llava
-    from gpu_check.measure import GpuClock
-    from gpu_check.model import SCENES, run_scene
-    from gpu_check.report import model_text
-
-    llava = make_llava(Shape(), "cuda", torch.float16)
-    select = selection_by(GpuRunner(built.library), llava.shape.grid)
-
-    def style(features: Any, scores: Any, keep: int) -> Any:
-        return torch_style.prunesid({"features": features, "scores": scores}, keep)
-
-    rows: list[dict[str, Any]] = []
-    report["model"] = {"method": "prunesid", "dtype": "float16", "shape": vars(llava.shape), "rows": rows}
-    for scene in SCENES:
-        rows += run_scene(
-            llava,
-            scene,
-            select,
-            style=style,
-            clock=GpuClock(),
-            capture=lambda run: captured(run).replay,
-            samples=15 if quick else 50,
-        )
-    print(model_text(rows), flush=True)
-    return True
+        report.setdefault(options.part, {})["error"] = f"{type(error).__name__}: {error}"
+        done = False
+    report[options.part]["done"] = done
+    save()
+    return 0 if done else 1
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ def parity_text(parity: dict[str, Any]) -> str:
 
 
 def ceilings_text(ceilings: dict[str, Any]) -> str:
+    fp32, fp16 = (ceilings[f"{name}_flops_per_s"] / 1e12 for name in ("fp32", "fp16"))
     return (
-        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, float32 products "
-        f"{ceilings['fp32_flops_per_s'] / 1e12:.1f} TFLOP/s, float16 {ceilings['fp16_flops_per_s'] / 1e12:.0f} TFLOP/s, "
-        f"two events with nothing between them {ceilings['overhead_us']:.1f} us"
+        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, products in float32 {fp32:.1f} TFLOP/s, "
+        f"in float16 {fp16:.0f} TFLOP/s, two events with nothing between them {ceilings['overhead_us']:.1f} us"
     )
 
 

@@ -13,7 +13,7 @@ from gpu_check.build import ROOT
 
 TOOLS = ("memcheck", "racecheck")
 FOUND = 86  # compute-sanitizer's exit code when it has found something
-SECONDS = 100.0  # for each tool; a checker that takes longer is reported as unfinished, not as clean
+SECONDS = 60.0  # for each tool; a checker that takes longer is reported as unfinished, not as clean
 
 
 def sanitize(sanitizer: Path | None, library: Path, tools: tuple[str, ...] = TOOLS) -> list[dict[str, Any]]:
