@@ -82,11 +82,13 @@ def _images(tokens: int) -> dict[str, np.ndarray]:
     patches, rng = features[:, 1:].astype(np.float32), np.random.default_rng(7)
     mixing = (rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32)
     mixed = patches @ mixing
+    # Keys about as far apart as the distance at which ViTCoP's densities fall off; farther, all its densities are 1.
+    keys = mixed * (8 / np.median(np.linalg.norm(mixed[:, 1:] - mixed[:, :-1], axis=2)))
     words = patches[:, rng.choice(tokens, TEXT, replace=False)]
     return {
         "features": features,
         "scores": scores,
-        "keys": mixed.reshape(len(patches), tokens, HEADS, WIDTH // HEADS),
+        "keys": keys.reshape(len(patches), tokens, HEADS, WIDTH // HEADS),
         "similarity_features": patches + 0.3 * mixed,
         "text_embeds": words + rng.standard_normal(words.shape).astype(np.float32),
     }
