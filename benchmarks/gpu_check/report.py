@@ -96,6 +96,14 @@ def model_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([table(header, lines), *notes])
 
 
+def targets_text(targets: Sequence[dict[str, Any]]) -> str:
+    """What was to be reached and what was."""
+    if not targets:
+        return "no target can be looked at: their parts have not run"
+    lines = [[each["what"], each["wanted"], f"{each['found']:.4g}", "yes" if each["met"] else "NO"] for each in targets]
+    return table(["target", "wanted", "found", "met"], lines)
+
+
 def write(report: dict[str, Any], folder: Path, output: Path | None = None) -> Path:
     """The report as JSON, by default named after the GPU."""
     name = re.sub(r"[^a-z0-9]+", "_", report["machine"]["gpu_name"].lower()).strip("_") or "gpu"
