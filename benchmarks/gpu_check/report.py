@@ -109,5 +109,7 @@ def write(report: dict[str, Any], folder: Path, output: Path | None = None) -> P
     name = re.sub(r"[^a-z0-9]+", "_", report["machine"]["gpu_name"].lower()).strip("_") or "gpu"
     path = output or folder / f"gpu_check_{name}{'_quick' if report['quick'] else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1)
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # samples on one line
+    path.write_text(text + "\n")
     return path

@@ -241,13 +241,14 @@ def test_model_table_and_file(tmp_path: Path) -> None:
     path = write(report, tmp_path)
     assert path.name == "gpu_check_nvidia_h100_80gb_hbm3_quick.json"
     assert json.loads(path.read_text()) == report
+    assert '"samples": [ 1.0 ]' in path.read_text()
     assert table(["a", "bb"], [["ccc", "1"]]) == "a    bb\nccc   1"
 
 
 def test_targets_of_made_up_results() -> None:
     def row(op: str, batch: int, median: float, quicker: float | None) -> dict[str, Any]:
         sizes = {"op": op, "tokens": 576, "keep": 64, "batch": batch, "dtype": "float16"}
-        beside = {"torch": None if quicker is None else {}, "times_quicker_than_torch": quicker}
+        beside = {"torch": None if quicker is None else {"overlap": 1.0}, "times_quicker_than_torch": quicker}
         return {**sizes, "us": {"median": median}, **beside}
 
     rows = [row("prunesid", 1, 80, 400), row("nuwa", 5, 230, 4), row("divprune", 1, 99, None), {"error": "x"}]
