@@ -25,6 +25,7 @@ constexpr int kParts = 3;           // matrices that a member adds its rows' par
 constexpr int kMostCorrections = 14;
 constexpr float kResidual = 1e-6f;  // of the largest eigenvalue
 constexpr float kSettled = 3e-7f;   // the same for one vector, which is then left as it is: near float32's rounding
+constexpr float kWideRange = 1e5f;  // of the largest eigenvalue over half of the block's smallest
 constexpr size_t kMostPartial = size_t{1} << 22;
 constexpr size_t kProductShared = larger<size_t>((kDepth * kColumns + kDepth * kPitch) * sizeof(float),
                                                  kWarps * kRows * kColumns * sizeof(float));
@@ -310,7 +311,9 @@ __device__ void iterate(Task& t, unsigned char* shared) {
     worst = worst_residual(t, shared);
     if (!(worst > kResidual) || attempt == kMostCorrections) break;
 
-    // What the terms have inside the block goes: it would grow with every product and swamp the rest.
+    // What the first term has inside the block goes: it would grow with every product and swamp the rest. What the second
+    // one has there is of the size of the residuals and hastens convergence, unless rounding alone makes it large.
+    const bool wide = t.eigenvalue[0] * t.correction_scale > kWideRange;
     const float* parts = summed_parts(t, 0, 2, shared);
     const int size = block * block;
     times_gram(t, t.c1, shared, [&](int r, int c, float value) {
@@ -326,12 +329,13 @@ __device__ void iterate(Task& t, unsigned char* shared) {
       t.c2[at + c] = t.first_factor[c] * (before + (t.correction_scale * value - before) / t.point[c]);
     });
     __syncthreads();
-    project_second(t, shared);
+    if (wide) project_second(t, shared);
     t.sync();
-    parts = summed_parts(t, 2, 1, shared);
+    if (wide) parts = summed_parts(t, 2, 1, shared);
     times_gram(t, t.c2, shared, [&](int r, int c, float value) {
       const size_t at = static_cast<size_t>(r) * block;
-      for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], parts[j * block + c], value);
+      if (wide)
+        for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], parts[j * block + c], value);
       const float first = t.own[at + c], before = t.c2[at + c], point = t.point[c];
       const float rest = point * first + t.correction_scale * value - before - point * before;
       t.own[at + c] = t.second_factor[c] == 0.0f ? 0.0f : t.second_factor[c] * (before + rest / point - first) + first;
