@@ -174,6 +174,20 @@ __device__ __forceinline__ void blocks_sync(unsigned* arrived, unsigned members,
   __syncthreads();
 }
 
+// The threads of a block copy a row of an even number of bytes, by 16 where everything is aligned to them.
+__device__ __forceinline__ void copy_row(const unsigned char* from, unsigned char* to, int bytes) {
+  const bool aligned = bytes % 16 == 0 && (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0;
+  if (aligned) {
+#pragma unroll 2
+    for (int i = thread_id() * 16; i < bytes; i += thread_count() * 16)
+      *reinterpret_cast<float4*>(to + i) = *reinterpret_cast<const float4*>(from + i);
+  } else {
+#pragma unroll 2
+    for (int i = thread_id() * 2; i < bytes; i += thread_count() * 2)
+      *reinterpret_cast<unsigned short*>(to + i) = *reinterpret_cast<const unsigned short*>(from + i);
+  }
+}
+
 // ---------------------------------------------------------------------------------------------- launches
 
 struct Grid {

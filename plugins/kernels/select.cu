@@ -45,19 +45,11 @@ __global__ void __launch_bounds__(kScanThreads)
 constexpr int kGatherThreads = 128;
 
 __global__ void __launch_bounds__(kGatherThreads)
-    gather(const unsigned char* __restrict__ features, int source_rows, size_t row_bytes, const int* __restrict__ chosen,
+    gather(const unsigned char* __restrict__ features, int source_rows, int row_bytes, const int* __restrict__ chosen,
            int keep, int skip, unsigned char* __restrict__ kept, int64_t* __restrict__ indices) {
   const size_t image = blockIdx.y, place = image * keep + blockIdx.x;
   const int row = chosen[place];
-  const unsigned char* from = features + (image * source_rows + row) * row_bytes;
-  unsigned char* to = kept + place * row_bytes;
-  if (row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(features) % 16 == 0 && reinterpret_cast<uintptr_t>(kept) % 16 == 0) {
-    for (size_t i = thread_id(); i < row_bytes / 16; i += kGatherThreads)
-      reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
-  } else {
-    for (size_t i = thread_id(); i < row_bytes / 2; i += kGatherThreads)
-      reinterpret_cast<unsigned short*>(to)[i] = reinterpret_cast<const unsigned short*>(from)[i];
-  }
+  copy_row(features + (image * source_rows + row) * row_bytes, kept + place * row_bytes, row_bytes);
   if (thread_id() == 0) indices[place] = row - skip;
 }
 
@@ -83,7 +75,7 @@ vtx_status gather_rows(const void* features, vtx_dtype type, int batch, int sour
                        int keep, int skip, void* kept, int64_t* indices, vtx_stream stream) {
   return launch(gather, Grid{keep, batch}, kGatherThreads, 0, stream, false,
                 static_cast<const unsigned char*>(features), source_rows,
-                static_cast<size_t>(width) * element_bytes(type), chosen, keep, skip,
+                width * element_bytes(type), chosen, keep, skip,
                 static_cast<unsigned char*>(kept), indices);
 }
 

@@ -29,19 +29,11 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(128)
     copy_rows(vtx_step_sizes sizes, const int64_t* __restrict__ start, const unsigned char* __restrict__ from,
-              const int* __restrict__ kept, size_t row_bytes, unsigned char* __restrict__ to, int64_t* __restrict__ rows) {
+              const int* __restrict__ kept, int row_bytes, unsigned char* __restrict__ to, int64_t* __restrict__ rows) {
   const int64_t first = visual_start_of(sizes, start), place = blockIdx.x;
   const int64_t gone = sizes.visual_count - sizes.keep, among = place - first;
   const int64_t row = among < 0 ? place : among < sizes.keep ? first + kept[among] : place + gone;
-  from += row * row_bytes;
-  to += place * row_bytes;
-  if (row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    for (size_t i = thread_id(); i < row_bytes / 16; i += 128)
-      reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
-  } else {
-    for (size_t i = thread_id(); i < row_bytes / 2; i += 128)
-      reinterpret_cast<unsigned short*>(to)[i] = reinterpret_cast<const unsigned short*>(from)[i];
-  }
+  copy_row(from + row * row_bytes, to + place * row_bytes, row_bytes);
   if (thread_id() == 0) rows[place] = row;
 }
 
@@ -201,7 +193,7 @@ vtx_status key_norms(const vtx_step_sizes& sizes, const vtx_step_tensors& tensor
 vtx_status splice(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, const int* kept, vtx_stream stream) {
   return launch(copy_rows, Grid{sizes.rows - sizes.visual_count + sizes.keep, 1}, 128, 0, stream, false, sizes,
                 tensors.visual_start, static_cast<const unsigned char*>(tensors.hidden_states), kept,
-                static_cast<size_t>(sizes.width) * element_bytes(sizes.dtype),
+                sizes.width * element_bytes(sizes.dtype),
                 static_cast<unsigned char*>(tensors.hidden_states_out), tensors.out_rows);
 }
 
