@@ -21,7 +21,7 @@ constexpr size_t kWide = kBytes / sizeof(double);
 
 constexpr int kBisections = 38;  // each halves the interval of an eigenvalue
 constexpr double kTiny = 1e-290;
-constexpr double kClose = 1e-3;  // eigenvalues nearer than this, of the largest, have their vectors made orthogonal
+constexpr double kClose = 1e-5;  // eigenvalues nearer than this, of the largest, have their vectors made orthogonal
 constexpr int kIterations = 2, kStarts = 4;
 
 inline double magnitude(double x) { return x < 0 ? -x : x; }
