@@ -67,38 +67,38 @@ inline float across(const Floats& value) {
 }
 
 template <typename Scalar, int Rows, int Vectors>
-inline void tile(const Scalar* a, size_t lda, const Scalar* b, size_t ldb, size_t k, Scalar* c, size_t ldc) {
+inline void tile(const Scalar* a, const Scalar* b, size_t k, Scalar* c) {
   typedef typename Register<Scalar>::type Vector;
   constexpr int lanes = kBytes / sizeof(Scalar);
   Vector sums[Rows][Vectors] = {};
   for (size_t step = 0; step < k; ++step) {
     Vector row[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) row[v] = load<Vector>(b + step * ldb + v * lanes);
+    for (int v = 0; v < Vectors; ++v) row[v] = load<Vector>(b + step * kPanel + v * lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Scalar factor = a[step * lda + r];
+      const Scalar factor = a[step * kPanel + r];
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sums[r][v] += row[v] * factor;
     }
   }
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) {
-      Scalar* to = c + r * ldc + v * lanes;
+      Scalar* to = c + r * kPanel + v * lanes;
       store(to, load<Vector>(to) + sums[r][v]);
     }
   }
 }
 
 template <typename Scalar, int Rows, int Vectors>
-void whole_block(const Scalar* a, size_t lda, const Scalar* b, size_t ldb, size_t k, Scalar* c, size_t ldc) {
+void whole_block(const Scalar* a, const Scalar* b, size_t k, size_t rows, Scalar* c) {
   constexpr int columns = Vectors * (kBytes / sizeof(Scalar));
   static_assert(kPanel % Rows == 0 && kPanel % columns == 0, "tiles fill a block");
   for (size_t start = 0; start < k; start += kDepth) {
     const size_t depth = k - start < kDepth ? k - start : kDepth;
     for (int j = 0; j < kPanel; j += columns) {
-      for (int i = 0; i < kPanel; i += Rows) {
-        tile<Scalar, Rows, Vectors>(a + start * lda + i, lda, b + start * ldb + j, ldb, depth, c + i * ldc + j, ldc);
+      for (size_t i = 0; i < rows; i += Rows) {
+        tile<Scalar, Rows, Vectors>(a + start * kPanel + i, b + start * kPanel + j, depth, c + i * kPanel + j);
       }
     }
   }

@@ -13,9 +13,9 @@ constexpr int kLanes = 16;  // columns of the eigenvector search's blocks
 struct Kernels {
   const char* name;
 
-  // c[48][48] += sum over k of a[k][i] b[k][j], for 48 rows i and 48 columns j; lda, ldb, ldc in elements.
-  void (*block)(const float* a, size_t lda, const float* b, size_t ldb, size_t k, float* c, size_t ldc);
-  void (*block_double)(const double* a, size_t lda, const double* b, size_t ldb, size_t k, double* c, size_t ldc);
+  // c[48][48] += sum over k of a[k][i] b[k][j], for at least the first `rows` of 48 rows i, and 48 columns j.
+  void (*block)(const float* a, const float* b, size_t k, size_t rows, float* c);
+  void (*block_double)(const double* a, const double* b, size_t k, size_t rows, double* c);
 
   // c[rows][16] = sign A b of A(i, k) = a[i row_stride + k k_stride] and b[k][16]; added to c unless `overwrite`.
   void (*skinny)(const float* a, size_t row_stride, size_t k_stride, const float* b, size_t rows, size_t k, float* c,

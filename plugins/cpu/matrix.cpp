@@ -5,12 +5,10 @@
 namespace vtx {
 namespace {
 
-void multiply(const float* a, size_t lda, const float* b, size_t ldb, size_t k, float* c) {
-  kernels().block(a, lda, b, ldb, k, c, kPanel);
-}
+void multiply(const float* a, const float* b, size_t k, size_t rows, float* c) { kernels().block(a, b, k, rows, c); }
 
-void multiply(const double* a, size_t lda, const double* b, size_t ldb, size_t k, double* c) {
-  kernels().block_double(a, lda, b, ldb, k, c, kPanel);
+void multiply(const double* a, const double* b, size_t k, size_t rows, double* c) {
+  kernels().block_double(a, b, k, rows, c);
 }
 
 }  // namespace
@@ -22,7 +20,7 @@ void gram_block(const Panels<Number>& panels, size_t block, Number scale, Number
   for (; block > j; ++j) block -= j + 1;
   const size_t i = block;
   alignas(64) Number found[kPanel * kPanel] = {};
-  multiply(panels.panel(i), kPanel, panels.panel(j), kPanel, panels.depth(), found);
+  multiply(panels.panel(i), panels.panel(j), panels.depth(), panels.rows_of(i), found);
   const size_t down = panels.rows_of(i), across = panels.rows_of(j), rows = panels.rows();
   for (size_t r = 0; r < down; ++r) {
     Number* to = out + (i * kPanel + r) * rows + j * kPanel;
@@ -38,22 +36,21 @@ void gram_block(const Panels<Number>& panels, size_t block, Number scale, Number
 template void gram_block(const Panels<float>&, size_t, float, float*);
 template void gram_block(const Panels<double>&, size_t, double, double*);
 
-void product(const Executor& executor, Memory& memory, const Panels<float>& a, const float* b, size_t ldb,
-             size_t columns, float* out) {
-  const size_t whole = columns / kPanel, rest = columns % kPanel;
-  float* filled = nullptr;  // the last columns, which a block would read past
-  if (rest) {
-    filled = memory.zeros<float>(a.depth() * kPanel);
-    for (size_t k = 0; k < a.depth(); ++k) std::copy_n(b + k * ldb + whole * kPanel, rest, filled + k * kPanel);
-  }
-  const size_t across = whole + (rest != 0);
+void product(const Executor& executor, const Panels<float>& a, const float* b, size_t ldb, size_t columns,
+             float* out) {
+  constexpr size_t depth = 128;  // rows of B that are brought together at a time: far apart they would share cache sets
+  const size_t across = (columns + kPanel - 1) / kPanel;
   executor.each(a.count() * across, [&](size_t task) {
-    const size_t i = task / across, j = task % across;
-    const bool is_whole = j < whole;
+    const size_t i = task / across, j = task % across, width = std::min<size_t>(kPanel, columns - j * kPanel);
     alignas(64) float found[kPanel * kPanel] = {};
-    multiply(a.panel(i), kPanel, is_whole ? b + j * kPanel : filled, is_whole ? ldb : kPanel, a.depth(), found);
+    alignas(64) float rows[depth * kPanel] = {};
+    for (size_t start = 0; start < a.depth(); start += depth) {
+      const size_t some = std::min(depth, a.depth() - start);
+      for (size_t k = 0; k < some; ++k) std::copy_n(b + (start + k) * ldb + j * kPanel, width, rows + k * kPanel);
+      multiply(a.panel(i) + start * kPanel, rows, some, a.rows_of(i), found);
+    }
     for (size_t r = 0; r < a.rows_of(i); ++r) {
-      std::copy_n(found + r * kPanel, is_whole ? kPanel : rest, out + (i * kPanel + r) * columns + j * kPanel);
+      std::copy_n(found + r * kPanel, width, out + (i * kPanel + r) * columns + j * kPanel);
     }
   });
 }
@@ -62,7 +59,7 @@ void product_transposed(const Executor& executor, const Panels<float>& a, const 
   executor.each(a.count() * b.count(), [&](size_t task) {
     const size_t i = task / b.count(), j = task % b.count();
     alignas(64) float found[kPanel * kPanel] = {};
-    multiply(a.panel(i), kPanel, b.panel(j), kPanel, a.depth(), found);
+    multiply(a.panel(i), b.panel(j), a.depth(), a.rows_of(i), found);
     for (size_t r = 0; r < a.rows_of(i); ++r) {
       std::copy_n(found + r * kPanel, b.rows_of(j), out + (i * kPanel + r) * b.rows() + j * kPanel);
     }

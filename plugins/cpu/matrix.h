@@ -50,8 +50,7 @@ void gram(const Executor& executor, const Panels<Number>& panels, Number* out) {
 }
 
 // out [a.rows][ld] = A B for columns of B: row k of B is b + k ldb, `columns` wide.
-void product(const Executor& executor, Memory& memory, const Panels<float>& a, const float* b, size_t ldb,
-             size_t columns, float* out);
+void product(const Executor& executor, const Panels<float>& a, const float* b, size_t ldb, size_t columns, float* out);
 
 // out [a.rows][b.rows] = A Bᵀ
 void product_transposed(const Executor& executor, const Panels<float>& a, const Panels<float>& b, float* out);

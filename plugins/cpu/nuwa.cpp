@@ -134,7 +134,7 @@ class Image {
       rows = converted;
     }
     float* made = memory_.take<float>(count * width);
-    product(executor_, memory_, weights, rows, width, width, made);
+    product(executor_, weights, rows, width, width, made);
     char* to = static_cast<char*>(out_.kept_features) + index_ * keep_ * features.row_bytes();
     for (size_t i = 0; i < count; ++i) {
       store_rounded(made + i * width, width, features.dtype, to + gathering[i] * features.row_bytes());
