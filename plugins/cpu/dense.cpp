@@ -21,7 +21,6 @@ constexpr size_t kWide = kBytes / sizeof(double);
 
 constexpr int kBisections = 38;  // each halves the interval of an eigenvalue
 constexpr double kTiny = 1e-290;
-constexpr double kClose = 1e-5;  // eigenvalues nearer than this, of the largest, have their vectors made orthogonal
 constexpr int kIterations = 2, kStarts = 4;
 
 inline double magnitude(double x) { return x < 0 ? -x : x; }
@@ -232,14 +231,15 @@ void start_vector(double* x, size_t n, uint64_t seed) {
 }
 
 // Scales x to norm 1 after taking away its parts along the vectors of near eigenvalues; false where nothing is left.
-bool make_orthonormal(double* x, size_t n, size_t which, const double* values, const double* vectors, double close) {
+bool make_orthonormal(double* x, size_t n, size_t first, size_t which, const double* values, const double* vectors,
+                      double close) {
   double largest = 0;
   for (size_t i = 0; i < n; ++i) largest = magnitude(x[i]) > largest ? magnitude(x[i]) : largest;
   if (!(largest > 0 && largest < 1e300)) return false;
   for (size_t i = 0; i < n; ++i) x[i] /= largest;
   const double before = __builtin_sqrt(dot(x, x, n));
   for (int pass = 0; pass < 2; ++pass) {
-    for (size_t other = 0; other < which; ++other) {
+    for (size_t other = first; other < which; ++other) {
       if (values[other] - values[which] > close) continue;
       const double part = dot(x, vectors + other * n, n);
       for (size_t i = 0; i < n; ++i) x[i] -= part * vectors[other * n + i];
@@ -256,23 +256,31 @@ bool make_orthonormal(double* x, size_t n, size_t which, const double* values, c
 #define VTX_JOIN_AGAIN(a, b) a##b
 #define VTX_JOIN(a, b) VTX_JOIN_AGAIN(a, b)
 
-void VTX_JOIN(leading_dense_, VTX_KERNELS)(double*, size_t, size_t, double*, double*, double*);
+void VTX_JOIN(dense_values_, VTX_KERNELS)(double*, size_t, size_t, double*, double*);
+void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double*, size_t, size_t, size_t, double*, double*, const double*,
+                                           double*);
 
-// values[count], descending, and vectors[count][n] of norm 1, of the symmetric matrix[n][n], whose largest entry should
-// be near 1; the matrix is used up. `work` has leading_dense_work(n, count) numbers.
-void VTX_JOIN(leading_dense_, VTX_KERNELS)(double* matrix, size_t n, size_t count, double* values, double* vectors,
-                                           double* work) {
-  double* diagonal = work;
-  double *beside = work + n, *beta = work + 2 * n, *v = work + 3 * n, *w = work + 4 * n, *p = work + 5 * n;
-  Factors factors = {work + 6 * n, work + 7 * n, work + 8 * n, work + 9 * n, reinterpret_cast<bool*>(work + 10 * n)};
-  make_tridiagonal(matrix, n, diagonal, beside, beta, v, w, p);
+// values[count], descending, of the symmetric matrix[n][n], whose largest entry should be near 1. The matrix, and `work`
+// of 6 n numbers, then hold what dense_vectors needs.
+void VTX_JOIN(dense_values_, VTX_KERNELS)(double* matrix, size_t n, size_t count, double* values, double* work) {
+  double *diagonal = work, *beside = work + n, *beta = work + 2 * n, *v = work + 3 * n;
+  make_tridiagonal(matrix, n, diagonal, beside, beta, v, work + 4 * n, work + 5 * n);
   bisect(diagonal, beside, n, count, values, v);
+}
+
+// vectors[first .. last][n] of norm 1, the values made more exact. The eigenvalue before the first has to be apart from
+// it (kDenseApart). `scratch` has 5 n numbers.
+void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double* matrix, size_t n, size_t first, size_t last, double* values,
+                                           double* vectors, const double* work, double* scratch) {
+  const double *diagonal = work, *beside = work + n, *beta = work + 2 * n;
+  bool* is_exchanged = reinterpret_cast<bool*>(scratch + 4 * n);
+  Factors factors = {scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, is_exchanged};
   double scale = kTiny;
   for (size_t i = 0; i < n; ++i) {
     const double size = magnitude(diagonal[i]) + magnitude(beside[i]);
     scale = size > scale ? size : scale;
   }
-  for (size_t j = 0; j < count; ++j) {
+  for (size_t j = first; j < last; ++j) {
     double* x = vectors + j * n;
     factorise(diagonal, beside, n, values[j], 1e-16 * scale, factors);
     bool is_found = false;
@@ -281,7 +289,7 @@ void VTX_JOIN(leading_dense_, VTX_KERNELS)(double* matrix, size_t n, size_t coun
       is_found = true;
       for (int step = 0; step < kIterations && is_found; ++step) {
         solve(factors, n, x);
-        is_found = make_orthonormal(x, n, j, values, vectors, kClose * scale);
+        is_found = make_orthonormal(x, n, first, j, values, vectors, kDenseApart);
       }
     }
     if (!is_found) {
@@ -292,10 +300,10 @@ void VTX_JOIN(leading_dense_, VTX_KERNELS)(double* matrix, size_t n, size_t coun
     for (size_t i = 0; i < n; ++i) {
       quotient += diagonal[i] * x[i] * x[i] + (i + 1 < n ? 2 * beside[i] * x[i] * x[i + 1] : 0);
     }
-    if (magnitude(quotient - values[j]) < 1e-6 * scale) values[j] = quotient;
+    if (magnitude(quotient - values[j]) < 1e-9 * scale) values[j] = quotient;
   }
   // Back through the reflections.
-  for (size_t j = 0; j < count; ++j) {
+  for (size_t j = first; j < last; ++j) {
     double* x = vectors + j * n;
     for (size_t k = n - 1; k-- > 0;) {
       if (beta[k] == 0) continue;

@@ -17,6 +17,7 @@ constexpr size_t kFirstLook = 96;      // basis vectors before the first solutio
 constexpr double kTolerance = 2e-7;    // of the largest eigenvalue: what G v may have outside the basis
 constexpr double kNoise = 3e-8;        // of the largest eigenvalue: what is left of a vector below this is nothing
 constexpr double kExhausted = 1e-2;    // of a random vector: where the basis leaves less, it is the whole space
+constexpr size_t kVectors = 4;         // at least so many eigenvectors of a small matrix to a task
 constexpr size_t kChunk = 96;          // rows of one task
 constexpr size_t kSquare = kLanes * kLanes;
 
@@ -255,8 +256,26 @@ class Basis {
   bool is_finite_ = true;
 };
 
+// The leading eigenpairs of a small matrix [n][n] in double, which is used up; vectors [count][n].
+void solve_dense(const Executor& executor, Memory& memory, double* matrix, size_t n, size_t count, double* values,
+                 double* vectors) {
+  double* work = memory.take<double>(6 * n);
+  kernels().dense_values(matrix, n, count, values, work);
+  // Vectors of neighbouring eigenvalues belong to one task; the cuts do not depend on the number of threads.
+  std::vector<size_t> cuts = {0};
+  for (size_t j = 1; j < count; ++j) {
+    if (j - cuts.back() >= kVectors && values[j - 1] - values[j] > 2 * kDenseApart) cuts.push_back(j);
+  }
+  const size_t tasks = cuts.size();
+  cuts.push_back(count);
+  double* scratch = memory.take<double>(tasks * 5 * n);
+  executor.each(tasks, [&](size_t task) {
+    kernels().dense_vectors(matrix, n, cuts[task], cuts[task + 1], values, vectors, work, scratch + task * 5 * n);
+  });
+}
+
 // The whole matrix, solved directly.
-Leading solve_whole(Memory& memory, const float* matrix, size_t n, size_t count) {
+Leading solve_whole(const Executor& executor, Memory& memory, const float* matrix, size_t n, size_t count) {
   double* values = memory.take<double>(count);
   float* vectors = memory.take<float>(n * count);
   double* wide = memory.take<double>(n * n);
@@ -264,7 +283,7 @@ Leading solve_whole(Memory& memory, const float* matrix, size_t n, size_t count)
   double scale = 1e-290;
   for (size_t i = 0; i < n * n; ++i) scale = std::max(scale, static_cast<double>(std::fabs(matrix[i])));
   for (size_t i = 0; i < n * n; ++i) wide[i] = static_cast<double>(matrix[i]) / scale;
-  kernels().leading_dense(wide, n, count, values, coefficients, memory.take<double>(leading_dense_work(n, count)));
+  solve_dense(executor, memory, wide, n, count, values, coefficients);
   for (size_t j = 0; j < count; ++j) {
     values[j] *= scale;
     for (size_t i = 0; i < n; ++i) vectors[i * count + j] = static_cast<float>(coefficients[j * n + i]);
@@ -277,7 +296,9 @@ Leading solve_whole(Memory& memory, const float* matrix, size_t n, size_t count)
 Leading leading_eigenvectors(const Executor& executor, Memory& memory, const float* matrix, size_t tokens,
                              size_t count) {
   const size_t first_look = 2 * count + kFirstLook;
-  if (tokens <= kDirect || 4 * first_look >= 3 * tokens) return solve_whole(memory, matrix, tokens, count);
+  if (tokens <= kDirect || 4 * first_look >= 3 * tokens) {
+    return solve_whole(executor, memory, matrix, tokens, count);
+  }
   const size_t ld = (count + kLanes - 1) / kLanes * kLanes;
   double* values = memory.zeros<double>(count);
   Basis basis(executor, memory, matrix, tokens);
@@ -294,8 +315,7 @@ Leading leading_eigenvectors(const Executor& executor, Memory& memory, const flo
     double* coefficients = small.take<double>(count * n);
     const double scale = std::max(basis.largest(), 1e-290);
     basis.projected(matrix_of_basis, scale);
-    kernels().leading_dense(matrix_of_basis, n, count, values, coefficients,
-                            small.take<double>(leading_dense_work(n, count)));
+    solve_dense(executor, small, matrix_of_basis, n, count, values, coefficients);
     double worst = 0;
     for (size_t j = 0; j < count; ++j) {
       worst = std::max(worst, basis.outside(coefficients + j * n + n - kLanes));

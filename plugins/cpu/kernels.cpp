@@ -390,7 +390,9 @@ double distances(double* products, const double* lengths, size_t own, size_t cou
 #define VTX_TEXT_AGAIN(a) #a
 #define VTX_TEXT(a) VTX_TEXT_AGAIN(a)
 
-void VTX_JOIN(leading_dense_, VTX_KERNELS)(double*, size_t, size_t, double*, double*, double*);
+void VTX_JOIN(dense_values_, VTX_KERNELS)(double*, size_t, size_t, double*, double*);
+void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double*, size_t, size_t, size_t, double*, double*, const double*,
+                                           double*);
 
 extern const Kernels VTX_JOIN(kernels_, VTX_KERNELS);
 const Kernels VTX_JOIN(kernels_, VTX_KERNELS) = {
@@ -413,7 +415,8 @@ const Kernels VTX_JOIN(kernels_, VTX_KERNELS) = {
     along,
     eliminate,
     distances,
-    VTX_JOIN(leading_dense_, VTX_KERNELS),
+    VTX_JOIN(dense_values_, VTX_KERNELS),
+    VTX_JOIN(dense_vectors_, VTX_KERNELS),
 };
 
 }  // namespace vtx

@@ -53,11 +53,13 @@ struct Kernels {
   double (*distances)(double* products, const double* lengths, size_t own, size_t count, double decay, double* out);
 
   // See dense.cpp.
-  void (*leading_dense)(double* matrix, size_t n, size_t count, double* values, double* vectors, double* work);
+  void (*dense_values)(double* matrix, size_t n, size_t count, double* values, double* work);
+  void (*dense_vectors)(const double* matrix, size_t n, size_t first, size_t last, double* values, double* vectors,
+                        const double* work, double* scratch);
 };
 
-// Numbers of `work` that leading_dense needs.
-constexpr size_t leading_dense_work(size_t n, size_t count) { return 12 * n + 4 * (count + kLanes); }
+// Eigenvalues nearer than this have their vectors made orthogonal to each other.
+constexpr double kDenseApart = 1e-5;
 
 const Kernels& kernels();
 
