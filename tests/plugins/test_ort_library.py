@@ -18,7 +18,7 @@ from native_onnx import model_of
 from vtexport.pruning import op_model
 
 PRUNESID: dict[str, Any] = {"tokens": 25, "width": 16, "keep": 8}
-SEEDS = 8
+SEEDS = 5
 
 
 def session(model: onnx.ModelProto, library: Path | None, threads: int = 2) -> ort.InferenceSession:
