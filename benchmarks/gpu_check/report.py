@@ -51,7 +51,7 @@ def times_text(rows: Sequence[dict[str, Any]]) -> str:
     header = ["op", "T", "N", "batch", "median us", "p99", "in a chain", "floor", "x floor", "torch us", "x quicker",
               "torch finds"]  # fmt: skip
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda each: (each["op"], each["tokens"], each["keep"], each["batch"])):
         sizes = [row["op"], str(row["tokens"]), str(row["keep"]), str(row["batch"])]
         if "error" in row:
             lines.append([*sizes, row["error"].split("\n")[0][:60], *[""] * 7])
@@ -68,6 +68,9 @@ def times_text(rows: Sequence[dict[str, Any]]) -> str:
         lines.append([*sizes, f"{row['us']['median']:.1f}", f"{row['us']['p99']:.1f}", f"{row['chained_us']:.1f}",
                       f"{row['floor_us']:.2f}", over, *beside])  # fmt: skip
     text = table(header, lines)
+    for row in rows:
+        if "torch_error" in row:
+            text += f"\n{row['op']} {row['tokens']}->{row['keep']} in PyTorch: {row['torch_error'][:200]}"
     slow = [row for row in rows if row["torch"] and "reference_us" in row["torch"]]
     for row in slow:
         median = row["torch"]["reference_us"]["median"] / 1e3
