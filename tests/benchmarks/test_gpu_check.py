@@ -294,6 +294,7 @@ def test_parity_sees_a_runner_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     assert counts["random inputs"][1] >= 12
     assert counts["batch of 5 as five images"] == (7, 0)
     assert counts["CUDA graph as direct call"] == (11, 11)
+    assert counts["hostile inputs"] == (88, 88)
     json.dumps(found)
 
 
