@@ -58,7 +58,7 @@ def test_sizes_of_models(number: int, runner: Any) -> None:
     assert check(runner, large_case(number)) == []
 
 
-@pytest.mark.parametrize("case", hostile_cases(hostile_calls()), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(hostile_cases(hostile_calls())), ids=lambda case: case.name)
 def test_hostile_inputs(case: Case, runner: Any) -> None:
     assert check(runner, case) == []
 
