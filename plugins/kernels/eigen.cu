@@ -187,15 +187,18 @@ __device__ void iterate(Task& t, unsigned char* shared) {
     // large.
     const bool wide = t.eigenvalue[0] * t.correction_scale > kWideRange;
     const float* parts = summed_parts(t, 0, 2, shared);
+    const bool is_shared = block <= kSharedInside;
+    // In global memory they come from other multiprocessors, past this one's cache.
+    const auto part = [&](int at) { return is_shared ? parts[at] : __ldcg(parts + at); };
     const int size = block * block;
     times_gram(t, t.c1, shared, [&](int r, int c, float value) {
       const size_t at = static_cast<size_t>(r) * block;
       float before = t.c1[at + c];
       for (int j = 0; j < block; ++j) {
-        const float x = t.x[at + j], along = parts[size + j * block + c];
+        const float x = t.x[at + j], along = part(size + j * block + c);
         before = fmaf(-x, along, before);
         value = fmaf(-t.image[at + j], along, value);
-        value = fmaf(-x, fmaf(-t.eigenvalue[j], along, parts[j * block + c]), value);
+        value = fmaf(-x, fmaf(-t.eigenvalue[j], along, part(j * block + c)), value);
       }
       t.own[at + c] = before;
       t.c2[at + c] = t.first_factor[c] * (before + (t.correction_scale * value - before) / t.point[c]);
@@ -207,7 +210,7 @@ __device__ void iterate(Task& t, unsigned char* shared) {
     times_gram(t, t.c2, shared, [&](int r, int c, float value) {
       const size_t at = static_cast<size_t>(r) * block;
       if (wide)
-        for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], parts[j * block + c], value);
+        for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], part(j * block + c), value);
       const float first = t.own[at + c], before = t.c2[at + c], point = t.point[c];
       const float rest = point * first + t.correction_scale * value - before - point * before;
       t.own[at + c] = t.second_factor[c] == 0.0f ? 0.0f : t.second_factor[c] * (before + rest / point - first) + first;

@@ -10,10 +10,11 @@ namespace vtx {
 // shrinks.
 constexpr float kLeastPivot = 1e-5f, kLeastPivotWithImage = 1e-3f;
 constexpr int kMostSweeps = 12;
+constexpr int kScratch = 36;  // floats
 
 inline size_t small_problem_shared(int block, int shared_block) {
   const size_t square = static_cast<size_t>(block) * block;
-  return ((block <= shared_block ? 3 * square : 0) + 4 * block + 8) * sizeof(float);
+  return ((block <= shared_block ? 3 * square : 0) + 4 * block + kScratch) * sizeof(float);
 }
 
 // The pair number `pair` of round `round` when `n` (even) players all meet each other once.
@@ -52,12 +53,12 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
   const int size = block * block, threads = thread_count(), n = block;
   const bool fits = block <= shared_block;
   float* vectors_of_use = reinterpret_cast<float*>(shared);
-  float* scale = vectors_of_use;                       // [n]
-  float* pivot = scale + n;                            // [n]: 1 / sqrt of the pivot, 0 for a dependent column
-  float* place = pivot + n;                            // [n]
-  float* largest = place + n;                          // [1]
-  int* went_on = reinterpret_cast<int*>(largest + 1);  // [2]
-  float* matrices = fits ? scale + 4 * n + 8 : work + size;
+  float* scale = vectors_of_use;                    // [n]
+  float* pivot = scale + n;                         // [n]: 1 / sqrt of the pivot, 0 for a dependent column
+  float* place = pivot + n;                         // [n]
+  float* largest = place + n;                       // [1]
+  int* sums = reinterpret_cast<int*>(largest + 1);  // [warps]
+  float* matrices = fits ? scale + 4 * n + kScratch : work + size;
   float *m = matrices, *h = m + size, *v = h + size;  // rows of v are vectors
 
   for (int e = thread_id(); e < size; e += threads) {
@@ -122,7 +123,6 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
   for (int step = kWarp / 2; step; step /= 2)
     own_largest = fmaxf(own_largest, __shfl_xor_sync(kAllLanes, own_largest, step));
   if (lane_id() == 0) place[warp_id() % n] = own_largest;
-  if (thread_id() < 2) went_on[thread_id()] = 0;
   __syncthreads();
   if (thread_id() == 0) {
     float most = 0.0f;
@@ -135,6 +135,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
   if (has_image)
     for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
       const float least = 3e-8f * *largest;
+      int turned_far = 0;
       for (int round = 0; round < n - 1; ++round) {
         const int pairs = n / 2;
         for (int e = thread_id(); e < pairs * pairs; e += threads) {
@@ -149,7 +150,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
             to[p * n + p] = from[p * n + p] - left.tangent * (turned ? pq : 0.0f);
             to[q * n + q] = from[q * n + q] + left.tangent * (turned ? pq : 0.0f);
             to[p * n + q] = to[q * n + p] = turned ? 0.0f : pq;
-            if (fabsf(left.tangent) > angle) went_on[sweep % 2] = 1;
+            if (fabsf(left.tangent) > angle) turned_far = 1;
             continue;
           }
           const Turn right = turn_of(from[r * n + r], from[s * n + s], from[r * n + s], least);
@@ -175,10 +176,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
         to = swap;
         __syncthreads();
       }
-      const bool again = went_on[sweep % 2] != 0;
-      if (thread_id() == 0) went_on[(sweep + 1) % 2] = 0;
-      __syncthreads();
-      if (!again) break;
+      if (block_sum(turned_far, sums) == 0) break;
     }
 
   // Columns by descending eigenvalue, dependent ones last.
