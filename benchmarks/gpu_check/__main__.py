@@ -24,7 +24,7 @@ array_api.install()  # before anything imports the references
 from gpu_check.build import ROOT, BuildError, build  # noqa: E402
 from gpu_check.environment import NotHereError, check_gpu, find_tools  # noqa: E402
 from gpu_check.parts import PARTS, RUN  # noqa: E402
-from gpu_check.report import targets_text, write  # noqa: E402
+from gpu_check.report import targets_text, times_text, write  # noqa: E402
 from gpu_check.targets import targets  # noqa: E402
 
 # For everything, and for each part, so that one that hangs leaves the others their time. A part that is not done by
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         report[part] = found
         if not found["done"]:
             failed.append(part)
+            if part == "times" and "stopped" in found.get("error", "") and found.get("rows"):
+                print(times_text(found["rows"]), flush=True)
         report |= {"failed_parts": failed, "seconds": time.perf_counter() - begin}
         path = write(report, ROOT / "benchmarks" / "results", options.output)
     report["targets"] = targets(report)

@@ -31,7 +31,13 @@ def parity_text(parity: dict[str, Any]) -> str:
         lines += [f"    {each}" for each in wrong[:10]]
         if len(wrong) > 10:
             lines.append(f"    and {len(wrong) - 10} more, in the results file")
-    for entry in parity.get("sanitizer", []):
+    return "\n".join(lines)
+
+
+def sanitizer_text(entries: Sequence[dict[str, Any]]) -> str:
+    """A line a tool, and the end of its output where that matters."""
+    lines = []
+    for entry in entries:
         lines.append(f"compute-sanitizer {entry['tool']}: {entry['outcome']} ({entry['seconds']:.0f} s)")
         if entry["outcome"] in ("errors", "failed"):
             lines += [f"    {line}" for line in entry["output"].split("\n")[-15:]]
