@@ -1,0 +1,390 @@
+// Leading eigenvectors of symmetric positive semi-definite matrices: a block method in one cooperative launch.
+//
+// As in vtexport/pruning/eigen.py: the best eigenvectors in the span of a block of vectors (Rayleigh-Ritz), each corrected
+// by a Chebyshev iteration on its own residual, which float32 bears where plain powers of the matrix do not; until the
+// residuals of all wanted vectors are small. Of one image, `members` blocks of threads hold some rows each; the first of
+// them solves the small projected problems (small_problem.cuh). Every sum has a fixed order, so the result is the same in
+// every run.
+#include "parts.cuh"
+#include "small_problem.cuh"
+
+namespace vtx {
+namespace eigen_kernels {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kRows = 24;      // of a tile of a product
+constexpr int kColumns = 32;   // of a tile
+constexpr int kRowsOfLane = 6, kColumnsOfLane = 4;
+constexpr int kDepth = 192;    // summands staged at a time
+constexpr int kPitch = kRows + 2;
+constexpr int kSharedBlock = 80;   // up to here the small matrices lie in shared memory: 3 x 80 x 80 floats
+constexpr int kOversampling = 16;  // vectors beyond the wanted ones; they set the rate of convergence
+constexpr int kMostCorrections = 14;
+constexpr float kResidual = 1e-6f;  // of the largest eigenvalue
+constexpr size_t kMostPartial = size_t{1} << 22;
+constexpr size_t kProductShared = larger<size_t>((kDepth * kColumns + kDepth * kPitch) * sizeof(float),
+                                                 kWarps * kRows * kColumns * sizeof(float));
+
+// What one block of threads works on: rows [first, last) of one image.
+struct Task {
+  const float* gram;
+  float scale;  // 1 / trace
+  int tokens, block, count, members, member, first, last;
+  float *x, *image, *c1, *c2, *partial, *small, *squares, *values, *residual;
+  float *point, *first_factor, *second_factor;  // [block] in shared memory: coefficients of the corrections
+  float correction_scale;
+  unsigned* arrived;
+  unsigned round;
+
+  __device__ void sync() { blocks_sync(arrived, members, round); }
+  __device__ float* own_partial(int which) const {
+    return partial + (static_cast<size_t>(member) * 2 + which) * block * block;
+  }
+};
+
+__device__ float noise(unsigned a, unsigned b) {  // without structure, between -1 and 1
+  unsigned h = a * 0x9e3779b1u + b * 0x85ebca77u + 0x165667b1u;
+  h = (h ^ (h >> 15)) * 0x2c1b3c6du;
+  h = (h ^ (h >> 12)) * 0x297a2d39u;
+  return static_cast<float>(static_cast<int>(h ^ (h >> 15))) * 4.656612873e-10f;
+}
+
+// done(row, column, value) for the own rows of scale * gram * in; `in` [tokens, block] is complete.
+template <class Done>
+__device__ VTX_NOINLINE void times_gram(const Task& t, const float* in, unsigned char* shared, Done done) {
+  float* xs = reinterpret_cast<float*>(shared);  // [kDepth, kColumns]
+  float* gs = xs + kDepth * kColumns;            // [kDepth, kPitch]
+  float* sums = reinterpret_cast<float*>(shared);  // [kWarps, kRows, kColumns], when xs and gs are no longer needed
+  const int row = lane_id() / (kColumns / kColumnsOfLane) * kRowsOfLane;
+  const int column = lane_id() % (kColumns / kColumnsOfLane) * kColumnsOfLane;
+  for (int row0 = t.first; row0 < t.last; row0 += kRows)
+    for (int column0 = 0; column0 < t.block; column0 += kColumns) {
+      float sum[kRowsOfLane][kColumnsOfLane] = {};
+      for (int k0 = 0; k0 < t.tokens; k0 += kDepth) {
+#pragma unroll
+        for (int i = 0; i < kDepth * kColumns / 4 / kThreads; ++i) {
+          const int e = thread_id() + i * kThreads, k = e / (kColumns / 4), c = e % (kColumns / 4) * 4;
+          float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          if (k0 + k < t.tokens && column0 + c < t.block)
+            value = __ldcg(reinterpret_cast<const float4*>(in + static_cast<size_t>(k0 + k) * t.block + column0 + c));
+          *reinterpret_cast<float4*>(xs + k * kColumns + c) = value;
+        }
+#pragma unroll 3
+        for (int i = 0; i < kDepth * kRows / kThreads; ++i) {  // the matrix is symmetric: its columns for its rows
+          const int e = thread_id() + i * kThreads, k = e / kRows, r = e % kRows;
+          gs[k * kPitch + r] = k0 + k < t.tokens && row0 + r < t.last
+                                   ? t.gram[static_cast<size_t>(k0 + k) * t.tokens + row0 + r] * t.scale
+                                   : 0.0f;
+        }
+        __syncthreads();
+#pragma unroll 2
+        for (int k = warp_id(); k < kDepth; k += kWarps) {
+          const float4 x = *reinterpret_cast<const float4*>(xs + k * kColumns + column);
+          const float2* g = reinterpret_cast<const float2*>(gs + k * kPitch + row);
+          const float2 g0 = g[0], g1 = g[1], g2 = g[2];
+          const float left[kRowsOfLane] = {g0.x, g0.y, g1.x, g1.y, g2.x, g2.y};
+#pragma unroll
+          for (int i = 0; i < kRowsOfLane; ++i) {
+            sum[i][0] = fmaf(left[i], x.x, sum[i][0]);
+            sum[i][1] = fmaf(left[i], x.y, sum[i][1]);
+            sum[i][2] = fmaf(left[i], x.z, sum[i][2]);
+            sum[i][3] = fmaf(left[i], x.w, sum[i][3]);
+          }
+        }
+        __syncthreads();
+      }
+#pragma unroll
+      for (int i = 0; i < kRowsOfLane; ++i)
+        *reinterpret_cast<float4*>(sums + (warp_id() * kRows + row + i) * kColumns + column) =
+            make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+      __syncthreads();
+      for (int e = thread_id(); e < kRows * kColumns; e += kThreads) {
+        float total = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < kWarps; ++warp) total += sums[warp * kRows * kColumns + e];
+        const int r = row0 + e / kColumns, c = column0 + e % kColumns;
+        if (r < t.last && c < t.block) done(r, c, total);
+      }
+      __syncthreads();
+    }
+}
+
+// Rows that are staged at once: four arrays of them take less than 50 KB.
+__device__ int staged_rows(int block) { return block <= 128 ? kRows : larger(1, kRows * 128 / block); }
+
+// The own rows' part of aᵀ b into own_partial(which), on and above the diagonal; of all entries where `whole`.
+__device__ void add_products(const Task& t, const float* a, const float* b, int which, int rows, bool first_rows, bool whole) {
+  float* out = t.own_partial(which);
+  for (int e = thread_id(); e < t.block * t.block; e += kThreads) {
+    const int i = e / t.block, j = e % t.block;
+    if (i > j && !whole) continue;
+    float sum = 0.0f;
+    for (int r = 0; r < rows; ++r) sum = fmaf(a[r * t.block + i], b[r * t.block + j], sum);
+    out[e] = first_rows ? sum : out[e] + sum;
+  }
+}
+
+// Parts of xᵀ x, and of xᵀ image where there is an image.
+__device__ VTX_NOINLINE void project(const Task& t, bool has_image, unsigned char* shared) {
+  const int step = staged_rows(t.block);
+  float* z = reinterpret_cast<float*>(shared);
+  float* w = z + step * t.block;
+  for (int row0 = t.first; row0 < t.last; row0 += step) {
+    const int rows = smaller(step, t.last - row0);
+    for (int e = thread_id(); e < rows * t.block; e += kThreads) {
+      z[e] = t.x[static_cast<size_t>(row0) * t.block + e];
+      if (has_image) w[e] = t.image[static_cast<size_t>(row0) * t.block + e];
+    }
+    __syncthreads();
+    add_products(t, z, z, 0, rows, row0 == t.first, false);
+    if (has_image) add_products(t, z, w, 1, rows, row0 == t.first, false);
+    __syncthreads();
+  }
+}
+
+// Coefficients of the corrections: the spectrum outside the block is mapped to [-1, 1], a column's own eigenvalue to its
+// `point`, where the Chebyshev polynomial is large.
+__device__ void set_corrections(Task& t, const float* values) {
+  float least = values[0];
+  for (int i = 1; i < t.block; ++i)
+    if (values[i] >= 0.0f) least = smaller(least, values[i]);
+  t.correction_scale = 2.0f / fmaxf(fmaxf(least, 1e-6f * values[0]), kTiny);
+  for (int i = thread_id(); i < t.block; i += kThreads) {
+    const float point = fmaxf(1.0f, fmaxf(values[i], 0.0f) * t.correction_scale - 1.0f);
+    const float first = 1.0f / (1.0f - 1.0f / (2.0f * point * point));
+    t.point[i] = point;
+    t.first_factor[i] = first;
+    t.second_factor[i] = 1.0f / (1.0f - first / (4.0f * point * point));
+  }
+}
+
+// x and its image turned by the rotation that the small problem gave; the residuals' squares; where `has_image`, the
+// first term of the corrections in c1 and the own rows' part of imageᵀ c1.
+__device__ VTX_NOINLINE void rotate(Task& t, bool has_image, unsigned attempt, unsigned char* shared) {
+  const int step = staged_rows(t.block), block = t.block;
+  float* z = reinterpret_cast<float*>(shared);
+  float* w = z + step * block;
+  float* turned = w + step * block;
+  float* turned_image = turned + step * block;
+  float* values = turned_image + step * block;
+  float* squares = values + block;
+  for (int i = thread_id(); i < block; i += kThreads) {
+    values[i] = __ldcg(t.values + i);
+    squares[i] = 0.0f;
+  }
+  __syncthreads();
+  set_corrections(t, values);
+  const float* rotation = t.small;
+  for (int row0 = t.first; row0 < t.last; row0 += step) {
+    const int rows = smaller(step, t.last - row0);
+    const size_t from = static_cast<size_t>(row0) * block;
+    for (int e = thread_id(); e < rows * block; e += kThreads) {
+      z[e] = t.x[from + e];
+      if (has_image) w[e] = t.image[from + e];
+    }
+    __syncthreads();
+    for (int e = thread_id(); e < rows * block; e += kThreads) {
+      const int r = e / block, c = e % block;
+      float value = 0.0f, image = 0.0f;
+      for (int j = 0; j < block; ++j) {
+        const float turn = __ldcg(rotation + static_cast<size_t>(j) * block + c);
+        value = fmaf(z[r * block + j], turn, value);
+        if (has_image) image = fmaf(w[r * block + j], turn, image);
+      }
+      const bool lost = values[c] < 0.0f;  // a vector that depended on the others starts anew
+      turned[e] = lost ? noise(static_cast<unsigned>(row0 + r), static_cast<unsigned>(c) + 0x10000u * attempt) : value;
+      turned_image[e] = lost ? 0.0f : image;
+    }
+    __syncthreads();
+    for (int e = thread_id(); e < rows * block; e += kThreads) {
+      t.x[from + e] = turned[e];
+      if (!has_image) continue;
+      const int c = e % block;
+      const float rest = values[c] < 0.0f ? 0.0f : turned_image[e] - values[c] * turned[e];
+      z[e] = rest;
+      w[e] = rest * (t.correction_scale / t.point[c]);
+      t.c1[from + e] = w[e];
+    }
+    __syncthreads();
+    if (has_image) {
+      add_products(t, turned_image, w, 0, rows, row0 == t.first, true);
+      for (int c = thread_id(); c < block; c += kThreads)
+        for (int r = 0; r < rows; ++r) squares[c] = fmaf(z[r * block + c], z[r * block + c], squares[c]);
+    }
+    __syncthreads();
+  }
+  if (has_image)
+    for (int i = thread_id(); i < block; i += kThreads) t.squares[static_cast<size_t>(t.member) * block + i] = squares[i];
+}
+
+// Worst residual of the wanted vectors over the largest eigenvalue; the same number in every thread of every member.
+__device__ float worst_residual(const Task& t, unsigned char* shared) {
+  float* found = reinterpret_cast<float*>(shared);
+  for (int c = thread_id(); c < t.count; c += kThreads) {
+    float square = 0.0f;
+    for (int member = 0; member < t.members; ++member) square += __ldcg(t.squares + static_cast<size_t>(member) * t.block + c);
+    found[c] = square;
+  }
+  __syncthreads();
+  float worst = 0.0f;
+  for (int c = 0; c < t.count; ++c) worst = found[c] > worst || !(found[c] == found[c]) ? found[c] : worst;
+  __syncthreads();
+  return sqrtf(worst) / fmaxf(__ldcg(t.values), kTiny);
+}
+
+// imageᵀ c1 from the members' parts, in shared memory, or for large blocks in `small` behind the rotation.
+__device__ VTX_NOINLINE const float* inside_part(Task& t, unsigned char* shared) {
+  const int size = t.block * t.block;
+  const bool fits = t.block <= kSharedBlock;
+  float* out = fits ? reinterpret_cast<float*>(shared + kProductShared) : t.small + size;
+  const int step = fits ? kThreads : kThreads * t.members;
+  for (int e = thread_id() + (fits ? 0 : t.member * kThreads); e < size; e += step) {
+    float sum = 0.0f;
+    for (int member = 0; member < t.members; ++member) sum += __ldcg(t.partial + static_cast<size_t>(member) * 2 * size + e);
+    out[e] = sum;
+  }
+  if (!fits) t.sync();
+  __syncthreads();
+  return out;
+}
+
+__device__ void iterate(Task& t, unsigned char* shared) {
+  const int block = t.block;
+  for (int e = t.first * block + thread_id(); e < t.last * block; e += kThreads)
+    t.c2[e] = noise(static_cast<unsigned>(e / block), static_cast<unsigned>(e % block));
+  t.sync();
+  times_gram(t, t.c2, shared, [&](int r, int c, float value) { t.x[static_cast<size_t>(r) * block + c] = value; });
+  __syncthreads();
+  project(t, false, shared);
+  t.sync();
+  if (t.member == 0) solve_small(t.partial, t.members, block, false, 0.0f, t.small, t.values, shared, kSharedBlock);
+  t.sync();
+  rotate(t, false, 1, shared);
+  t.sync();
+
+  float worst = 0.0f;
+  for (int attempt = 0;; ++attempt) {
+    times_gram(t, t.x, shared, [&](int r, int c, float value) { t.image[static_cast<size_t>(r) * block + c] = value; });
+    __syncthreads();
+    project(t, true, shared);
+    t.sync();
+    // Before the first correction the block is far from the answer anyway.
+    if (t.member == 0)
+      solve_small(t.partial, t.members, block, true, attempt ? 1e-3f : 0.3f, t.small, t.values, shared, kSharedBlock);
+    t.sync();
+    rotate(t, true, static_cast<unsigned>(attempt) + 2, shared);
+    t.sync();
+    worst = worst_residual(t, shared);
+    if (!(worst > kResidual) || attempt == kMostCorrections) break;
+
+    const float* inside = inside_part(t, shared);
+    times_gram(t, t.c1, shared, [&](int r, int c, float value) {
+      const size_t at = static_cast<size_t>(r) * block;
+      for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], inside[j * block + c], value);
+      const float before = t.c1[at + c];
+      t.c2[at + c] = t.first_factor[c] * (before + (t.correction_scale * value - before) / t.point[c]);
+    });
+    t.sync();
+    // x changes only here, where no other member reads it.
+    times_gram(t, t.c2, shared, [&](int r, int c, float value) {
+      const size_t at = static_cast<size_t>(r) * block + c;
+      const float first = t.c1[at], before = t.c2[at], point = t.point[c];
+      const float rest = point * first + t.correction_scale * value - before - point * before;
+      t.x[at] += t.second_factor[c] * (before + rest / point - first) + first;
+    });
+    t.sync();
+  }
+  if (t.member == 0 && thread_id() == 0) *t.residual = worst;
+}
+
+__global__ void __launch_bounds__(kThreads, 1) leading_vectors(Eigen plan, int used, const float* __restrict__ gram) {
+  VTX_SHARED(shared);
+  const int teams = static_cast<int>(gridDim.x) / plan.members;
+  Task t;
+  t.tokens = plan.tokens;
+  t.block = plan.block;
+  t.count = plan.count;
+  t.members = plan.members;
+  t.member = static_cast<int>(blockIdx.x) % plan.members;
+  t.first = static_cast<int>(static_cast<int64_t>(plan.tokens) * t.member / plan.members);
+  t.last = static_cast<int>(static_cast<int64_t>(plan.tokens) * (t.member + 1) / plan.members);
+  const size_t square = static_cast<size_t>(plan.block) * plan.block, array = static_cast<size_t>(plan.tokens) * plan.block;
+  for (int image = static_cast<int>(blockIdx.x) / plan.members; image < plan.batch; image += teams) {
+    t.gram = gram + static_cast<size_t>(image) * plan.tokens * plan.tokens;
+    float trace = 0.0f;
+    for (int i = thread_id(); i < plan.tokens; i += kThreads) trace += t.gram[static_cast<size_t>(i) * plan.tokens + i];
+    t.scale = 1.0f / fmaxf(block_sum(trace, reinterpret_cast<float*>(shared)), kTiny);
+    t.x = plan.vectors + image * array;
+    t.image = plan.image_ + image * array;
+    t.c1 = plan.first_ + image * array;
+    t.c2 = plan.second_ + image * array;
+    t.partial = plan.partial_ + static_cast<size_t>(image) * plan.members * 2 * square;
+    t.small = plan.small_ + image * 4 * square;
+    t.squares = plan.squares_ + static_cast<size_t>(image) * plan.members * plan.block;
+    t.values = plan.values + static_cast<size_t>(image) * plan.block;
+    t.residual = plan.residual + image;
+    t.arrived = plan.arrived_ + image;
+    t.round = 0;
+    t.point = reinterpret_cast<float*>(shared + used);
+    t.first_factor = t.point + plan.block;
+    t.second_factor = t.first_factor + plan.block;
+    iterate(t, shared);
+    __syncthreads();
+  }
+}
+
+__global__ void reset(unsigned* arrived, int count) {
+  for (int i = thread_id(); i < count; i += thread_count()) arrived[i] = 0;
+}
+
+size_t shared_bytes(int block) {
+  const size_t square = static_cast<size_t>(block) * block * sizeof(float);
+  const size_t rows = block <= 128 ? kRows : larger(1, kRows * 128 / block);
+  const size_t staged = (4 * rows + 2) * block * sizeof(float);
+  const size_t with_inside = kProductShared + (block <= kSharedBlock ? square : 0);
+  const size_t small = small_problem_shared(block, kSharedBlock);
+  return round_up<size_t>(larger(larger(staged, with_inside), small), 16);
+}
+
+// The coefficients of the corrections lie behind what the parts use by turns.
+size_t coefficient_bytes(int block) { return 3 * block * sizeof(float); }
+
+}  // namespace eigen_kernels
+
+using namespace eigen_kernels;
+
+Eigen plan_eigen(Workspace& workspace, int batch, int tokens, int count) {
+  Eigen plan = {};
+  plan.batch = batch;
+  plan.tokens = tokens;
+  plan.count = count;
+  plan.block = smaller(round_up(tokens, 16), round_up(count + kOversampling, 16));
+  const size_t square = static_cast<size_t>(plan.block) * plan.block, array = static_cast<size_t>(tokens) * plan.block;
+  plan.members = smaller(divide_up(tokens, kRows), static_cast<int>(larger<size_t>(1, kMostPartial / square)));
+  plan.vectors = workspace.take<float>(batch * array);
+  plan.values = workspace.take<float>(static_cast<size_t>(batch) * plan.block);
+  plan.residual = workspace.take<float>(batch);
+  plan.image_ = workspace.take<float>(batch * array);
+  plan.first_ = workspace.take<float>(batch * array);
+  plan.second_ = workspace.take<float>(batch * array);
+  plan.partial_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * 2 * square);
+  plan.small_ = workspace.take<float>(batch * 4 * square);
+  plan.squares_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * plan.block);
+  plan.arrived_ = workspace.take<unsigned>(batch);
+  return plan;
+}
+
+vtx_status leading_eigenvectors(const Eigen& plan, const float* gram, vtx_stream stream) {
+  const size_t used = shared_bytes(plan.block), shared = used + coefficient_bytes(plan.block);
+  int most = 0;
+  VTX_TRY(blocks_at_once(leading_vectors, kThreads, shared, &most));
+  Eigen placed = plan;
+  placed.members = smaller(plan.members, most);
+  const int teams = smaller(plan.batch, most / placed.members);
+  VTX_TRY(launch(reset, Grid{1, 1}, 256, 0, stream, false, plan.arrived_, plan.batch));
+  return launch(leading_vectors, Grid{placed.members * teams, 1}, kThreads, shared, stream, true, placed,
+                static_cast<int>(used), gram);
+}
+
+}  // namespace vtx

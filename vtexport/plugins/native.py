@@ -1,0 +1,212 @@
+"""Calling the ops of a native library by its C API: on the CPU (`vtx_cpu_*`) or a CUDA device (`vtx_cuda_*`)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtexport.errors import InputError, MissingDependencyError
+from vtexport.plugins.structures import (
+    ABI_VERSION,
+    DTYPES,
+    OPS,
+    Op,
+    Sizes,
+    Status,
+    StepSizes,
+    StepTensors,
+    Tensors,
+)
+
+WORKSPACE_ALIGNMENT = 256
+
+Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
+Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, Task, ctypes.c_void_p)
+
+
+class Executor(ctypes.Structure):
+    """`vtx_parallel`: threads for the CPU form. Keep it alive for as long as calls use it."""
+
+    _fields_ = [("run", Run), ("context", ctypes.c_void_p), ("threads", ctypes.c_int32)]
+
+
+class Library:
+    """A loaded library of native ops.
+
+    Args:
+        path: The shared library.
+        prefix: "vtx_cpu_" or "vtx_cuda_"; says which API it has. A library of the CUDA API that works on host memory
+            is called with host addresses and no stream.
+
+    Raises:
+        MissingDependencyError: It cannot be loaded, or was built from another version of the structures.
+    """
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise MissingDependencyError(f"the library {path} cannot be loaded ({error}); build it again") from error
+        self.path, self.prefix = path, prefix
+        self._library.vtx_status_text.restype = ctypes.c_char_p
+        version = self._function("abi_version")()
+        if version != ABI_VERSION:
+            raise MissingDependencyError(
+                f"the library {path} has structures of version {version}, and this vtexport those of {ABI_VERSION}; "
+                "build it again"
+            )
+
+    def _function(self, name: str) -> Callable[..., int]:
+        function: Callable[..., int] = getattr(self._library, self.prefix + name)
+        return function
+
+    def text(self, name: str) -> str:
+        """What a function without arguments says, such as "instructions" or "last_error"."""
+        function = getattr(self._library, self.prefix + name)
+        function.restype = ctypes.c_char_p
+        return bytes(function()).decode()
+
+    def status_text(self, status: int) -> str:
+        """The library's sentence for a status."""
+        return bytes(self._library.vtx_status_text(status)).decode()
+
+    def workspace_bytes(
+        self, op_type: str, sizes: Sizes | StepSizes | None, parameters: ctypes.Structure | None
+    ) -> tuple[Status, int]:
+        """What the CUDA form wants to work in; 0 for the CPU form, which has memory of its own."""
+        if self.prefix == "vtx_cpu_":
+            return Status.OK, 0
+        found = ctypes.c_size_t(0)
+        first = _arguments(OPS[op_type], sizes, parameters)
+        return Status(self._function(f"{OPS[op_type].function}_workspace")(*first, ctypes.byref(found))), found.value
+
+    def call(
+        self,
+        op_type: str,
+        sizes: Sizes | StepSizes | None,
+        parameters: ctypes.Structure | None,
+        addresses: Mapping[str, int | None] | None,
+        *,
+        executor: Executor | None = None,
+        workspace: int | None = None,
+        workspace_bytes: int = 0,
+        stream: int | None = None,
+    ) -> Status:
+        """Runs an op on raw addresses: host memory for the CPU form, device memory for the CUDA form.
+
+        Args:
+            op_type: Such as "VtxPruneSID".
+            sizes: None passes a null pointer, as in the arguments that follow.
+            parameters: From `structures.parameters_of`.
+            addresses: By the tensors' names in `vtx_tensors` or `vtx_step_tensors`.
+            executor: Of the CPU form; None runs on the calling thread.
+            workspace, workspace_bytes, stream: Of the CUDA form; the workspace is aligned to 256 bytes.
+
+        Returns:
+            The status. The CUDA form has then only enqueued the work.
+        """
+        op = OPS[op_type]
+        tensors: Tensors | StepTensors | None = None
+        if addresses is not None:
+            tensors = (StepTensors if op.is_step else Tensors)(**addresses)
+        arguments = [*_arguments(op, sizes, parameters), _by_reference(tensors)]
+        if self.prefix == "vtx_cpu_":
+            arguments.append(_by_reference(executor))
+        else:
+            arguments += [ctypes.c_void_p(workspace), ctypes.c_size_t(workspace_bytes), ctypes.c_void_p(stream)]
+        return Status(self._function(op.function)(*arguments))
+
+    def run(
+        self,
+        op_type: str,
+        sizes: Sizes | StepSizes,
+        parameters: ctypes.Structure | None,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        executor: Executor | None = None,
+        poison: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs an op on NumPy arrays in host memory and returns every output, intermediate values included.
+
+        Args:
+            op_type, sizes, parameters, executor: As in `call`.
+            inputs: By name, of the types and shapes of vtx_ops.h; bfloat16 as uint16. Contiguous.
+            poison: A byte that outputs are filled with first.
+
+        Raises:
+            InputError: The library refuses the call; with its sentence.
+        """
+        outputs = {
+            name: np.empty(shape, dtype) for name, (shape, dtype) in output_shapes(op_type, sizes, parameters).items()
+        }
+        if poison is not None:
+            for array in outputs.values():
+                array.view(np.uint8).fill(poison)
+        addresses: dict[str, int | None] = {
+            name: array.ctypes.data for name, array in {**inputs, **outputs}.items() if array.size
+        }
+        status, size = self.workspace_bytes(op_type, sizes, parameters)
+        memory = np.empty(size + WORKSPACE_ALIGNMENT, np.uint8)
+        start = -(-memory.ctypes.data // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+        if status is Status.OK:
+            status = self.call(
+                op_type, sizes, parameters, addresses, executor=executor, workspace=start, workspace_bytes=size
+            )
+        if status is not Status.OK:
+            raise InputError(f"{op_type}: {self.status_text(status)}")
+        return outputs
+
+
+def _by_reference(structure: ctypes.Structure | None) -> Any:
+    return ctypes.c_void_p(None) if structure is None else ctypes.byref(structure)
+
+
+def _arguments(op: Op, sizes: Any, parameters: ctypes.Structure | None) -> list[Any]:
+    return [_by_reference(sizes), *([_by_reference(parameters)] if op.parameters else [])]
+
+
+_Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
+_NUMPY: dict[int, np.dtype] = {0: np.dtype(np.float32), 1: np.dtype(np.float16), 2: np.dtype(np.uint16)}
+assert set(_NUMPY) == set(DTYPES.values())
+
+
+def output_shapes(op_type: str, sizes: Sizes | StepSizes, parameters: ctypes.Structure | None) -> _Shapes:
+    """Shape and type of every output of an op, intermediate values included; bfloat16 is uint16 here."""
+    whole: np.dtype = np.dtype(np.int64)
+    real: np.dtype = np.dtype(np.float32)
+    if isinstance(sizes, StepSizes):
+        left = sizes.rows - sizes.visual_count + sizes.keep
+        found: _Shapes = {"hidden_states_out": ((left, sizes.width), _NUMPY[sizes.dtype]), "out_rows": ((left,), whole)}
+        if op_type == "VtxClusterMerge":
+            assert parameters is not None
+            found |= {"saliency": ((sizes.visual_count,), real), "quotas": ((parameters.clusters + 1,), whole)}
+        else:
+            found["saliency"] = ((sizes.visual_count,), real)
+        return found
+    image, tokens = (sizes.batch,), (sizes.batch, sizes.grid_rows * sizes.grid_columns)
+    kept = (sizes.batch, sizes.keep)
+    found = {"kept_features": ((*kept, sizes.width), _NUMPY[sizes.dtype]), "keep_indices": (kept, whole)}
+    p: Any = parameters
+    if op_type == "VtxPruneSID":
+        groups = (sizes.batch, p.groups)
+        found |= {"groups": (tokens, whole)} | dict.fromkeys(("sizes", "survivors", "taken"), (groups, whole))
+        found |= dict.fromkeys(("rho", "tau", "residual"), (image, real))
+    elif op_type == "VtxSVDPrune":
+        found |= {"rank": (image, whole), "energy": (image, real)}
+        found |= {"leverages": (tokens, real), "residual": (image, real)}
+        if p.mode:
+            found |= {"count": (image, whole), "leverage": (image, real)}
+    elif op_type == "VtxViTCoP" and p.clusters:
+        found |= {"labels": (kept, whole), "centers": ((sizes.batch, p.cluster_count), whole)}
+        found |= {"density": (kept, real), "delta": (kept, real), "parent": (kept, whole)}
+    elif op_type == "VtxNuwa":
+        found |= {"merged": (kept, np.dtype(np.uint8)), "pillar_threshold": (image, real)}
+    elif op_type == "VtxDivPrune":
+        found["order"] = (kept, whole)
+    elif op_type == "VtxCDPruner":
+        found |= {"order": (kept, whole), "relevance": (tokens, real)}
+    return found
