@@ -11,10 +11,11 @@ VTX_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count)
   count = 0;
   // TensorRT-RTX loads plugin libraries, but its ONNX parser ends the process where it meets a creator for a node.
   if (vtexport::is_loaded_by_rtx()) {
-    vtexport::log_error("vtexport", "these plugins are not for TensorRT-RTX, which runs the ops' functions; load none");
+    vtexport::log_error("getCreators",
+                        "these plugins are not for TensorRT-RTX, which runs the ops' functions; load none");
     return nullptr;
   }
-  return vtexport::guarded<nvinfer1::IPluginCreatorInterface* const*>("vtexport", nullptr, [&] {
+  return vtexport::guarded<nvinfer1::IPluginCreatorInterface* const*>("getCreators", nullptr, [&] {
     // Never destroyed: TensorRT's registry may ask them after this library's destructors have run.
     static const auto* const all = [] {
       auto* made = new std::vector<nvinfer1::IPluginCreatorInterface*>;

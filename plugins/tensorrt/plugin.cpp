@@ -49,8 +49,6 @@ vtx_dtype dtype_of(DataType features) {
   }
 }
 
-Shape shape_of(const nvinfer1::Dims& dims) { return {dims.nbDims, dims.d}; }
-
 void check_count(const char* what, int32_t count, size_t expected) {
   if (count != static_cast<int32_t>(expected)) {
     throw Refused("with these attributes it has " + std::to_string(expected) + " " + what + ", and TensorRT gives " +
@@ -58,12 +56,15 @@ void check_count(const char* what, int32_t count, size_t expected) {
   }
 }
 
-// Of inputs that TensorRT describes by a member of its description: by `desc`, or by `min` and `max` of a profile.
-template <class Description, class Member>
-std::vector<Shape> shapes_of(const Description* in, int32_t count, Member member) {
+// Views of one member of every description: of `dims`, or of the ends `min` and `max` of a profile.
+template <class Description>
+std::vector<Shape> shapes_of(const Description* in, int32_t count, nvinfer1::Dims Description::* member) {
   if (count < 0 || (count > 0 && !in)) throw Refused("TensorRT gives no inputs");
   std::vector<Shape> shapes;
-  for (int32_t place = 0; place < count; ++place) shapes.push_back(shape_of(member(in[place])));
+  for (int32_t place = 0; place < count; ++place) {
+    const nvinfer1::Dims& dims = in[place].*member;
+    shapes.push_back({dims.nbDims, dims.d});
+  }
   return shapes;
 }
 
@@ -180,7 +181,7 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* in, int32_t in_co
     plugin::check_count("inputs", in_count, op_->inputs().size());
     plugin::check_count("outputs", out_count, op_->outputs().size());
     for (const auto end : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::max}) {
-      const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, [&](auto& each) { return each.*end; }));
+      const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, end));
       op_->workspace(lengths, plugin::dtype_of(in[0].desc.type));
     }
     return 0;
@@ -192,7 +193,7 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t in_co
   return guarded(name(), size_t{0}, [&] {
     plugin::check_count("inputs", in_count, op_->inputs().size());
     // The kernels' workspace never shrinks where a length grows, so that of the largest shapes serves all.
-    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, [](auto& each) { return each.max; }));
+    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, &DynamicPluginTensorDesc::max));
     return op_->workspace(lengths, plugin::dtype_of(in[0].desc.type));
   });
 }
@@ -200,7 +201,7 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t in_co
 int32_t Plugin::onShapeChange(const PluginTensorDesc* in, int32_t in_count, const PluginTensorDesc*, int32_t) noexcept {
   return guarded(name(), 1, [&] {
     plugin::check_count("inputs", in_count, op_->inputs().size());
-    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, [](auto& each) { return each.dims; }));
+    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, &PluginTensorDesc::dims));
     op_->workspace(lengths, plugin::dtype_of(in[0].type));
     return 0;
   });
@@ -210,7 +211,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, con
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guarded(name(), 1, [&] {
     const auto in_count = static_cast<int32_t>(op_->inputs().size());
-    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, [](auto& each) { return each.dims; }));
+    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, &PluginTensorDesc::dims));
     op_->run(lengths, plugin::dtype_of(in[0].type), inputs, outputs, workspace, stream);
     return 0;
   });

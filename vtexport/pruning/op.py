@@ -54,7 +54,7 @@ def build(
         }
     function = _function(method, parameters, fixed, emitter, {name: values[name] for name in results})
     node = helper.make_node(
-        method.op_type, list(function.input), list(results), domain=DOMAIN, **_attributes(parameters, fixed.keep)
+        method.op_type, list(function.input), list(results), domain=DOMAIN, **_attributes(method, parameters, fixed)
     )
     describe = helper.make_tensor_value_info
     rows = fixed.tokens + int(method.takes_cls(parameters))
@@ -90,12 +90,17 @@ def _element_type(kind: str) -> int:
     return int(TensorProto.DataType.Value(kind))
 
 
-def _attributes(parameters: Any, keep: int) -> dict[str, Any]:
-    """The node's attributes: how TensorRT finds the plugin, the budget and every parameter, none left to a default."""
+def _attributes(method: Method, parameters: Any, sizes: Sizes) -> dict[str, Any]:
+    """The node's attributes: how TensorRT finds the plugin, the budget and every parameter, none left to a default.
+
+    Native forms know the sizes from the inputs' shapes, but for the grid, which is an attribute of ops that need it.
+    """
     own = {
         name: int(value) if isinstance(value, bool) else value for name, value in dataclasses.asdict(parameters).items()
     }
-    return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": keep, **own}
+    if method.needs_grid:
+        own |= {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]}
+    return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": sizes.keep, **own}
 
 
 def _function(
@@ -114,5 +119,5 @@ def _function(
         list(outputs),
         live_nodes([*emitter.nodes, *named], list(outputs)),
         [helper.make_opsetid("", OPSET)],
-        attributes=list(_attributes(parameters, sizes.keep)),
+        attributes=list(_attributes(method, parameters, sizes)),
     )
