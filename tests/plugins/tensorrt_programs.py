@@ -1,0 +1,46 @@
+"""The test programs of plugins/tensorrt and the plugin library, built once a run by CMake."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parent / "tensorrt"
+
+
+def headers() -> str | None:
+    """The folder of TensorRT's headers. They are NVIDIA's and not in this repository, so a person has to name it."""
+    folder = os.environ.get("TENSORRT_INCLUDE_DIR")
+    return folder if folder and (Path(folder) / "NvInferRuntime.h").is_file() else None
+
+
+needs_headers = pytest.mark.skipif(
+    headers() is None, reason="TENSORRT_INCLUDE_DIR does not name a folder with TensorRT's NvInferRuntime.h"
+)
+
+
+def build(folder: Path, target: str, *, sanitize: bool) -> Path:
+    """Configures into `folder` and builds one target; returns the folder."""
+    missing = [tool for tool in ("cmake", "g++") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"there is no {' and no '.join(missing)} here")
+    options = [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-DTENSORRT_INCLUDE_DIR={headers() or ''}"]
+    for command in (
+        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DCMAKE_CXX_COMPILER=g++", *options],
+        ["cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count() or 1)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+        assert "warning:" not in done.stderr, done.stderr
+    return folder
+
+
+def run(program: Path) -> str:
+    """Runs a test program and returns what it printed; it ends with 0 where all its checks hold."""
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    return done.stdout
