@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,14 @@ def headers() -> str | None:
     """The folder of TensorRT's headers. They are NVIDIA's and not in this repository, so a person has to name it."""
     folder = os.environ.get("TENSORRT_INCLUDE_DIR")
     return folder if folder and (Path(folder) / "NvInferRuntime.h").is_file() else None
+
+
+def major_version() -> int:
+    """Of TensorRT's headers."""
+    text = (Path(headers() or "") / "NvInferVersion.h").read_text()
+    found = re.search(r"define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +(\d+)", text)
+    assert found
+    return int(found[1])
 
 
 needs_headers = pytest.mark.skipif(

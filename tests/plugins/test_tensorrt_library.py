@@ -1,4 +1,4 @@
-"""The TensorRT plugin library, with NVIDIA's headers: its interfaces called, its symbols, and real plugin registries."""
+"""The TensorRT plugin library, with NVIDIA's headers: its interfaces, its symbols, and real plugin registries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ OUTPUTS |= dict.fromkeys(("VtxClusterMerge", "VtxKeyNormTopK", "VtxAttentionTopK
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """libvtexport_plugin.so around kernels that only record their calls."""
-    folder = tensorrt_programs.build(tmp_path_factory.mktemp("plugin"), "vtexport_plugin", sanitize=False)
+    # The target needs the other one, so both are built.
+    folder = tensorrt_programs.build(tmp_path_factory.mktemp("plugin"), "vtexport_plugin_register", sanitize=False)
     return folder / "tensorrt" / "libvtexport_plugin.so"
 
 
@@ -41,11 +42,16 @@ def test_interfaces_called_as_tensorrt_calls_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm here")
-def test_symbols(library: Path) -> None:
-    """Two functions leave it, and nothing of TensorRT or CUDA has to be there to load it."""
-    listed = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout
+@pytest.mark.parametrize(
+    ("name", "exported"),
+    [("libvtexport_plugin.so", ["getCreators", "setLoggerFinder"]), ("libvtexport_plugin_register.so", [])],
+)
+def test_symbols(library: Path, name: str, exported: list[str]) -> None:
+    """Nothing of TensorRT or CUDA has to be there to load the libraries, and hardly anything leaves them."""
+    path = library.with_name(name)
+    listed = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
     symbols = [line.split()[-2:] for line in listed.splitlines()]
-    assert sorted(name for kind, name in symbols if kind not in "Uw") == ["getCreators", "setLoggerFinder"]
+    assert sorted(name for kind, name in symbols if kind not in "Uw") == exported
     undefined = [name for kind, name in symbols if kind == "U"]
     assert not [name for name in undefined if "nvinfer" in name.lower() or name.startswith(("cu", "vtx", "getPlugin"))]
     # What is left is of the C and C++ libraries, whose symbols have versions.
@@ -103,6 +109,16 @@ def test_the_lean_runtimes_registry_with_wrong_attributes(library: Path) -> None
     said = "\n".join([*answer["log"], stderr])
     assert "VtxDivPrune: attribute keep is 0; give a whole number from 1 to 3841" in said
     assert "VtxNuwa: attribute keep is a float" in said
+
+
+def test_a_library_that_registers_by_being_opened(library: Path) -> None:
+    """For polygraphy's --plugins and trtexec's --staticPlugins; only in the TensorRT that it was built for."""
+    answer, stderr = registry("tensorrt_lean", library.with_name("libvtexport_plugin_register.so"), {})
+    if answer["version"].startswith(f"{tensorrt_programs.major_version()}."):
+        assert set(answer["creators"]) == set(OUTPUTS)
+    else:
+        assert answer["creators"] == {}
+        assert f"built for TensorRT {tensorrt_programs.major_version()} and here is" in stderr
 
 
 def test_tensorrt_rtx_gets_no_plugin(library: Path) -> None:

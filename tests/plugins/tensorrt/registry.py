@@ -1,12 +1,13 @@
 """Loads a plugin library into a TensorRT's own plugin registry and prints in JSON what is in it.
 
-A process of its own: it ends without destructors, because Python's plugins may otherwise be released behind the library.
+A process of its own, ended without destructors: Python's plugins may otherwise be released behind the library.
 
     python registry.py tensorrt_lean LIBRARY ATTRIBUTES    # {op: {name: value}} in JSON
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -44,7 +45,10 @@ logger = Logger()
 # The lean runtime makes no runtime without a GPU; TensorRT-RTX makes a builder. Either registers the logger.
 keep = trt.Builder(logger) if hasattr(trt, "Builder") else trt.Runtime(logger)
 registry = trt.get_plugin_registry()
-loaded = registry.load_library(library) is not None
+if "register" in library:  # it registers by being opened
+    loaded = ctypes.CDLL(library) is not None
+else:
+    loaded = registry.load_library(library) is not None
 found = {creator.name: creator for creator in registry.all_creators if creator.plugin_namespace == "vtexport"}
 answer: dict[str, object] = {"loaded": loaded, "version": trt.__version__}
 answer["creators"] = {
