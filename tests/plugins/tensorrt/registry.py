@@ -45,10 +45,8 @@ logger = Logger()
 # The lean runtime makes no runtime without a GPU; TensorRT-RTX makes a builder. Either registers the logger.
 keep = trt.Builder(logger) if hasattr(trt, "Builder") else trt.Runtime(logger)
 registry = trt.get_plugin_registry()
-if "register" in library:  # it registers by being opened
-    loaded = ctypes.CDLL(library) is not None
-else:
-    loaded = registry.load_library(library) is not None
+# A library that registers by being opened, or one that TensorRT loads.
+loaded = (ctypes.CDLL(library) if "register" in library else registry.load_library(library)) is not None
 found = {creator.name: creator for creator in registry.all_creators if creator.plugin_namespace == "vtexport"}
 answer: dict[str, object] = {"loaded": loaded, "version": trt.__version__}
 answer["creators"] = {
