@@ -58,10 +58,10 @@ def randomised_selection(features: Any, scores: Any, keep: int) -> list[list[int
     group = components.abs().argmax(dim=2)
     unit = patches / patches.norm(dim=2, keepdim=True)
     cosine = unit @ unit.transpose(1, 2)
-    upper = torch.triu(torch.ones(tokens, tokens, dtype=torch.bool), 1)
+    upper = torch.triu(torch.ones(tokens, tokens, dtype=torch.bool, device=patches.device), 1)
     tau = cosine[:, upper].mean(dim=1) * (keep / 32)
 
-    member = group[:, None, :] == torch.arange(count)[None, :, None]
+    member = group[:, None, :] == torch.arange(count, device=patches.device)[None, :, None]
     left = torch.where(member, scores[:, None, :], 0.0)
     rank = left.clone()
     sweep = 0
@@ -73,7 +73,7 @@ def randomised_selection(features: Any, scores: Any, keep: int) -> list[list[int
         rank[image, place, token] = 1000.0 - sweep
         rows = left[image, place]
         rows[cosine[image, token] > tau[image, None]] = 0.0
-        rows[torch.arange(len(token)), token] = 0.0
+        rows[torch.arange(len(token), device=patches.device), token] = 0.0
         left[image, place] = rows
         sweep += 1
     sizes, survivors = member.sum(dim=2), (rank > 500).sum(dim=2)

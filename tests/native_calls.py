@@ -143,6 +143,17 @@ def step_call(
     return Call(op_type, sizes, parameters, read, outputs)
 
 
+def single_images(call: Call) -> list[Call]:
+    """A batch's call as one call an image, for an op behind the vision tower."""
+    sizes = type(call.sizes).from_buffer_copy(call.sizes)
+    sizes.batch = 1
+    outputs = output_shapes(call.op_type, sizes, call.parameters)
+    return [
+        Call(call.op_type, sizes, call.parameters, {k: v[image : image + 1] for k, v in call.inputs.items()}, outputs)
+        for image in range(call.sizes.batch)
+    ]
+
+
 @dataclass
 class Prepared:
     """A call with its memory: inputs in place, outputs poisoned. `runner.launch` may run it any number of times."""

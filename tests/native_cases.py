@@ -71,8 +71,8 @@ def _prunesid(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     sizes = draw(rng, full)
     grid, width, batch, dtype = sizes.grid, sizes.width, sizes.batch, sizes.dtype
     tokens = sizes.tokens
-    options: dict[str, Any] = {}
-    if not full:
+    options: dict[str, Any] = full.get("options", {})
+    if "options" not in full:
         options = [{}, {}, {"variant": "paper"}, {"variant": "qwen"}, {"center": "feature"}, {"order": "raster"},
                    {"cls_slot": False, "threshold_scale": 0.3}, {"nms_score": "abs_v"}, {"shares": "proportional"},
                    {"redundancy": "triangle", "threshold_scale": 3.0}][int(rng.integers(10))]  # fmt: skip
@@ -80,7 +80,7 @@ def _prunesid(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     usual, any_ = min(most, 4 * int(rng.integers(1, 13))), int(rng.integers(4, most))
     keep = full.get("keep", any_ if rng.random() < 0.3 else usual)
     groups = min(max(keep // 4, 4), max(1, keep - 1), 64)
-    if not full and rng.random() < 0.7 and width > groups + 2 and tokens > groups + 2:
+    if "options" not in full and rng.random() < 0.7 and width > groups + 2 and tokens > groups + 2:
         features = separated(rng, tokens + 1, width, groups + 2, batch)
     else:
         features = fields(rng, grid, width, batch)
@@ -134,7 +134,7 @@ def _svdprune(seed: int, rng: np.random.Generator, **full: Any) -> Case:
         {}, {"rank": int(rng.integers(1, most))}, {"center": "feature-mean", "energy": 0.8}, {"mode": "leverage"},
         {"energy": 0.95, "rank_bound": most}, {"mode": "leverage", "leverage": 0.8, "center": "feature-mean"},
         {"center": "feature-mean", "rank": int(rng.integers(1, most))}][int(rng.integers(7))]  # fmt: skip
-    if full or rng.random() < 0.4:
+    if "options" in full or rng.random() < 0.4:
         features = fields(rng, grid, width, batch)
     else:
         size = min(tokens, width, 40)
@@ -185,7 +185,7 @@ def _vitcop(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     options: dict[str, Any] = {"clusters": True} | (full.get("options") or [
         {}, {}, {"clustering": "fixed"}, {"variant": "paper"}, {"clustering": "fixed", "radius": 0.3},
         {"cluster_count": max(1, keep // 3), "cutoff": 5.0}][int(rng.integers(6))])  # fmt: skip
-    if not full and rng.random() < 0.15:
+    if "options" not in full and rng.random() < 0.15:
         options = {}
     scores = rng.random((batch, tokens), np.float32)
     if rng.random() < 0.3:
@@ -320,10 +320,14 @@ RANDOM_KINDS = tuple(_MAKERS)
 _ROTA = ("prunesid", "svdprune", "vitcop", "prunesid", "nuwa", "divprune", "cdpruner", "prunesid", *STEPS)
 
 
-def random_case(seed: int, kind: str | None = None) -> Case:
-    """The case of a seed: of one of RANDOM_KINDS, by turns when left out."""
+def random_case(seed: int, kind: str | None = None, **fixed: Any) -> Case:
+    """The case of a seed: of one of RANDOM_KINDS, by turns when left out.
+
+    `fixed` has sizes that are not drawn: grid, width, batch, dtype, keep (behind the vision tower), visual, keep, width
+    (inside the language model).
+    """
     kind = kind or _ROTA[seed % len(_ROTA)]
-    return _MAKERS[kind](seed, np.random.default_rng([seed, RANDOM_KINDS.index(kind)]))
+    return _MAKERS[kind](seed, np.random.default_rng([seed, RANDOM_KINDS.index(kind)]), **fixed)
 
 
 # What is too slow on a CPU for ordinary tests, in the sizes of real models: (kind, grid, N, parameters).

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from native_calls import Call, widened
+from native_calls import Call, Runner, single_images, widened
 
 # Relative and absolute tolerance of outputs that are computed numbers. Whole numbers are compared exactly.
 TOLERANCES = {
@@ -54,6 +54,30 @@ class Case:
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
     merged: np.ndarray | None = None
     tolerances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def check(runner: Runner, case: Case) -> list[str]:
+    """What is wrong with a library's answer to a case, two runs of which have to be the same to the last bit."""
+    try:
+        found, changed = runner.run_twice(case.call)
+    except (AssertionError, RuntimeError) as error:
+        return [f"{case.name}: {error}"]
+    unsteady = [f"{case.name}: {name} differs between two runs, or is not all written" for name in changed]
+    return unsteady + problems(case, found)
+
+
+def check_batch(runner: Runner, name: str, call: Call) -> list[str]:
+    """Whether a batch's outputs are those of its images one by one, bit for bit."""
+    together = runner.run(call)
+    wrong = []
+    for image, single in enumerate(single_images(call)):
+        alone = runner.run(single)
+        wrong += [
+            f"{name}: {output} of image {image} is another one in the batch"
+            for output in alone
+            if alone[output].tobytes() != together[output][image : image + 1].tobytes()
+        ]
+    return wrong
 
 
 def problems(case: Case, found: Mapping[str, np.ndarray]) -> list[str]:

@@ -1,7 +1,7 @@
 /* The pruning ops on the CPU. Structures, shapes and limits: vtx_ops.h.
  *
- * A call returns when everything is written. Its answer is the same to the last bit whatever the executor and its number
- * of threads. Calls may run side by side. Outputs may not overlap inputs.
+ * A call returns when everything is written. Its answer is the same to the last bit whatever the executor and its
+ * number of threads. Calls may run side by side. Outputs may not overlap inputs.
  */
 #ifndef VTX_CPU_H
 #define VTX_CPU_H

@@ -19,9 +19,13 @@ constexpr int kRowsOfLane = 6, kColumnsOfLane = 4;
 constexpr int kDepth = 192;    // summands staged at a time
 constexpr int kPitch = kRows + 2;
 constexpr int kSharedBlock = 80;   // up to here the small matrices lie in shared memory: 3 x 80 x 80 floats
+constexpr int kSharedInside = 64;  // up to here two of them lie there beside a product
 constexpr int kOversampling = 16;  // vectors beyond the wanted ones; they set the rate of convergence
+constexpr int kParts = 3;           // matrices that a member adds its rows' part to
 constexpr int kMostCorrections = 14;
 constexpr float kResidual = 1e-6f;  // of the largest eigenvalue
+constexpr float kSettled = 3e-7f;   // the same for one vector, which is then left as it is: near float32's rounding
+constexpr float kWideRange = 1e5f;  // of the largest eigenvalue over half of the block's smallest
 constexpr size_t kMostPartial = size_t{1} << 22;
 constexpr size_t kProductShared = larger<size_t>((kDepth * kColumns + kDepth * kPitch) * sizeof(float),
                                                  kWarps * kRows * kColumns * sizeof(float));
@@ -31,15 +35,17 @@ struct Task {
   const float* gram;
   float scale;  // 1 / trace
   int tokens, block, count, members, member, first, last;
-  float *x, *image, *c1, *c2, *partial, *small, *squares, *values, *residual;
-  float *point, *first_factor, *second_factor;  // [block] in shared memory: coefficients of the corrections
+  float *x, *image, *c1, *c2, *own, *partial, *small, *squares, *values, *residual;
+  float *point, *first_factor, *second_factor;  // [block] in shared memory: coefficients of the corrections, 0 where a
+                                                // vector needs none
+  float* eigenvalue;                            // [block] there too, 0 for lost vectors
   float correction_scale;
   unsigned* arrived;
   unsigned round;
 
   __device__ void sync() { blocks_sync(arrived, members, round); }
   __device__ float* own_partial(int which) const {
-    return partial + (static_cast<size_t>(member) * 2 + which) * block * block;
+    return partial + (static_cast<size_t>(member) * kParts + which) * block * block;
   }
 };
 
@@ -154,13 +160,14 @@ __device__ void set_corrections(Task& t, const float* values) {
     const float point = fmaxf(1.0f, fmaxf(values[i], 0.0f) * t.correction_scale - 1.0f);
     const float first = 1.0f / (1.0f - 1.0f / (2.0f * point * point));
     t.point[i] = point;
+    t.eigenvalue[i] = fmaxf(values[i], 0.0f);
     t.first_factor[i] = first;
     t.second_factor[i] = 1.0f / (1.0f - first / (4.0f * point * point));
   }
 }
 
-// x and its image turned by the rotation that the small problem gave; the residuals' squares; where `has_image`, the
-// first term of the corrections in c1 and the own rows' part of imageᵀ c1.
+// x and its image turned by the rotation that the small problem gave. Where `has_image`, also the residuals' squares, the
+// first term of the corrections in c1, and the own rows' parts of imageᵀ c1 and xᵀ c1.
 __device__ VTX_NOINLINE void rotate(Task& t, bool has_image, unsigned attempt, unsigned char* shared) {
   const int step = staged_rows(t.block), block = t.block;
   float* z = reinterpret_cast<float*>(shared);
@@ -205,10 +212,12 @@ __device__ VTX_NOINLINE void rotate(Task& t, bool has_image, unsigned attempt, u
       z[e] = rest;
       w[e] = rest * (t.correction_scale / t.point[c]);
       t.c1[from + e] = w[e];
+      t.image[from + e] = turned_image[e];
     }
     __syncthreads();
     if (has_image) {
       add_products(t, turned_image, w, 0, rows, row0 == t.first, true);
+      add_products(t, turned, w, 1, rows, row0 == t.first, true);
       for (int c = thread_id(); c < block; c += kThreads)
         for (int r = 0; r < rows; ++r) squares[c] = fmaf(z[r * block + c], z[r * block + c], squares[c]);
     }
@@ -219,34 +228,57 @@ __device__ VTX_NOINLINE void rotate(Task& t, bool has_image, unsigned attempt, u
 }
 
 // Worst residual of the wanted vectors over the largest eigenvalue; the same number in every thread of every member.
-__device__ float worst_residual(const Task& t, unsigned char* shared) {
+// Vectors whose residual is as small as rounding makes it get no correction.
+__device__ VTX_NOINLINE float worst_residual(const Task& t, unsigned char* shared) {
   float* found = reinterpret_cast<float*>(shared);
-  for (int c = thread_id(); c < t.count; c += kThreads) {
+  const float unit = 1.0f / fmaxf(__ldcg(t.values), kTiny);
+  for (int c = thread_id(); c < t.block; c += kThreads) {
     float square = 0.0f;
-    for (int member = 0; member < t.members; ++member) square += __ldcg(t.squares + static_cast<size_t>(member) * t.block + c);
-    found[c] = square;
+    for (int member = 0; member < t.members; ++member)
+      square += __ldcg(t.squares + static_cast<size_t>(member) * t.block + c);
+    found[c] = sqrtf(square) * unit;
+    if (!(found[c] > kSettled)) t.first_factor[c] = t.second_factor[c] = 0.0f;
   }
   __syncthreads();
   float worst = 0.0f;
   for (int c = 0; c < t.count; ++c) worst = found[c] > worst || !(found[c] == found[c]) ? found[c] : worst;
   __syncthreads();
-  return sqrtf(worst) / fmaxf(__ldcg(t.values), kTiny);
+  return worst;
 }
 
-// imageᵀ c1 from the members' parts, in shared memory, or for large blocks in `small` behind the rotation.
-__device__ VTX_NOINLINE const float* inside_part(Task& t, unsigned char* shared) {
+// The members' parts of the matrices `first` and so on added up, in shared memory behind a product, or for large blocks in
+// `small` behind the rotation.
+__device__ VTX_NOINLINE const float* summed_parts(Task& t, int first, int count, unsigned char* shared) {
   const int size = t.block * t.block;
-  const bool fits = t.block <= kSharedBlock;
+  const bool fits = t.block <= kSharedInside;
   float* out = fits ? reinterpret_cast<float*>(shared + kProductShared) : t.small + size;
   const int step = fits ? kThreads : kThreads * t.members;
-  for (int e = thread_id() + (fits ? 0 : t.member * kThreads); e < size; e += step) {
+  for (int e = thread_id() + (fits ? 0 : t.member * kThreads); e < count * size; e += step) {
     float sum = 0.0f;
-    for (int member = 0; member < t.members; ++member) sum += __ldcg(t.partial + static_cast<size_t>(member) * 2 * size + e);
+    for (int member = 0; member < t.members; ++member)
+      sum += __ldcg(t.partial + (static_cast<size_t>(member) * kParts + first) * size + e);
     out[e] = sum;
   }
   if (!fits) t.sync();
   __syncthreads();
   return out;
+}
+
+// The own rows' part of imageᵀ c2.
+__device__ VTX_NOINLINE void project_second(const Task& t, unsigned char* shared) {
+  const int step = staged_rows(t.block);
+  float* w = reinterpret_cast<float*>(shared);
+  float* c = w + step * t.block;
+  for (int row0 = t.first; row0 < t.last; row0 += step) {
+    const int rows = smaller(step, t.last - row0);
+    for (int e = thread_id(); e < rows * t.block; e += kThreads) {
+      w[e] = t.image[static_cast<size_t>(row0) * t.block + e];
+      c[e] = t.c2[static_cast<size_t>(row0) * t.block + e];
+    }
+    __syncthreads();
+    add_products(t, w, c, 2, rows, row0 == t.first, true);
+    __syncthreads();
+  }
 }
 
 __device__ void iterate(Task& t, unsigned char* shared) {
@@ -258,7 +290,7 @@ __device__ void iterate(Task& t, unsigned char* shared) {
   __syncthreads();
   project(t, false, shared);
   t.sync();
-  if (t.member == 0) solve_small(t.partial, t.members, block, false, 0.0f, t.small, t.values, shared, kSharedBlock);
+  if (t.member == 0) solve_small(t.partial, t.members, kParts, block, false, 0.0f, t.small, t.values, shared, kSharedBlock);
   t.sync();
   rotate(t, false, 1, shared);
   t.sync();
@@ -271,28 +303,45 @@ __device__ void iterate(Task& t, unsigned char* shared) {
     t.sync();
     // Before the first correction the block is far from the answer anyway.
     if (t.member == 0)
-      solve_small(t.partial, t.members, block, true, attempt ? 1e-3f : 0.3f, t.small, t.values, shared, kSharedBlock);
+      solve_small(t.partial, t.members, kParts, block, true, attempt ? 1e-3f : 0.3f, t.small, t.values, shared,
+                  kSharedBlock);
     t.sync();
     rotate(t, true, static_cast<unsigned>(attempt) + 2, shared);
     t.sync();
     worst = worst_residual(t, shared);
     if (!(worst > kResidual) || attempt == kMostCorrections) break;
 
-    const float* inside = inside_part(t, shared);
+    // What the first term has inside the block goes: it would grow with every product and swamp the rest. What the second
+    // one has there is of the size of the residuals and hastens convergence, unless rounding alone makes it large.
+    const bool wide = t.eigenvalue[0] * t.correction_scale > kWideRange;
+    const float* parts = summed_parts(t, 0, 2, shared);
+    const int size = block * block;
     times_gram(t, t.c1, shared, [&](int r, int c, float value) {
       const size_t at = static_cast<size_t>(r) * block;
-      for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], inside[j * block + c], value);
-      const float before = t.c1[at + c];
+      float before = t.c1[at + c];
+      for (int j = 0; j < block; ++j) {
+        const float x = t.x[at + j], along = parts[size + j * block + c];
+        before = fmaf(-x, along, before);
+        value = fmaf(-t.image[at + j], along, value);
+        value = fmaf(-x, fmaf(-t.eigenvalue[j], along, parts[j * block + c]), value);
+      }
+      t.own[at + c] = before;
       t.c2[at + c] = t.first_factor[c] * (before + (t.correction_scale * value - before) / t.point[c]);
     });
+    __syncthreads();
+    if (wide) project_second(t, shared);
     t.sync();
-    // x changes only here, where no other member reads it.
+    if (wide) parts = summed_parts(t, 2, 1, shared);
     times_gram(t, t.c2, shared, [&](int r, int c, float value) {
-      const size_t at = static_cast<size_t>(r) * block + c;
-      const float first = t.c1[at], before = t.c2[at], point = t.point[c];
+      const size_t at = static_cast<size_t>(r) * block;
+      if (wide)
+        for (int j = 0; j < block; ++j) value = fmaf(-t.x[at + j], parts[j * block + c], value);
+      const float first = t.own[at + c], before = t.c2[at + c], point = t.point[c];
       const float rest = point * first + t.correction_scale * value - before - point * before;
-      t.x[at] += t.second_factor[c] * (before + rest / point - first) + first;
+      t.own[at + c] = t.second_factor[c] == 0.0f ? 0.0f : t.second_factor[c] * (before + rest / point - first) + first;
     });
+    __syncthreads();
+    for (int e = t.first * block + thread_id(); e < t.last * block; e += kThreads) t.x[e] += t.own[e];
     t.sync();
   }
   if (t.member == 0 && thread_id() == 0) *t.residual = worst;
@@ -319,7 +368,8 @@ __global__ void __launch_bounds__(kThreads, 1) leading_vectors(Eigen plan, int u
     t.image = plan.image_ + image * array;
     t.c1 = plan.first_ + image * array;
     t.c2 = plan.second_ + image * array;
-    t.partial = plan.partial_ + static_cast<size_t>(image) * plan.members * 2 * square;
+    t.own = plan.third_ + image * array;
+    t.partial = plan.partial_ + static_cast<size_t>(image) * plan.members * kParts * square;
     t.small = plan.small_ + image * 4 * square;
     t.squares = plan.squares_ + static_cast<size_t>(image) * plan.members * plan.block;
     t.values = plan.values + static_cast<size_t>(image) * plan.block;
@@ -329,6 +379,7 @@ __global__ void __launch_bounds__(kThreads, 1) leading_vectors(Eigen plan, int u
     t.point = reinterpret_cast<float*>(shared + used);
     t.first_factor = t.point + plan.block;
     t.second_factor = t.first_factor + plan.block;
+    t.eigenvalue = t.second_factor + plan.block;
     iterate(t, shared);
     __syncthreads();
   }
@@ -342,13 +393,13 @@ size_t shared_bytes(int block) {
   const size_t square = static_cast<size_t>(block) * block * sizeof(float);
   const size_t rows = block <= 128 ? kRows : larger(1, kRows * 128 / block);
   const size_t staged = (4 * rows + 2) * block * sizeof(float);
-  const size_t with_inside = kProductShared + (block <= kSharedBlock ? square : 0);
+  const size_t with_inside = kProductShared + (block <= kSharedInside ? 2 * square : 0);
   const size_t small = small_problem_shared(block, kSharedBlock);
   return round_up<size_t>(larger(larger(staged, with_inside), small), 16);
 }
 
 // The coefficients of the corrections lie behind what the parts use by turns.
-size_t coefficient_bytes(int block) { return 3 * block * sizeof(float); }
+size_t coefficient_bytes(int block) { return 4 * block * sizeof(float); }
 
 }  // namespace eigen_kernels
 
@@ -368,7 +419,8 @@ Eigen plan_eigen(Workspace& workspace, int batch, int tokens, int count) {
   plan.image_ = workspace.take<float>(batch * array);
   plan.first_ = workspace.take<float>(batch * array);
   plan.second_ = workspace.take<float>(batch * array);
-  plan.partial_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * 2 * square);
+  plan.third_ = workspace.take<float>(batch * array);
+  plan.partial_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * kParts * square);
   plan.small_ = workspace.take<float>(batch * 4 * square);
   plan.squares_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * plan.block);
   plan.arrived_ = workspace.take<unsigned>(batch);

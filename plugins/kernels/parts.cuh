@@ -61,8 +61,8 @@ struct Eigen {
   float* vectors;         // [B, tokens, block]: eigenvectors are the first `count` columns, by descending eigenvalue
   float* values;          // [B, block]: eigenvalues over the trace
   float* residual;        // [B]: worst |G v - e v| of the wanted ones, over the largest eigenvalue
-  float *image_, *first_, *second_;  // [B, tokens, block]
-  float* partial_;        // [B, members, 2, block, block]
+  float *image_, *first_, *second_, *third_;  // [B, tokens, block]
+  float* partial_;        // [B, members, 3, block, block]
   float* small_;          // [B, 4, block, block]: rotation, and what does not fit in shared memory
   float* squares_;        // [B, members, block]
   unsigned* arrived_;     // [B]

@@ -6,7 +6,8 @@
 
 namespace vtx {
 
-constexpr float kLeastPivot = 1e-5f;  // of a column of norm 1: below, it depends on those before it
+// Of a column of norm 1: below, it depends on those before it. What rounding did to the image grows as the pivot shrinks.
+constexpr float kLeastPivot = 1e-5f, kLeastPivotWithImage = 1e-3f;
 constexpr int kMostSweeps = 12;
 
 inline size_t small_problem_shared(int block, int shared_block) {
@@ -40,12 +41,13 @@ __device__ inline Turn turn_of(float pp, float qq, float pq, float least) {
 }
 
 // From the parts of m = zᵀ z and, where `has_image`, h = zᵀ w of block x block (on and above the diagonal, summed over
-// `members`, [members, 2, block, block]) to the rotation [block, block] with which z becomes orthonormal and h diagonal,
+// `members`, the first two of `parts` matrices each) to the rotation [block, block] with which z becomes orthonormal and h diagonal,
 // columns by descending eigenvalue, and `values` [block]: the eigenvalues, 1 without an image, -1 for columns that
 // depended on the others, whose rotation is 0. `angle`: sweeps end when no rotation had a larger tangent.
 // `work` holds 4 x block x block floats in global memory, the rotation first.
-__device__ VTX_NOINLINE inline void solve_small(const float* partial, int members, int block, bool has_image, float angle, float* work,
-                                   float* values, unsigned char* shared, int shared_block) {
+__device__ VTX_NOINLINE inline void solve_small(const float* partial, int members, int parts, int block, bool has_image,
+                                               float angle, float* work, float* values, unsigned char* shared,
+                                               int shared_block) {
   const int size = block * block, threads = thread_count(), n = block;
   const bool fits = block <= shared_block;
   float* vectors_of_use = reinterpret_cast<float*>(shared);
@@ -62,7 +64,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
     if (i > j) continue;
     float a = 0.0f, b = 0.0f;
     for (int member = 0; member < members; ++member) {
-      const float* part = partial + static_cast<size_t>(member) * 2 * size + e;
+      const float* part = partial + static_cast<size_t>(member) * parts * size + e;
       a += __ldcg(part);
       if (has_image) b += __ldcg(part + size);
     }
@@ -83,7 +85,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
   // Elimination from the left: m = L D Lᵀ, h <- L⁻¹ h, v <- L⁻¹ v.
   for (int j = 0; j < n; ++j) {
     const float diagonal = m[j * n + j];
-    const bool independent = diagonal > kLeastPivot;
+    const bool independent = diagonal > (has_image ? kLeastPivotWithImage : kLeastPivot);
     if (thread_id() == 0) pivot[j] = independent ? 1.0f / sqrtf(diagonal) : 0.0f;
     const int below = n - j - 1;
     if (independent)
