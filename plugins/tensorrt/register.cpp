@@ -9,7 +9,6 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <string>
 
 namespace vtexport {
@@ -22,12 +21,10 @@ void complain(const std::string& sentence) { std::fprintf(stderr, "vtexport: %s\
 // dl_iterate_phdr's callback: keeps the path of a loaded TensorRT, of the full one before others.
 int keep_tensorrt(dl_phdr_info* info, size_t, void* kept) {
   auto& path = *static_cast<std::string*>(kept);
-  const char* name = info->dlpi_name ? info->dlpi_name : "";
-  const char* file = std::strrchr(name, '/');
-  file = file ? file + 1 : name;
-  const bool is_full = !std::strncmp(file, "libnvinfer.so", 13);
-  const bool is_part =
-      !std::strncmp(file, "libnvinfer_lean.so", 18) || !std::strncmp(file, "libnvinfer_dispatch.so", 22);
+  const std::string name = info->dlpi_name ? info->dlpi_name : "";
+  const std::string file = name.substr(name.rfind('/') + 1);
+  const bool is_full = file.rfind("libnvinfer.so", 0) == 0;
+  const bool is_part = file.rfind("libnvinfer_lean.so", 0) == 0 || file.rfind("libnvinfer_dispatch.so", 0) == 0;
   if (is_full || (is_part && path.empty())) path = name;
   return is_full;
 }
