@@ -12,6 +12,8 @@ from typing import Any
 import onnx
 import pytest
 import tensorrt_programs
+from native_cases import RANDOM_KINDS, random_case
+from native_nodes import node_attributes, node_inputs, node_model
 from onnx import AttributeProto, TensorProto
 
 from vtexport.plugins.structures import OPS, make_sizes, make_step_sizes, parameters_of
@@ -184,6 +186,25 @@ def test_steps_are_those_of_the_node(describe: Describe, op: LLMOp, parameters: 
         dtype=dtype,
     )
     assert answer["sizes"] == bytes(whole).hex()
+
+
+@pytest.mark.parametrize("kind", RANDOM_KINDS)
+def test_random_calls_come_through_their_nodes(describe: Describe, kind: str) -> None:
+    """From C structures to a node's attributes and back: the same sizes and parameters, to the last bit."""
+    for seed in range(6):
+        call = random_case(seed, kind).call
+        onnx.checker.check_model(node_model(call))
+        shapes = [list(value.shape) for value in node_inputs(call).values()]
+        answer = describe(call.op_type, node_attributes(call), shapes, call.sizes.dtype)
+        assert answer["parameters"] == ("" if call.parameters is None else bytes(call.parameters).hex()), answer
+        sizes = type(call.sizes).from_buffer_copy(bytes.fromhex(answer["sizes"]))
+        if not call.is_step and "grid_rows" not in node_attributes(call):  # such ops only go by the number of patches
+            assert sizes.grid_rows * sizes.grid_columns == call.sizes.grid_rows * call.sizes.grid_columns
+            sizes.grid_rows, sizes.grid_columns = call.sizes.grid_rows, call.sizes.grid_columns
+        assert bytes(sizes) == bytes(call.sizes)
+        outputs = [(each["name"], each["shape"]) for each in answer["outputs"]]
+        wanted = [(each.name, shape_of(each, {})) for each in node_model(call).graph.output]
+        assert outputs == wanted
 
 
 def test_every_native_op_has_a_plugin(describe: Describe) -> None:
