@@ -1,8 +1,8 @@
 """The TensorRT plugins on an NVIDIA GPU: graphs parsed with the library loaded, built, run, and held to the reference.
 
-They skip themselves where there is no GPU, no tensorrt for Python, or no plugin library. VTEXPORT_TENSORRT_PLUGIN names a
-library that has been built; without it TENSORRT_INCLUDE_DIR has to name TensorRT's headers, of the installed version,
-for one that is built here.
+They skip themselves where there is no GPU, no tensorrt for Python, or no plugin library. VTEXPORT_TENSORRT_PLUGIN
+names a library that has been built; without it TENSORRT_INCLUDE_DIR has to name TensorRT's headers, of the installed
+version, for one that is built here.
 """
 
 from __future__ import annotations
