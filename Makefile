@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 PHOTO := docs/images/coffee.jpg
 
-.PHONY: setup demo test lint benchmark clean
+.PHONY: setup demo test lint benchmark gpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ lint: setup
 benchmark: setup
 	$(BIN)/python benchmarks/prunesid_op.py --threads 2
 	$(BIN)/python benchmarks/startup.py
+
+# With the Python, PyTorch and nvcc that are on the machine; see docs/gpu-check.md. Options: make gpu-check ARGS=--quick
+gpu-check:
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests:$(CURDIR)/benchmarks $(PYTHON) -m gpu_check $(ARGS)
 
 clean:
 	rm -rf build dist

@@ -9,5 +9,9 @@ _PACKAGE = Path(__file__).parent
 
 def data_folder(name: str) -> Path:
     """The folder `name`, from the wheel where installed from one, else from the checkout."""
-    packaged = _PACKAGE / "data" / name
-    return packaged if packaged.is_dir() else _PACKAGE.parent / name
+    return _PACKAGE / "data" / name if is_packaged(name) else _PACKAGE.parent / name
+
+
+def is_packaged(name: str) -> bool:
+    """Whether the folder came with a wheel."""
+    return (_PACKAGE / "data" / name).is_dir()

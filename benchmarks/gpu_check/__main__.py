@@ -22,9 +22,10 @@ from gpu_check import array_api
 array_api.install()  # before anything imports the references
 
 from gpu_check.build import ROOT, BuildError, build  # noqa: E402
-from gpu_check.environment import NotHereError, check_gpu, describe, find_tools  # noqa: E402
+from gpu_check.environment import NotHereError, check_gpu, find_tools  # noqa: E402
 from gpu_check.parts import PARTS, RUN  # noqa: E402
-from gpu_check.report import write  # noqa: E402
+from gpu_check.report import targets_text, write  # noqa: E402
+from gpu_check.targets import targets  # noqa: E402
 
 SECONDS = 460.0  # for everything; a part that is not done by then is stopped, and what it has found so far stays
 
@@ -40,8 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     except NotHereError as error:
         print(error, file=sys.stderr)
         return 3
-    report: dict[str, Any] = {"benchmark": "gpu_check", "quick": options.quick, "machine": describe(tools)}
-    machine, folder = report["machine"], ROOT / "build" / "gpu-check"
+    folder = ROOT / "build" / "gpu-check"
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = part_in_process("machine", Path(), folder, options.quick, SECONDS)
+    if not machine.pop("done"):
+        print(f"the GPU does not answer: {machine['error']}", file=sys.stderr)
+        return 1
+    report: dict[str, Any] = {"benchmark": "gpu_check", "quick": options.quick, "machine": machine}
     print(f"{machine['gpu_name']}, driver {machine['driver']}, {machine['nvcc']}, torch {machine['torch']}", flush=True)
     try:
         built = build(tools, machine["compute_capability"], folder)
@@ -61,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(part)
         report |= {"failed_parts": failed, "seconds": time.perf_counter() - begin}
         path = write(report, ROOT / "benchmarks" / "results", options.output)
+    report["targets"] = targets(report)
+    print(f"\n{targets_text(report['targets'])}")
+    path = write(report, ROOT / "benchmarks" / "results", options.output)
     print(f"\n{report['seconds']:.0f} s in all, written to {path}")
     if failed:
         print(f"not all is well: {', '.join(failed)}", file=sys.stderr)
@@ -74,7 +83,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tenth of the cases and sizes: a minute or two")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
     parser.add_argument("-o", "--output", type=Path, help="results file (default: in benchmarks/results/, by the GPU)")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of its own is to do
+    parser.add_argument("--part", choices=RUN, help=argparse.SUPPRESS)  # what a process of its own is to do
     parser.add_argument("--library", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.only = [part for part in options.only.split(",") if part]

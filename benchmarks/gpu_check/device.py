@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,24 @@ class GpuRunner(Runner):
         return captured(lambda: [self.launch(each) for _ in range(repeats) for each in prepared])
 
 
-def captured(enqueue: Any) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of what `enqueue` puts on the current stream, which is run once before."""
+def captured(enqueue: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of what `enqueue` puts on the current stream, which is run once before.
+
+    By `capture_begin` and `capture_end`: the context manager `torch.cuda.graph` empties caches at every capture, and
+    here there are thousands.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         enqueue()
+        torch.cuda.synchronize()
+        graph.capture_begin()
+        try:
+            enqueue()
+        finally:
+            graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        enqueue()
     return graph
 
 

@@ -14,7 +14,6 @@ from gpu_check.llava import Llava
 from gpu_check.measure import call_us, replay_us, summary
 
 TEXT_BEFORE, TEXT_BEHIND = 35, 25  # rows of the prompt around the image
-PAPERS_SPEED_UP = 7.8  # of PruneSID's paper: prefill of LLaVA-NeXT at 160 of 2880 tokens
 Tensor = Any
 # select(features [B, 1 + T, D], scores [B, T], N an image) -> a function that enqueues the selection, and the kept
 # features [B, N, D] that are there when it has run.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_check.environment import Tools, l2_bytes
+from gpu_check.environment import Tools, describe, l2_bytes
 
 PARTS = ("parity", "times", "model")
 TIMES_SECONDS, QUICK_TIMES_SECONDS = 100.0, 20.0  # after which the PyTorch side is left out, so that all ends in time
@@ -85,4 +85,10 @@ def model(report: dict[str, Any], library: Path, tools: Tools, quick: bool, save
     return True
 
 
-RUN: dict[str, Callable[..., bool]] = {"parity": parity, "times": times, "model": model}
+def machine(report: dict[str, Any], library: Path, tools: Tools, quick: bool, save: Save) -> bool:
+    """What the machine is: in a process of its own too, so that only one process at a time holds the GPU."""
+    report["machine"] = describe(tools)
+    return True
+
+
+RUN: dict[str, Callable[..., bool]] = {"machine": machine, "parity": parity, "times": times, "model": model}

@@ -96,10 +96,20 @@ def model_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([table(header, lines), *notes])
 
 
+def targets_text(targets: Sequence[dict[str, Any]]) -> str:
+    """What was to be reached and what was."""
+    if not targets:
+        return "no target can be looked at: their parts have not run"
+    lines = [[each["what"], each["wanted"], f"{each['found']:.4g}", "yes" if each["met"] else "NO"] for each in targets]
+    return table(["target", "wanted", "found", "met"], lines)
+
+
 def write(report: dict[str, Any], folder: Path, output: Path | None = None) -> Path:
     """The report as JSON, by default named after the GPU."""
     name = re.sub(r"[^a-z0-9]+", "_", report["machine"]["gpu_name"].lower()).strip("_") or "gpu"
     path = output or folder / f"gpu_check_{name}{'_quick' if report['quick'] else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1)
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # samples on one line
+    path.write_text(text + "\n")
     return path

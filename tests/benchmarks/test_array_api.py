@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_check import array_api
-from native_cases import RANDOM_KINDS, random_case
+from native_cases import RANDOM_KINDS, STEPS, random_case
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -29,8 +29,8 @@ def digests() -> dict[str, str]:
     """The cases' answers in short, as the references give them with NumPy."""
     found = {}
     for kind in RANDOM_KINDS:
-        for seed in range(6):
-            case = random_case(seed, kind)
+        for seed in range(3):
+            case = random_case(seed, kind, **({} if kind in STEPS else {"grid": (7, 9)}))
             parts = [np.round(np.asarray(each, np.float64), 9) + 0.0 for each in case.expected.values()]
             found[case.name] = hashlib.sha256(b"".join(each.tobytes() for each in parts)).hexdigest()
     return found

@@ -18,8 +18,9 @@ from gpu_check.build import BuildError, build, spills
 from gpu_check.ceilings import Floor, floor_of, measure_ceilings
 from gpu_check.environment import NotHereError, Tools
 from gpu_check.measure import WallClock, call_us, overhead_us, replay_us, summary
-from gpu_check.report import ceilings_text, model_text, parity_text, table, times_text, write
+from gpu_check.report import ceilings_text, model_text, parity_text, table, targets_text, times_text, write
 from gpu_check.sanitize import outcome_of, sanitize
+from gpu_check.targets import targets
 from gpu_check.workloads import ENCODER, Workload, encoder_workload_call, encoder_workloads, step_workloads
 from native_calls import Call
 from native_cases import random_case
@@ -240,7 +241,25 @@ def test_model_table_and_file(tmp_path: Path) -> None:
     path = write(report, tmp_path)
     assert path.name == "gpu_check_nvidia_h100_80gb_hbm3_quick.json"
     assert json.loads(path.read_text()) == report
+    assert '"samples": [ 1.0 ]' in path.read_text()
     assert table(["a", "bb"], [["ccc", "1"]]) == "a    bb\nccc   1"
+
+
+def test_targets_of_made_up_results() -> None:
+    def row(op: str, batch: int, median: float, quicker: float | None) -> dict[str, Any]:
+        sizes = {"op": op, "tokens": 576, "keep": 64, "batch": batch, "dtype": "float16"}
+        beside = {"torch": None if quicker is None else {"overlap": 1.0}, "times_quicker_than_torch": quicker}
+        return {**sizes, "us": {"median": median}, **beside}
+
+    rows = [row("prunesid", 1, 80, 400), row("nuwa", 5, 230, 4), row("divprune", 1, 99, None), {"error": "x"}]
+    rows[3] |= {"tokens": 576, "keep": 64, "dtype": "float16"}
+    model = [{"visual_tokens": 576}, {"visual_tokens": 64, "selection_share": 0.02},
+             {"visual_tokens": 160, "prefill_speedup": 8.0}]  # fmt: skip
+    found = targets({"times": {"rows": rows}, "model": {"rows": model}})
+    assert [each["met"] for each in found] == [True, True, False, True, False, True]
+    assert "NO" in targets_text(found)
+    assert targets({}) == []
+    assert "no target" in targets_text([])
 
 
 def test_parity_text_says_what_is_wrong() -> None:

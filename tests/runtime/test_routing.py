@@ -199,9 +199,9 @@ def test_the_shared_graphs_are_loaded_once(calibrated: Path, monkeypatch: pytest
     loaded: list[str] = []
 
     class Counted(onnxruntime_backend.Session):
-        def __init__(self, path: Path, device: str, threads: int | None):
+        def __init__(self, path: Path, device: str, threads: int | None, library: Path | None = None):
             loaded.append(path.name)
-            super().__init__(path, device, threads)
+            super().__init__(path, device, threads, library)
 
     for module in (pipeline, vision, language_model):
         monkeypatch.setattr(module, "Session", Counted)

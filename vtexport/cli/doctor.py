@@ -36,6 +36,10 @@ _EXPORT_PACKAGES = (
 )
 
 
+# benchmarks/results/native_cpu.json
+WITHOUT = "selection takes about half as long with it"
+
+
 @dataclass
 class Finding:
     """One thing looked at; `ability` names what depends on it."""
@@ -55,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
     gpu = _gpu()
-    findings = [_system(), _onnxruntime(), gpu, *_export_packages(), _rtx(gpu.status == "ok"), _hub()]
+    findings = [_system(), _onnxruntime(), _native(), gpu, *_export_packages(), _rtx(gpu.status == "ok"), _hub()]
     trial: VtexportError | None = None
     if args.bundle:
         try:
@@ -93,11 +97,28 @@ def _onnxruntime() -> Finding:
     except MissingDependencyError as error:
         return Finding("run bundles", "missing", "ONNX Runtime", str(error))
     providers = ", ".join(runtime.get_available_providers())
-    return Finding(
-        "run bundles",
-        "ok",
-        f"ONNX Runtime {runtime.__version__} ({providers}); pruning ops run as ONNX function bodies",
-    )
+    return Finding("run bundles", "ok", f"ONNX Runtime {runtime.__version__} ({providers})")
+
+
+def _native() -> Finding:
+    """Which form of the pruning ops runs on the CPU, and what the other would change."""
+    from vtexport.plugins.libraries import choose_library
+    from vtexport.plugins.native import Library
+
+    choice = choose_library()
+    if choice.library is None:
+        return Finding(
+            "information",
+            "ok",
+            f"pruning ops run as ONNX function bodies, because the native library cannot: {choice.reason}",
+            "run vtexport plugins build, which takes a C++ compiler and CMake; the answers are the same, and "
+            + WITHOUT,
+        )
+    try:
+        instructions = Library(choice.library, "vtx_cpu_").text("instructions")
+    except MissingDependencyError as error:
+        return Finding("run bundles", "missing", "the native library of the pruning ops", str(error))
+    return Finding("information", "ok", f"pruning ops run natively on the CPU ({instructions}): {choice.library}")
 
 
 def _gpu() -> Finding:

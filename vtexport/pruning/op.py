@@ -91,16 +91,13 @@ def _element_type(kind: str) -> int:
 
 
 def _attributes(method: Method, parameters: Any, sizes: Sizes) -> dict[str, Any]:
-    """The node's attributes: how TensorRT finds the plugin, the budget and every parameter, none left to a default.
-
-    Native forms know the sizes from the inputs' shapes, but for the grid, which is an attribute of ops that need it.
-    """
+    """The node's attributes: how TensorRT finds the plugin, the budget, the grid where the op has to know it, and every
+    parameter, none left to a default."""
     own = {
         name: int(value) if isinstance(value, bool) else value for name, value in dataclasses.asdict(parameters).items()
     }
-    if method.needs_grid:
-        own |= {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]}
-    return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": sizes.keep, **own}
+    grid = {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]} if method.needs_grid else {}
+    return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": sizes.keep, **grid, **own}
 
 
 def _function(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -32,15 +33,24 @@ class Conversation:
 class LanguageModel:
     """The decoder graphs of a plan, loaded."""
 
-    def __init__(self, bundle: Bundle, plan: Plan, dialect: str, dtype: np.dtype, device: str, threads: int | None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        dialect: str,
+        dtype: np.dtype,
+        device: str,
+        threads: int | None,
+        library: Path | None = None,
+    ):
         self._manifest, self._plan, self._dtype = bundle.manifest, plan, dtype
         graphs, sizes = plan.graphs[dialect], bundle.manifest.decoder
 
-        def load(name: str) -> Session:
-            return Session(bundle.path(bundle.manifest.graphs[name].file), device, threads)
+        def load(name: str, library: Path | None = None) -> Session:
+            return Session(bundle.path(bundle.manifest.graphs[name].file), device, threads, library)
 
         self._segments = [load(name) for name in graphs.decoder]
-        self._steps = [load(name) for name in graphs.prune_llm]
+        self._steps = [load(name, library) for name in graphs.prune_llm]
         for session, segment in zip(self._segments, plan.segments, strict=True):
             session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.kv_heads, sizes.head_dim)
 

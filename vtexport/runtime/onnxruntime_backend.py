@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 
 from vtexport.errors import BundleError, MissingDependencyError, UsageError
+from vtexport.plugins.libraries import SWITCH
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Session:
-    """One graph, loaded; `run` takes and returns arrays by name."""
+    """One graph, loaded; `run` takes and returns arrays by name.
 
-    def __init__(self, path: Path, device: str, threads: int | None):
+    With `library`, a library of operators that replaces the function bodies of the graph's pruning ops.
+    """
+
+    def __init__(self, path: Path, device: str, threads: int | None, library: Path | None = None):
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -25,6 +29,8 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
+        if library is not None:
+            _register(ort, options, library)
         providers: list[Any] = [PROVIDERS["cpu"]]
         if device == "cuda":
             # TF32 rounds the Gram matrix of a pruning op enough to change what it keeps
@@ -63,6 +69,16 @@ class Session:
         """Outputs by name; inputs that the graph does not have are not passed on."""
         feeds = {name: inputs[name] for name in self.input_names}
         return dict(zip(self.output_names, self._session.run(self.output_names, feeds), strict=True))
+
+
+def _register(ort: Any, options: Any, library: Path) -> None:
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # as above
+        raise MissingDependencyError(
+            f"ONNX Runtime {ort.__version__} cannot take {library}: {_first_line(error).rstrip('.')}; build it again "
+            f"with `vtexport plugins build`, or set {SWITCH}=0 to run the function bodies"
+        ) from error
 
 
 def import_onnxruntime() -> Any:

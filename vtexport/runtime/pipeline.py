@@ -15,6 +15,7 @@ import numpy as np
 from vtexport.bundle.manifest import Route, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import BundleError, UsageError
+from vtexport.plugins.libraries import Choice, choose_library
 from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
 from vtexport.runtime.language_model import LanguageModel
 from vtexport.runtime.onnxruntime_backend import Session, check_device
@@ -33,7 +34,10 @@ _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dt
 
 
 class Pipeline:
-    """One plan of a bundle, or a route over several, loaded. Make it with `Pipeline.open`."""
+    """One plan of a bundle, or a route over several, loaded. Make it with `Pipeline.open`.
+
+    `native` says which library runs the pruning ops, or why the function bodies do.
+    """
 
     def __init__(
         self,
@@ -65,12 +69,16 @@ class Pipeline:
         self._dtype = _NUMPY[manifest.precision]
         graphs = self.plans[0].graphs[dialect]  # the plans of a route differ in the prune graph alone
 
+        # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
+        self.native = choose_library(bundle.folder) if device == "cpu" else Choice(None, f"the device is {device}")
+        library = self.native.library
+
         def load(name: str) -> Session:
-            return Session(bundle.path(manifest.graphs[name].file), device, threads)
+            return Session(bundle.path(manifest.graphs[name].file), device, threads, library)
 
         self._vision = VisionTower(bundle, graphs.vision, device, threads)
         self._prune = {each.name: load(each.graphs[dialect].prune) for each in self.plans}
-        self._language_model = LanguageModel(bundle, self.plans[0], dialect, self._dtype, device, threads)
+        self._language_model = LanguageModel(bundle, self.plans[0], dialect, self._dtype, device, threads, library)
         self._prompts = PromptReader(bundle)
         self._embedding = _map(bundle, manifest.text.embedding)
 

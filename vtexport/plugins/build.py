@@ -1,0 +1,211 @@
+"""Building the native libraries with the machine's own compilers, through CMake."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vtexport.data_files import data_folder
+from vtexport.errors import InputError, MissingDependencyError
+from vtexport.plugins.libraries import ORT_LIBRARY, default_folder, write_record
+
+KERNELS, PLUGIN = "libvtexport_kernels.so", "libvtexport_plugin.so"
+_CUDA_HINTS = ("/usr/local/cuda/bin",)
+
+
+@dataclass
+class Built:
+    """What a build gave.
+
+    Attributes:
+        folder: Where the libraries are.
+        libraries: Their names, with what each is for.
+        missing: What was not built, with the reason and what to do.
+    """
+
+    folder: Path
+    libraries: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def build(
+    output: Path | None = None,
+    *,
+    tensorrt_include: Path | None = None,
+    options: tuple[str, ...] = (),
+    tell: Callable[[str], object] = lambda text: None,
+) -> Built:
+    """Builds what this machine can build: the library for ONNX Runtime, and with an nvcc the CUDA kernels and, with
+    TensorRT's headers, its plugin.
+
+    Args:
+        output: The folder that gets the folder of libraries; the installation's own when left out.
+        tensorrt_include: The folder of NvInferRuntime.h.
+        options: Further options for CMake.
+        tell: Gets a line of progress at a time.
+
+    Raises:
+        MissingDependencyError: There is no C++ compiler or no CMake.
+        InputError: The library for ONNX Runtime does not compile, or `tensorrt_include` has no headers of TensorRT.
+    """
+    sources, output = data_folder("plugins"), output if output is not None else default_folder()
+    cmake, generator = _cmake()
+    _check_compiler()
+    nvcc = _nvcc()
+    tensorrt = None if tensorrt_include is None else _tensorrt_version(tensorrt_include)
+    arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DVTX_CUDA={'ON' if nvcc else 'OFF'}", *options]
+    if nvcc:
+        arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+    if tensorrt_include is not None:
+        arguments.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
+    work = output / f".work-{platform.machine()}"
+    work.mkdir(parents=True, exist_ok=True)
+    tell(f"configuring in {work}")
+    _run([cmake, "-S", str(sources), "-B", str(work), *arguments], "configuring the native libraries")
+    found: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    tell("compiling the library for ONNX Runtime's CPU provider")
+    _run([cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()], "compiling the library for ONNX Runtime")
+    found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
+    _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
+    built = Built(output / folder_name(work, found, tensorrt), found, missing)
+    built.folder.mkdir(parents=True, exist_ok=True)
+    for library in found:
+        unfinished = built.folder / f".{library}.{os.getpid()}"
+        shutil.copy2(work / library, unfinished)
+        unfinished.replace(built.folder / library)
+    write_record(built.folder, found)
+    return built
+
+
+def _build_cuda(
+    cmake: str,
+    work: Path,
+    sources: Path,
+    nvcc: str | None,
+    tensorrt: str | None,
+    found: dict[str, str],
+    missing: dict[str, str],
+    tell: Callable[[str], object],
+) -> None:
+    """The libraries that take nvcc; what does not work is a reason in `missing` and no error."""
+    if not (sources / "kernels" / "CMakeLists.txt").exists():
+        missing[KERNELS] = "this version of vtexport has no sources for it"
+        missing[PLUGIN] = missing[KERNELS]
+        return
+    if nvcc is None:
+        missing[KERNELS] = "no nvcc is found on the PATH or in /usr/local/cuda/bin; install the CUDA toolkit (12.6 on)"
+        missing[PLUGIN] = f"it needs {KERNELS}"
+        return
+    tell("compiling the CUDA kernels")
+    try:
+        _run([cmake, "--build", str(work), "--target", "vtexport_kernels", *_jobs()], "compiling the CUDA kernels")
+    except InputError as error:
+        missing[KERNELS] = str(error)
+        missing[PLUGIN] = f"it needs {KERNELS}"
+        return
+    found[KERNELS] = "the ops on CUDA devices (vtx_cuda.h)"
+    if not (sources / "tensorrt" / "CMakeLists.txt").exists():
+        missing[PLUGIN] = "this version of vtexport has no sources for it"
+        return
+    if tensorrt is None:
+        missing[PLUGIN] = "it takes TensorRT's headers; give their folder with --tensorrt-include"
+        return
+    tell("compiling the TensorRT plugin")
+    try:
+        _run([cmake, "--build", str(work), "--target", "vtexport_plugin", *_jobs()], "compiling the TensorRT plugin")
+    except InputError as error:
+        missing[PLUGIN] = str(error)
+        return
+    found[PLUGIN] = f"the ops as plugins of TensorRT {tensorrt}"
+
+
+def folder_name(work: Path, libraries: dict[str, str], tensorrt: str | None) -> str:
+    """`<cpu>-trt<x.y>-cu<x>-sm<xx>`, less what was not built; several architectures are joined by "+"."""
+    parts = [platform.machine()]
+    if PLUGIN in libraries:
+        parts.append(f"trt{tensorrt}")
+    if KERNELS in libraries:
+        cache = (work / "CMakeCache.txt").read_text(encoding="utf-8")
+        compiler = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.*)$", cache, re.MULTILINE)
+        shown = subprocess.run(
+            [compiler[1] if compiler else "nvcc", "--version"], capture_output=True, text=True
+        ).stdout
+        release = re.search(r"release (\d+)", shown)
+        architectures = re.search(r"^CMAKE_CUDA_ARCHITECTURES:\w+=(.*)$", cache, re.MULTILINE)
+        parts.append(f"cu{release[1] if release else ''}")
+        numbers = re.findall(r"\d+", architectures[1]) if architectures else []
+        parts.append("sm" + "+".join(dict.fromkeys(numbers)) if numbers else "sm")
+    return "-".join(parts)
+
+
+def _path() -> str:
+    """PATH, with the folders of this Python's scripts (pip's cmake and ninja) and of CUDA behind it."""
+    return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), *_CUDA_HINTS])
+
+
+def _cmake() -> tuple[str, list[str]]:
+    cmake, ninja = shutil.which("cmake", path=_path()), shutil.which("ninja", path=_path())
+    if cmake is None:
+        raise MissingDependencyError(
+            "building the native libraries takes CMake, which is not found; install the package cmake of your system, "
+            "or run pip install cmake ninja"
+        )
+    if ninja:
+        return cmake, ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    if shutil.which("make", path=_path()) is None:
+        raise MissingDependencyError(
+            "building the native libraries takes ninja or make, and neither is found; run pip install ninja"
+        )
+    return cmake, ["-G", "Unix Makefiles"]
+
+
+def _check_compiler() -> None:
+    named = os.environ.get("CXX")
+    for compiler in [named] if named else ["c++", "g++", "clang++"]:
+        if compiler and shutil.which(compiler.split()[0], path=_path()):
+            return
+    raise MissingDependencyError(
+        f"building the native libraries takes a C++17 compiler, and {named or 'none'} is "
+        f"{'not ' if named else ''}found; install g++ or clang++, or set CXX"
+    )
+
+
+def _nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=_path())
+
+
+def _tensorrt_version(include: Path) -> str:
+    header = include / "NvInferVersion.h"
+    if not (include / "NvInferRuntime.h").is_file() or not header.is_file():
+        raise InputError(
+            f"{include} has no NvInferRuntime.h and NvInferVersion.h; give the folder of TensorRT's headers"
+        )
+    text = header.read_text(encoding="utf-8", errors="replace")
+    numbers = {}
+    for part in ("MAJOR", "MINOR"):
+        found = re.search(rf"#define\s+(?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)?\s+(\d+)", text)
+        if found is None:
+            raise InputError(f"{header} does not say TensorRT's version; give the folder of TensorRT's headers")
+        numbers[part] = found[1]
+    return f"{numbers['MAJOR']}.{numbers['MINOR']}"
+
+
+def _jobs() -> list[str]:
+    return ["--parallel", str(len(os.sched_getaffinity(0)))]
+
+
+def _run(command: list[str], what: str) -> None:
+    """Raises InputError with the end of the output where the command fails."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _path()})
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        errors = [line for line in lines if re.search(r"\berror\b|CMake Error", line)][:3] or lines[-3:]
+        raise InputError(f"{what} failed: {' | '.join(errors)} (the command was: {' '.join(command)})")

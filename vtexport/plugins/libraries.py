@@ -1,0 +1,102 @@
+"""Where built libraries lie, and which one a runtime takes.
+
+A folder of libraries is called `<cpu>-trt<x.y>-cu<x>-sm<xx>`, less the parts that were not built, and stands in a
+folder `plugins`: of the clone's `build/`, of the user's cache where vtexport is installed from a wheel, or of a bundle.
+Beside the libraries lies `built.json`, which says what they were built from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vtexport
+from vtexport.data_files import data_folder, is_packaged
+from vtexport.plugins.structures import ABI_VERSION
+
+ORT_LIBRARY = "libvtexport_ort.so"
+RECORD = "built.json"
+SWITCH = "VTEXPORT_NATIVE"  # 0 makes runtimes use the function bodies
+_SOURCES = {".h", ".cpp", ".cu", ".cuh", ".map", ".txt", ".cmake"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs the pruning ops in ONNX Runtime on the CPU.
+
+    Attributes:
+        library: The library for ONNX Runtime, None where the function bodies run.
+        reason: Why there is none; empty where there is one.
+    """
+
+    library: Path | None
+    reason: str = ""
+
+
+def choose_library(bundle: Path | None = None) -> Choice:
+    """The library that sessions register: this installation's own, else the one in the bundle's folder `plugins`.
+
+    One that was built from other sources than the installation has is not taken.
+    """
+    if os.environ.get(SWITCH, "").strip() == "0":
+        return Choice(None, f"{SWITCH} is 0")
+    reason = "it is not built"
+    for folder in [default_folder(), *([bundle / "plugins"] if bundle else [])]:
+        for record in sorted(folder.glob(f"{platform.machine()}*/{RECORD}")):
+            library = record.with_name(ORT_LIBRARY)
+            fits = _unfit(record, is_own=folder == default_folder())
+            if library.is_file() and not fits:
+                return Choice(library)
+            reason = fits or reason
+    return Choice(None, reason)
+
+
+def _unfit(path: Path, *, is_own: bool) -> str:
+    """Why libraries with this record are not to be used; empty where they are."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        abi, sources = record["abi_version"], record["sources"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path} cannot be read ({error})"
+    if abi != ABI_VERSION:
+        return f"{path.parent} was built for another version of vtexport"
+    if is_own and sources != sources_hash():
+        return f"{path.parent} was built from other sources than are here now"
+    return ""
+
+
+def default_folder() -> Path:
+    """The folder `plugins` of this installation."""
+    if not is_packaged("plugins"):
+        return data_folder("plugins").parent / "build" / "plugins"
+    named = os.environ.get("VTEXPORT_CACHE")
+    cache = Path(named).expanduser() if named else Path.home() / ".cache" / "vtexport"
+    return cache / vtexport.__version__ / "plugins"
+
+
+def sources_hash() -> str:
+    """SHA-256 over names and contents of the native sources."""
+    root = data_folder("plugins")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in _SOURCES):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def write_record(folder: Path, libraries: dict[str, Any]) -> None:
+    """Writes the record of a folder of libraries, in one step."""
+    record = {
+        "vtexport": vtexport.__version__,
+        "abi_version": ABI_VERSION,
+        "sources": sources_hash(),
+        "machine": platform.machine(),
+        "libraries": libraries,
+    }
+    unfinished = folder / f".{RECORD}.{os.getpid()}"
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(folder / RECORD)
