@@ -56,15 +56,28 @@ void check_count(const char* what, int32_t count, size_t expected) {
   }
 }
 
-// Views of one member of every description: of `dims`, or of the ends `min` and `max` of a profile.
+Shape view(const nvinfer1::Dims& dims) { return {dims.nbDims, dims.d}; }
+
+bool is_fixed(const nvinfer1::Dims& dims) {
+  const int32_t rank = std::clamp(dims.nbDims, 0, nvinfer1::Dims::MAX_DIMS);
+  return std::none_of(dims.d, dims.d + rank, [](int64_t length) { return length < 0; });
+}
+
+const nvinfer1::Dims& dims_of(const PluginTensorDesc& desc) { return desc.dims; }
+
+// The largest or smallest shape; where a tensor's lengths are all fixed, a profile need not have been asked for.
+const nvinfer1::Dims& max_of(const DynamicPluginTensorDesc& each) {
+  return is_fixed(each.desc.dims) ? each.desc.dims : each.max;
+}
+const nvinfer1::Dims& min_of(const DynamicPluginTensorDesc& each) {
+  return is_fixed(each.desc.dims) ? each.desc.dims : each.min;
+}
+
 template <class Description>
-std::vector<Shape> shapes_of(const Description* in, int32_t count, nvinfer1::Dims Description::* member) {
+std::vector<Shape> shapes_of(const Description* in, int32_t count, const nvinfer1::Dims& (*dims)(const Description&)) {
   if (count < 0 || (count > 0 && !in)) throw Refused("TensorRT gives no inputs");
   std::vector<Shape> shapes;
-  for (int32_t place = 0; place < count; ++place) {
-    const nvinfer1::Dims& dims = in[place].*member;
-    shapes.push_back({dims.nbDims, dims.d});
-  }
+  for (int32_t place = 0; place < count; ++place) shapes.push_back(view(dims(in[place])));
   return shapes;
 }
 
@@ -180,7 +193,7 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* in, int32_t in_co
   return guarded(name(), 1, [&] {
     plugin::check_count("inputs", in_count, op_->inputs().size());
     plugin::check_count("outputs", out_count, op_->outputs().size());
-    for (const auto end : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::max}) {
+    for (const auto end : {plugin::min_of, plugin::max_of}) {
       const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, end));
       op_->workspace(lengths, plugin::dtype_of(in[0].desc.type));
     }
@@ -193,7 +206,7 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t in_co
   return guarded(name(), size_t{0}, [&] {
     plugin::check_count("inputs", in_count, op_->inputs().size());
     // The kernels' workspace never shrinks where a length grows, so that of the largest shapes serves all.
-    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, &DynamicPluginTensorDesc::max));
+    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, plugin::max_of));
     return op_->workspace(lengths, plugin::dtype_of(in[0].desc.type));
   });
 }
@@ -201,7 +214,7 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t in_co
 int32_t Plugin::onShapeChange(const PluginTensorDesc* in, int32_t in_count, const PluginTensorDesc*, int32_t) noexcept {
   return guarded(name(), 1, [&] {
     plugin::check_count("inputs", in_count, op_->inputs().size());
-    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, &PluginTensorDesc::dims));
+    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, plugin::dims_of));
     op_->workspace(lengths, plugin::dtype_of(in[0].type));
     return 0;
   });
@@ -211,7 +224,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, con
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guarded(name(), 1, [&] {
     const auto in_count = static_cast<int32_t>(op_->inputs().size());
-    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, &PluginTensorDesc::dims));
+    const Lengths lengths = op_->lengths(plugin::shapes_of(in, in_count, plugin::dims_of));
     op_->run(lengths, plugin::dtype_of(in[0].type), inputs, outputs, workspace, stream);
     return 0;
   });

@@ -104,15 +104,25 @@ CASE(shapes_are_refused_in_the_log) {
 CASE(a_profile_whose_ends_do_not_fit) {
   const Sample sample = samples::of("VtxKeyNormTopK");
   const Made plugin = create(sample);
-  auto all = descriptions(sample, DataType::kHALF);
+  const auto varying = [&] {
+    auto made = descriptions(sample, DataType::kHALF);
+    for (const int input : {0, 2}) made[input].desc.dims.d[1] = -1;
+    return made;
+  };
+  auto all = varying();
+  CHECK(build(*plugin).configurePlugin(all.data(), 3, all.data() + 3, 2) == 0);
   for (const int input : {0, 2}) all[input].min.d[1] = 76;  // fewer rows than visual_count
   CHECK(build(*plugin).configurePlugin(all.data(), 3, all.data() + 3, 2) != 0);
   CHECK(fake::logged() == "VtxKeyNormTopK: hidden_states has 76 rows, fewer than visual_count, which is 77\n");
-  all = descriptions(sample, DataType::kHALF);
+  all = varying();
   for (const int input : {0, 2}) all[input].max.d[1] = int64_t{1} << 40;
   CHECK(build(*plugin).configurePlugin(all.data(), 3, all.data() + 3, 2) != 0);
   CHECK_SAYS(fake::logged(), "S has to be from 1 to 1048576");
   CHECK(build(*plugin).getWorkspaceSize(all.data(), 3, nullptr, 0) == 0);
+  all = descriptions(sample, DataType::kHALF);  // fixed lengths, and no profile
+  for (auto& each : all) each.min = each.max = {};
+  CHECK(build(*plugin).configurePlugin(all.data(), 3, all.data() + 3, 2) == 0);
+  CHECK(build(*plugin).getWorkspaceSize(all.data(), 3, nullptr, 0) == recording::kWorkspace);
   CHECK(build(*plugin).configurePlugin(nullptr, 3, nullptr, 2) != 0);
   CHECK(build(*plugin).configurePlugin(all.data(), -3, nullptr, 2) != 0);
   fake::logged();
