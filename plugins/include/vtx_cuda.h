@@ -1,7 +1,7 @@
 /* The pruning ops as CUDA kernels. Structures, shapes and limits: vtx_ops.h.
  *
- * A call enqueues on `stream` and returns: it allocates nothing, never waits for the device, reads no device memory on the
- * host, and can be captured in a CUDA graph. Every pointer in the tensors and the workspace is device memory. The
+ * A call enqueues on `stream` and returns: it allocates nothing, never waits for the device, reads no device memory on
+ * the host, and can be captured in a CUDA graph. Every pointer in the tensors and the workspace is device memory. The
  * workspace belongs to the call until the stream has passed it; two calls in flight need two. The answer is the same to
  * the last bit from run to run on one device, and every element of every output is written.
  *

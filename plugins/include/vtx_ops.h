@@ -1,11 +1,11 @@
 /* The pruning ops of docs/ops.md as plain C: what every native form of them shares.
  *
- * A form is a set of functions of one prefix with the same structures: the CUDA kernels (vtx_cuda.h) and the C++ form for
- * ONNX Runtime's CPU provider (vtx_cpu.h). What the ops compute, the names of their parameters and the meaning of their
- * tensors are in docs/ops/; here are types, shapes and limits.
+ * A form is a set of functions of one prefix with the same structures: the CUDA kernels (vtx_cuda.h) and the C++ form
+ * for ONNX Runtime's CPU provider (vtx_cpu.h). What the ops compute, the names of their parameters and the meaning of
+ * their tensors are in docs/ops/; here are types, shapes and limits.
  *
- * All tensors are dense and row-major. B images, T patches in raster order, c = 1 if row 0 of the features is CLS, width
- * D, N kept tokens. No function keeps a pointer after it returns.
+ * All tensors are dense and row-major. B images, T patches in raster order, c = 1 if row 0 of the features is CLS,
+ * width D, N kept tokens. No function keeps a pointer after it returns.
  */
 #ifndef VTX_OPS_H
 #define VTX_OPS_H
@@ -23,7 +23,7 @@ extern "C" {
 #define VTX_MOST_TOKENS 3840 /* T, as docs/ops.md has it */
 #define VTX_MOST_WIDTH 65536 /* D, H * K and E */
 #define VTX_MOST_BATCH 4096
-#define VTX_MOST_TEXT 65536 /* M */
+#define VTX_MOST_TEXT 65536       /* M */
 #define VTX_MOST_SEQUENCE 1048576 /* S, rows of a prompt */
 
 typedef enum vtx_status {
@@ -44,8 +44,8 @@ typedef enum vtx_dtype { VTX_FLOAT32 = 0, VTX_FLOAT16 = 1, VTX_BFLOAT16 = 2 } vt
 
 /* Sizes of one call of an op behind the vision tower. Those that an op does not have are ignored. */
 typedef struct vtx_sizes {
-  int32_t batch;           /* B */
-  int32_t grid_rows;       /* T = grid_rows * grid_columns */
+  int32_t batch;     /* B */
+  int32_t grid_rows; /* T = grid_rows * grid_columns */
   int32_t grid_columns;
   int32_t width;           /* D */
   int32_t keep;            /* N */
@@ -76,21 +76,21 @@ typedef struct vtx_tensors {
   float* leverage;       /* [B] */
 
   /* Intermediate values for tests, each or NULL; see "Margins and diagnostics" of the op's page. */
-  int64_t* groups;    /* [B, T] */
-  int64_t* sizes;     /* [B, groups] */
-  int64_t* survivors; /* [B, groups] */
-  int64_t* taken;     /* [B, groups] */
-  float* rho;         /* [B] */
-  float* tau;         /* [B] */
-  float* residual;    /* [B] */
-  float* leverages;   /* [B, T] */
-  int64_t* centers;   /* [B, C] */
-  float* density;     /* [B, N] */
-  float* delta;       /* [B, N] */
-  int64_t* parent;    /* [B, N] */
+  int64_t* groups;         /* [B, T] */
+  int64_t* sizes;          /* [B, groups] */
+  int64_t* survivors;      /* [B, groups] */
+  int64_t* taken;          /* [B, groups] */
+  float* rho;              /* [B] */
+  float* tau;              /* [B] */
+  float* residual;         /* [B] */
+  float* leverages;        /* [B, T] */
+  int64_t* centers;        /* [B, C] */
+  float* density;          /* [B, N] */
+  float* delta;            /* [B, N] */
+  int64_t* parent;         /* [B, N] */
   float* pillar_threshold; /* [B] */
-  int64_t* order;     /* [B, N] */
-  float* relevance;   /* [B, T] */
+  int64_t* order;          /* [B, N] */
+  float* relevance;        /* [B, T] */
 } vtx_tensors;
 
 /* VtxPruneSID: reads features, and scores with nms_score = VTX_CLS_ATTENTION; c = cls_slot.
@@ -112,7 +112,8 @@ typedef struct vtx_prunesid {
   vtx_shares shares;
 } vtx_prunesid;
 
-/* VtxSVDPrune: reads features. Writes kept_features, keep_indices, rank, energy; in mode leverage also count, leverage. */
+/* VtxSVDPrune: reads features. Writes kept_features, keep_indices, rank, energy; in mode leverage also count, leverage.
+ */
 typedef enum vtx_svd_mode { VTX_MODE_BUDGET = 0, VTX_MODE_LEVERAGE = 1 } vtx_svd_mode;
 
 typedef struct vtx_svdprune {
@@ -124,16 +125,17 @@ typedef struct vtx_svdprune {
   float leverage; /* above 0, at most 1 */
 } vtx_svdprune;
 
-/* VtxViTCoP: reads features, scores, and with clusters keys. Writes kept_features, keep_indices, with clusters labels. */
+/* VtxViTCoP: reads features, scores, and with clusters keys. Writes kept_features, keep_indices, with clusters labels.
+ */
 typedef enum vtx_clustering { VTX_CLUSTERING_OFFICIAL = 0, VTX_CLUSTERING_FIXED = 1 } vtx_clustering;
 
 typedef struct vtx_vitcop {
   int32_t clusters; /* 0 or 1 */
   vtx_clustering clustering;
-  int32_t cluster_count;  /* C, 1 to N */
-  float cutoff;           /* d_c, above 0 */
-  float radius;           /* kappa, above 0, in image sides */
-  int32_t counts_itself;  /* 1 in variant official, 0 in paper */
+  int32_t cluster_count; /* C, 1 to N */
+  float cutoff;          /* d_c, above 0 */
+  float radius;          /* kappa, above 0, in image sides */
+  int32_t counts_itself; /* 1 in variant official, 0 in paper */
 } vtx_vitcop;
 
 /* VtxNuwa: reads features, scores, similarity_features, and in variant paper keys. Writes kept_features, keep_indices,
@@ -159,26 +161,26 @@ typedef struct vtx_cdpruner {
 
 /* Ops inside the language model (docs/ops/llm.md). Batch 1. hidden_states_out and rows have S - n + n' rows. */
 typedef struct vtx_step_sizes {
-  int32_t rows;       /* S */
-  int32_t width;      /* W */
+  int32_t rows;         /* S */
+  int32_t width;        /* W */
   int32_t visual_count; /* n */
-  int32_t keep;       /* n', 1 to n */
-  int32_t key_heads;  /* H_kv */
-  int32_t head_width; /* D */
-  int32_t query_heads; /* H, a multiple of key_heads */
-  vtx_dtype dtype;    /* of hidden_states, keys, query */
+  int32_t keep;         /* n', 1 to n */
+  int32_t key_heads;    /* H_kv */
+  int32_t head_width;   /* D */
+  int32_t query_heads;  /* H, a multiple of key_heads */
+  vtx_dtype dtype;      /* of hidden_states, keys, query */
 } vtx_step_sizes;
 
 typedef struct vtx_step_tensors {
-  const void* hidden_states;     /* [S, W] of dtype */
-  const int64_t* visual_start;   /* [1]; values outside 0 to S - n are clipped */
-  const void* keys;              /* [S, H_kv, D] of dtype */
-  const void* query;             /* [H, D] of dtype */
-  const int64_t* labels;         /* [n] */
-  void* hidden_states_out;       /* [S - n + n', W] of dtype */
-  int64_t* out_rows;             /* [S - n + n'] */
-  float* saliency;               /* [n], or NULL: l of key norms, r of attention */
-  int64_t* quotas;               /* [clusters + 1], by cluster, -1 first; or NULL */
+  const void* hidden_states;   /* [S, W] of dtype */
+  const int64_t* visual_start; /* [1]; values outside 0 to S - n are clipped */
+  const void* keys;            /* [S, H_kv, D] of dtype */
+  const void* query;           /* [H, D] of dtype */
+  const int64_t* labels;       /* [n] */
+  void* hidden_states_out;     /* [S - n + n', W] of dtype */
+  int64_t* out_rows;           /* [S - n + n'] */
+  float* saliency;             /* [n], or NULL: l of key norms, r of attention */
+  int64_t* quotas;             /* [clusters + 1], by cluster, -1 first; or NULL */
 } vtx_step_tensors;
 
 typedef struct vtx_cluster_merge {
@@ -186,8 +188,8 @@ typedef struct vtx_cluster_merge {
   int32_t mean;     /* merge: 1 for mean, 0 for sum */
 } vtx_cluster_merge;
 
-/* VtxClusterMerge reads hidden_states, visual_start, keys, labels. VtxKeyNormTopK reads hidden_states, visual_start, keys.
- * VtxAttentionTopK reads those and query; VtxTextSimilarityTopK reads hidden_states and visual_start alone. */
+/* VtxClusterMerge reads hidden_states, visual_start, keys, labels. VtxKeyNormTopK reads hidden_states, visual_start,
+ * keys. VtxAttentionTopK reads those and query; VtxTextSimilarityTopK reads hidden_states and visual_start alone. */
 
 #ifdef __cplusplus
 }

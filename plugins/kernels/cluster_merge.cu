@@ -9,19 +9,14 @@ constexpr int kThreads = 1024;
 constexpr int kMergeThreads = 256;
 
 struct Arrays {
-  float* saliency;        // [n]
-  int* slot;              // [n]: cluster + 1, 0 for -1
-  unsigned char* single;  // [n]
-  unsigned char* middle;  // [n]
-  int* kept;              // [n']
+  float* saliency;                      // [n]
+  int* slot;                            // [n]: cluster + 1, 0 for -1
+  unsigned char* single;                // [n]
+  unsigned char* middle;                // [n]
+  int* kept;                            // [n']
   int *sizes, *shares, *given, *group;  // [slots]
-  double* totals;         // [slots]
+  double* totals;                       // [slots]
 };
-
-__device__ int rounded_share(int64_t numerator, int64_t denominator) {
-  const int64_t quotient = numerator / denominator, rest = numerator - quotient * denominator;
-  return static_cast<int>(quotient + (2 * rest > denominator || (2 * rest == denominator && quotient % 2 == 1)));
-}
 
 // Sizes and totals of the slots; the sums run in the order of the tokens.
 __device__ void count_slots(const Arrays& a, int tokens, int slots) {
@@ -40,8 +35,8 @@ __device__ void count_slots(const Arrays& a, int tokens, int slots) {
 }
 
 // Steps 1 to 4: which tokens stay, alone or as the middle of a merged row.
-__global__ void __launch_bounds__(kThreads)
-    choose(Arrays a, const int64_t* __restrict__ labels, int tokens, int keep, int clusters, int64_t* __restrict__ quotas) {
+__global__ void __launch_bounds__(kThreads) choose(Arrays a, const int64_t* __restrict__ labels, int tokens, int keep,
+                                                   int clusters, int64_t* __restrict__ quotas) {
   VTX_SHARED(shared);
   int* sums = reinterpret_cast<int*>(shared);
   const int slots = clusters + 1;
@@ -69,7 +64,7 @@ __global__ void __launch_bounds__(kThreads)
     int given = 0;
     for (int c = thread_id(); c < slots; c += kThreads) {
       const int64_t spare = larger(0, a.sizes[c] - 1);
-      a.given[c] = rounded_share(spare * (keep - present), larger(1, tokens - present));
+      a.given[c] = rounded_quotient(spare * (keep - present), larger(1, tokens - present));
       given += a.given[c];
     }
     given = block_sum(given, sums);
@@ -197,5 +192,5 @@ extern "C" vtx_status vtx_cuda_cluster_merge(const vtx_step_sizes* sizes, const 
   const size_t shared = (kMergeThreads / kWarp + static_cast<size_t>(sizes->visual_count)) * sizeof(int);
   VTX_TRY(launch(merge, Grid{sizes->keep, 1}, kMergeThreads, shared, stream, false, p.arrays, *sizes,
                  tensors->visual_start, tensors->hidden_states, parameters->mean == 0, tensors->hidden_states_out));
-  return report_floats(p.arrays.saliency, sizes->visual_count, tensors->saliency, stream);
+  return report(p.arrays.saliency, sizes->visual_count, tensors->saliency, stream);
 }

@@ -1,8 +1,8 @@
 // What every kernel here is written with: element types, orders of floats, warp and block operations, launches.
 //
-// Kernels use dynamic shared memory alone, threads of a block in one dimension, and the functions below instead of CUDA's
-// own where the two differ. So the same sources also compile as C++ against tests/plugins/emulation, which runs every
-// thread of a grid as a fiber: how they are tested where there is no GPU.
+// Kernels use dynamic shared memory alone, threads of a block in one dimension, and the functions below instead of
+// CUDA's own where the two differ. So the same sources also compile as C++ against tests/plugins/emulation, which runs
+// every thread of a grid as a fiber: how they are tested where there is no GPU.
 #pragma once
 
 #include <cmath>
@@ -49,6 +49,12 @@ __host__ __device__ constexpr T divide_up(T a, T b) {
 template <class T>
 __host__ __device__ constexpr T round_up(T a, T b) {
   return divide_up(a, b) * b;
+}
+
+// numerator / denominator of whole numbers from 0, rounded; an exact half to the even neighbour.
+__host__ __device__ constexpr int rounded_quotient(int64_t numerator, int64_t denominator) {
+  const int64_t quotient = numerator / denominator, rest = numerator - quotient * denominator;
+  return static_cast<int>(quotient + (2 * rest > denominator || (2 * rest == denominator && quotient % 2 == 1)));
 }
 
 // ---------------------------------------------------------------------------------------------- element types
@@ -143,8 +149,8 @@ __device__ __forceinline__ uint64_t block_least(uint64_t value, uint64_t* scratc
   return least;
 }
 
-// How many threads before this one have `flag` set; *total grows by all of them. `scratch` holds one int a warp. Called by
-// all threads.
+// How many threads before this one have `flag` set; *total grows by all of them. `scratch` holds one int a warp. Called
+// by all threads.
 __device__ __forceinline__ int place_among(bool flag, int* scratch, int* total) {
   const unsigned votes = __ballot_sync(kAllLanes, flag);
   const int warps = thread_count() / kWarp;
@@ -160,8 +166,8 @@ __device__ __forceinline__ int place_among(bool flag, int* scratch, int* total) 
   return before;
 }
 
-// A barrier of `members` blocks that run at the same time (a cooperative launch). `arrived` is 0 before the first one and
-// belongs to these blocks; `round` counts this block's barriers.
+// A barrier of `members` blocks that run at the same time (a cooperative launch). `arrived` is 0 before the first one
+// and belongs to these blocks; `round` counts this block's barriers.
 __device__ __forceinline__ void blocks_sync(unsigned* arrived, unsigned members, unsigned& round) {
   __syncthreads();
   ++round;
@@ -172,6 +178,21 @@ __device__ __forceinline__ void blocks_sync(unsigned* arrived, unsigned members,
     __threadfence();
   }
   __syncthreads();
+}
+
+// The threads of a block copy a row of an even number of bytes, by 16 where everything is aligned to them.
+__device__ __forceinline__ void copy_row(const unsigned char* from, unsigned char* to, int bytes) {
+  const bool aligned =
+      bytes % 16 == 0 && (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0;
+  if (aligned) {
+#pragma unroll 2
+    for (int i = thread_id() * 16; i < bytes; i += thread_count() * 16)
+      *reinterpret_cast<float4*>(to + i) = *reinterpret_cast<const float4*>(from + i);
+  } else {
+#pragma unroll 2
+    for (int i = thread_id() * 2; i < bytes; i += thread_count() * 2)
+      *reinterpret_cast<unsigned short*>(to + i) = *reinterpret_cast<const unsigned short*>(from + i);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- launches
@@ -192,12 +213,11 @@ inline vtx_status checked(cudaError_t error) {
 
 // Enqueues kernel(arguments...). With `together` all blocks run at the same time, so that they may wait for each other.
 template <class... Parameters, class... Arguments>
-vtx_status launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared, vtx_stream stream, bool together,
-                  Arguments... arguments) {
+vtx_status launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared, vtx_stream stream,
+                  bool together, Arguments... arguments) {
   if (shared > 48 * 1024) {
-    const auto status = checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     static_cast<int>(shared)));
+    const auto status = checked(cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
     if (status != VTX_OK) return status;
   }
   cudaLaunchConfig_t config = {};
@@ -218,13 +238,11 @@ template <class... Parameters>
 vtx_status blocks_at_once(void (*kernel)(Parameters...), int threads, size_t shared, int* count) {
   int device = 0, processors = 0, each = 0;
   auto status = checked(cudaGetDevice(&device));
-  if (status == VTX_OK)
-    status = checked(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  if (status == VTX_OK) status = checked(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
   if (status == VTX_OK && shared > 48 * 1024)
     status = checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  if (status == VTX_OK)
-    status = checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared));
+  if (status == VTX_OK) status = checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared));
   *count = larger(1, processors * each);
   return status;
 }

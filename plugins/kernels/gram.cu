@@ -1,8 +1,8 @@
 // Products of float32 rows in float32, never in TF32: selections turn on their last bits.
 //
-// A tile of 64 x 64 results is computed by 256 threads, 4 x 4 each. Where there are too few tiles to fill a GPU, the sums
-// are cut into parts, which a second kernel adds in a fixed order, so that the result is the same in every run. How they
-// are cut depends on the matrix alone and not on the batch.
+// A tile of 64 x 64 results is computed by 256 threads, 4 x 4 each. Where there are too few tiles to fill a GPU, the
+// sums are cut into parts, which a second kernel adds in a fixed order, so that the result is the same in every run.
+// How they are cut depends on the matrix alone and not on the batch.
 #include "parts.cuh"
 
 namespace vtx {
@@ -100,7 +100,8 @@ __device__ void write_tile(const float (&sum)[kSide][kSide], float* tile) {
   const int row = thread_id() / (kTile / kSide) * kSide, column = thread_id() % (kTile / kSide) * kSide;
 #pragma unroll
   for (int i = 0; i < kSide; ++i)
-    *reinterpret_cast<float4*>(tile + (row + i) * kTile + column) = make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+    *reinterpret_cast<float4*>(tile + (row + i) * kTile + column) =
+        make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
 }
 
 __device__ int part_of(int split, int splits, int width) {
@@ -116,7 +117,8 @@ __global__ void __launch_bounds__(kThreads)
   const float* own = y + static_cast<size_t>(blockIdx.y) * rows * width;
   float sum[kSide][kSide];
   tile_product(part_of(split, splits, width), part_of(split + 1, splits, width),
-               AlongRows{own, nullptr, row * kTile, rows, width}, AlongRows{own, nullptr, column * kTile, rows, width}, sum);
+               AlongRows{own, nullptr, row * kTile, rows, width}, AlongRows{own, nullptr, column * kTile, rows, width},
+               sum);
   write_tile(sum, partial + ((static_cast<size_t>(blockIdx.y) * splits + split) * tiles + tile) * kTile * kTile);
 }
 
@@ -174,10 +176,9 @@ __global__ void __launch_bounds__(kThreads)
   const int down = divide_up(m, kTile), across = divide_up(b.width, kTile), tiles = down * across;
   const int split = static_cast<int>(blockIdx.x) / tiles, tile = static_cast<int>(blockIdx.x) % tiles;
   float sum[kSide][kSide];
-  tile_product(
-      part_of(split, splits, b.rows), part_of(split + 1, splits, b.rows),
-      AlongRows{a + static_cast<size_t>(blockIdx.y) * m * b.rows, nullptr, tile / across * kTile, m, b.rows},
-      AcrossRows{b, static_cast<int>(blockIdx.y), tile % across * kTile}, sum);
+  tile_product(part_of(split, splits, b.rows), part_of(split + 1, splits, b.rows),
+               AlongRows{a + static_cast<size_t>(blockIdx.y) * m * b.rows, nullptr, tile / across * kTile, m, b.rows},
+               AcrossRows{b, static_cast<int>(blockIdx.y), tile % across * kTile}, sum);
   write_tile(sum, partial + ((static_cast<size_t>(blockIdx.y) * splits + split) * tiles + tile) * kTile * kTile);
 }
 
@@ -222,8 +223,8 @@ size_t product_partial_count(int batch, int m, int n, int width) {
   return static_cast<size_t>(batch) * tiles_of(m, n) * splits_of(tiles_of(m, n), width) * kTile * kTile;
 }
 
-vtx_status product_of_rows(const float* b, const int* a_rows, int batch, int m, int n, int width, float* partial, float* c,
-                           vtx_stream stream) {
+vtx_status product_of_rows(const float* b, const int* a_rows, int batch, int m, int n, int width, float* partial,
+                           float* c, vtx_stream stream) {
   const int tiles = tiles_of(m, n), splits = splits_of(tiles, width);
   VTX_TRY(launch(rows_parts, Grid{tiles * splits, batch}, kThreads, kShared, stream, false, b, a_rows, m, n, width,
                  splits, partial));

@@ -1,5 +1,5 @@
-// VtxDivPrune and VtxCDPruner (docs/ops/divprune.md, cdpruner.md): N dependent picks over the cosines of all tokens. One
-// block of threads an image picks; a thread has the gains of its tokens in registers.
+// VtxDivPrune and VtxCDPruner (docs/ops/divprune.md, cdpruner.md): N dependent picks over the cosines of all tokens.
+// One block of threads an image picks; a thread has the gains of its tokens in registers.
 #include "check.h"
 #include "parts.cuh"
 
@@ -8,14 +8,15 @@ namespace greedy_kernels {
 
 constexpr int kThreads = 1024;
 constexpr int kTokensOfThread = divide_up(VTX_MOST_TOKENS, kThreads);
-constexpr float kSpanned = 1e-6f;       // a share of a token below this counts as nothing left
+constexpr float kSpanned = 1e-6f;  // a share of a token below this counts as nothing left
 constexpr float kNothingLeft = 1e-20f;
 constexpr float kOffset = 1e-6f;
 
 // Picks `keep` tokens, the untaken one of largest gain each time, ties to the lower index. start() gives the gains at
 // first, step(round, picked) those after a pick, both through gain[i] for token i * kThreads + thread.
 template <class Start, class Step>
-__device__ void pick(int tokens, int keep, uint64_t* scratch, int64_t* order, unsigned char* taken, Start start, Step step) {
+__device__ void pick(int tokens, int keep, uint64_t* scratch, int64_t* order, unsigned char* taken, Start start,
+                     Step step) {
   float gain[kTokensOfThread];
   unsigned own_taken = 0;
   start(gain);
@@ -24,7 +25,8 @@ __device__ void pick(int tokens, int keep, uint64_t* scratch, int64_t* order, un
 #pragma unroll
     for (int i = 0; i < kTokensOfThread; ++i) {
       const int token = thread_id() + i * kThreads;
-      if (token < tokens && !(own_taken >> i & 1u)) best = smaller(best, best_first(gain[i], static_cast<unsigned>(token)));
+      if (token < tokens && !(own_taken >> i & 1u))
+        best = smaller(best, best_first(gain[i], static_cast<unsigned>(token)));
     }
     best = warp_least(best);
     // By turns in two places, so that one barrier a round suffices.
@@ -57,9 +59,9 @@ __device__ void list_taken(const unsigned char* taken, int tokens, int keep, int
 
 // What both ops' blocks share in shared memory.
 struct Board {
-  uint64_t* scratch;      // [2, 32]
-  int* sums;              // [32]
-  unsigned char* taken;   // [tokens]
+  uint64_t* scratch;     // [2, 32]
+  int* sums;             // [32]
+  unsigned char* taken;  // [tokens]
 };
 __host__ __device__ size_t board_bytes(int tokens) { return 3 * kWarp * sizeof(uint64_t) + round_up(tokens, 16); }
 __device__ Board board(unsigned char* shared, int tokens) {
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   const size_t image = blockIdx.x;
   const float* own = cosine + image * tokens * static_cast<size_t>(tokens);
   float closest[kTokensOfThread];
-  const auto start = [&](float(&gain)[kTokensOfThread]) {
+  const auto start = [&](float (&gain)[kTokensOfThread]) {
 #pragma unroll
     for (int i = 0; i < kTokensOfThread; ++i) {
       const int token = thread_id() + i * kThreads;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
       closest[i] = -2.0f;
     }
   };
-  const auto step = [&](int, int picked, float(&gain)[kTokensOfThread]) {
+  const auto step = [&](int, int picked, float (&gain)[kTokensOfThread]) {
     const float* row = own + static_cast<size_t>(picked) * tokens;
 #pragma unroll
     for (int i = 0; i < kTokensOfThread; ++i) {
@@ -117,8 +119,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // cosines [B, T]: of unit rows to the mean of the text's unit rows.
 __global__ void __launch_bounds__(256)
-    similarity_to(const float* __restrict__ unit, const float* __restrict__ direction, int tokens, int width, bool negate,
-                  float* __restrict__ cosines) {
+    similarity_to(const float* __restrict__ unit, const float* __restrict__ direction, int tokens, int width,
+                  bool negate, float* __restrict__ cosines) {
   const int token = static_cast<int>(blockIdx.x) * 8 + warp_id();
   if (token >= tokens) return;
   const size_t image = blockIdx.y;
@@ -135,8 +137,8 @@ struct Relevance {
 };
 
 __global__ void __launch_bounds__(kThreads)
-    most_diverse(const float* __restrict__ cosine, const float* __restrict__ similarity, Relevance by, int tokens, int keep,
-                 float* __restrict__ cholesky, float* __restrict__ relevance, int64_t* __restrict__ order,
+    most_diverse(const float* __restrict__ cosine, const float* __restrict__ similarity, Relevance by, int tokens,
+                 int keep, float* __restrict__ cholesky, float* __restrict__ relevance, int64_t* __restrict__ order,
                  int* __restrict__ rows) {
   VTX_SHARED(shared);
   const Board b = board(shared, tokens);
@@ -160,11 +162,11 @@ __global__ void __launch_bounds__(kThreads)
     span = fmaxf(similarity[image * tokens + (most & 0xffffffffu)] - lowest, kOffset);
   }
   float weight[kTokensOfThread], share[kTokensOfThread];
-  const auto gains = [&](float(&gain)[kTokensOfThread]) {
+  const auto gains = [&](float (&gain)[kTokensOfThread]) {
 #pragma unroll
     for (int i = 0; i < kTokensOfThread; ++i) gain[i] = weight[i] * (share[i] > kSpanned ? share[i] : kNothingLeft);
   };
-  const auto start = [&](float(&gain)[kTokensOfThread]) {
+  const auto start = [&](float (&gain)[kTokensOfThread]) {
 #pragma unroll
     for (int i = 0; i < kTokensOfThread; ++i) {
       const int token = thread_id() + i * kThreads;
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     gains(gain);
   };
-  const auto step = [&](int round, int picked, float(&gain)[kTokensOfThread]) {
+  const auto step = [&](int round, int picked, float (&gain)[kTokensOfThread]) {
     // The picked token's own factors and share, for everyone.
     if (picked % kThreads == thread_id()) {
 #pragma unroll
@@ -198,7 +200,8 @@ __global__ void __launch_bounds__(kThreads)
       if (token >= tokens) continue;
       float inside = 0.0f;
 #pragma unroll 8
-      for (int k = 0; k < round; ++k) inside = fmaf(column[k], factors[static_cast<size_t>(k) * tokens + token], inside);
+      for (int k = 0; k < round; ++k)
+        inside = fmaf(column[k], factors[static_cast<size_t>(k) * tokens + token], inside);
       const float factor = (row[token] - inside) * inverse;
       factors[static_cast<size_t>(round) * tokens + token] = factor;
       share[i] -= factor * factor;
@@ -247,20 +250,6 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_cdpruner* cdpruner, void* base) {
   return p;
 }
 
-__global__ void copy(const int64_t* __restrict__ order, int count, int64_t* __restrict__ order_out,
-                     const float* __restrict__ relevance, int tokens, float* __restrict__ relevance_out) {
-  const int i = static_cast<int>(blockIdx.x) * thread_count() + thread_id();
-  if (order_out && i < count) order_out[i] = order[i];
-  if (relevance_out && i < tokens) relevance_out[i] = relevance[i];
-}
-
-vtx_status report(const Plan& p, const vtx_tensors& tensors, vtx_stream stream) {
-  if (!tensors.order && !tensors.relevance) return VTX_OK;
-  const int count = p.batch * p.keep, tokens = p.relevance ? p.batch * p.tokens : 0;
-  return launch(copy, Grid{divide_up(larger(count, tokens), 256), 1}, 256, 0, stream, false, p.order, count,
-                tensors.order, p.relevance, tokens, tensors.relevance);
-}
-
 }  // namespace greedy_kernels
 }  // namespace vtx
 
@@ -287,18 +276,20 @@ extern "C" vtx_status vtx_cuda_divprune(const vtx_sizes* sizes, const vtx_tensor
                  p.tokens, p.keep, p.order, p.rows));
   VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
                       tensors->kept_features, tensors->keep_indices, stream));
-  return report(p, *tensors, stream);
+  return report(p.order, p.batch * p.keep, tensors->order, stream);
 }
 
-extern "C" vtx_status vtx_cuda_cdpruner_workspace(const vtx_sizes* sizes, const vtx_cdpruner* parameters, size_t* bytes) {
+extern "C" vtx_status vtx_cuda_cdpruner_workspace(const vtx_sizes* sizes, const vtx_cdpruner* parameters,
+                                                  size_t* bytes) {
   VTX_TRY(check_cdpruner(sizes, parameters, nullptr));
   if (!bytes) return VTX_NULL_POINTER;
   *bytes = plan_of(*sizes, parameters, nullptr).bytes;
   return VTX_OK;
 }
 
-extern "C" vtx_status vtx_cuda_cdpruner(const vtx_sizes* sizes, const vtx_cdpruner* parameters, const vtx_tensors* tensors,
-                                        void* workspace, size_t workspace_bytes, vtx_stream stream) {
+extern "C" vtx_status vtx_cuda_cdpruner(const vtx_sizes* sizes, const vtx_cdpruner* parameters,
+                                        const vtx_tensors* tensors, void* workspace, size_t workspace_bytes,
+                                        vtx_stream stream) {
   VTX_TRY(check_cdpruner(sizes, parameters, tensors));
   const Plan p = plan_of(*sizes, parameters, workspace);
   VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
@@ -325,5 +316,6 @@ extern "C" vtx_status vtx_cuda_cdpruner(const vtx_sizes* sizes, const vtx_cdprun
                  p.tokens, p.keep, p.factors, p.relevance, p.order, p.rows));
   VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
                       tensors->kept_features, tensors->keep_indices, stream));
-  return report(p, *tensors, stream);
+  VTX_TRY(report(p.order, p.batch * p.keep, tensors->order, stream));
+  return report(p.relevance, p.batch * p.tokens, tensors->relevance, stream);
 }

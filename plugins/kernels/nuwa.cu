@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // The `below` weakest of the kept tokens: collectors [B, below]; and the threshold, the weakest pillar's p.
 __global__ void __launch_bounds__(kThreads)
-    find_collectors(const float* __restrict__ pillar_by, const int* __restrict__ kept, const int* __restrict__ rank, int tokens,
-                    int keep, int below, int* __restrict__ collectors, float* __restrict__ threshold) {
+    find_collectors(const float* __restrict__ pillar_by, const int* __restrict__ kept, const int* __restrict__ rank,
+                    int tokens, int keep, int below, int* __restrict__ collectors, float* __restrict__ threshold) {
   const int i = static_cast<int>(blockIdx.x) * kThreads + thread_id();
   if (i >= keep) return;
   const size_t image = blockIdx.y;
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Step 4: a collector's weights of all patches, from its cosines to them, in place.
 __global__ void __launch_bounds__(kThreads)
-    weigh(float* __restrict__ cosines, const int* __restrict__ collectors, int below, int rows, int columns, float per_distance,
-          bool self_again) {
+    weigh(float* __restrict__ cosines, const int* __restrict__ collectors, int below, int rows, int columns,
+          float per_distance, bool self_again) {
   VTX_SHARED(shared);
   const size_t image = blockIdx.y, collector = image * below + blockIdx.x;
   const int tokens = rows * columns, own = collectors[collector], y = own / columns, x = own % columns;
@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kThreads)
 // Which rows are merged, and their gathered features in place of their own.
 __global__ void __launch_bounds__(kThreads)
     write_merged(const float* __restrict__ pillar_by, const int* __restrict__ kept, const int* __restrict__ rank,
-                 const float* __restrict__ threshold, const float* __restrict__ gathered, int tokens, int keep, int below,
-                 int width, vtx_dtype type, void* __restrict__ features, unsigned char* __restrict__ merged,
+                 const float* __restrict__ threshold, const float* __restrict__ gathered, int tokens, int keep,
+                 int below, int width, vtx_dtype type, void* __restrict__ features, unsigned char* __restrict__ merged,
                  float* __restrict__ threshold_out) {
   const size_t image = blockIdx.y, place = image * keep + blockIdx.x;
   const float value = without_nan(pillar_by[image * tokens + kept[place]]);

@@ -27,7 +27,7 @@ vtx_status float_rows(const Rows& rows, const int* chosen, int source_rows, floa
 // Takes each column's mean over the rows off, in place; `sums` [B, width].
 vtx_status center_columns(float* y, int batch, int rows, int width, float* sums, vtx_stream stream);
 
-// mean [B, width] of unit rows `unit` [B, rows, width].
+// means [B, width] of the columns of y [B, rows, width].
 vtx_status column_means(const float* y, int batch, int rows, int width, float* means, vtx_stream stream);
 
 // ------------------------------------------------------------------------------------------------ gram.cu
@@ -40,14 +40,15 @@ int gram_splits(int rows, int width);
 size_t gram_partial_count(int batch, int rows, int width);  // floats
 
 // gram [B, rows, rows] = y yᵀ of y [B, rows, width], symmetric to the last bit, in float32. `partial` holds
-// gram_partial_count floats. `tile_sums`, where given, is [B, tiles]: the sum of each tile's entries above the diagonal.
+// gram_partial_count floats. `tile_sums`, where given, is [B, tiles]: the sum of each tile's entries above the
+// diagonal.
 vtx_status gram(const float* y, int batch, int rows, int width, float* partial, float* gram, double* tile_sums,
                 vtx_stream stream);
 
 // c [B, m, n] = a bᵀ: a [B, m, width] is row list `a_rows` [B, m] of b [B, n, width].
 size_t product_partial_count(int batch, int m, int n, int width);
-vtx_status product_of_rows(const float* b, const int* a_rows, int batch, int m, int n, int width, float* partial, float* c,
-                           vtx_stream stream);
+vtx_status product_of_rows(const float* b, const int* a_rows, int batch, int m, int n, int width, float* partial,
+                           float* c, vtx_stream stream);
 // c [B, m, width] = a b of a [B, m, n] and the rows b (as float).
 vtx_status product_with_rows(const float* a, const Rows& b, int m, float* partial, float* c, vtx_stream stream);
 
@@ -56,16 +57,16 @@ vtx_status product_with_rows(const float* a, const Rows& b, int m, float* partia
 // The leading eigenvectors of symmetric positive semi-definite matrices.
 struct Eigen {
   int batch, tokens, count;
-  int block;              // vectors iterated, a multiple of 16
-  int members;            // blocks of threads that work on one image
-  float* vectors;         // [B, tokens, block]: eigenvectors are the first `count` columns, by descending eigenvalue
-  float* values;          // [B, block]: eigenvalues over the trace
-  float* residual;        // [B]: worst |G v - e v| of the wanted ones, over the largest eigenvalue
+  int block;        // vectors iterated, a multiple of 16
+  int members;      // blocks of threads that work on one image
+  float* vectors;   // [B, tokens, block]: eigenvectors are the first `count` columns, by descending eigenvalue
+  float* values;    // [B, block]: eigenvalues over the trace
+  float* residual;  // [B]: worst |G v - e v| of the wanted ones, over the largest eigenvalue
   float *image_, *first_, *second_, *third_;  // [B, tokens, block]
-  float* partial_;        // [B, members, 3, block, block]
-  float* small_;          // [B, 4, block, block]: rotation, and what does not fit in shared memory
-  float* squares_;        // [B, members, block]
-  unsigned* arrived_;     // [B]
+  float* partial_;                            // [B, members, 3, block, block]
+  float* small_;                              // [B, 4, block, block]: rotation, and what does not fit in shared memory
+  float* squares_;                            // [B, members, block]
+  unsigned* arrived_;                         // [B]
 };
 
 // Sizes of the problem, with arrays from the workspace.
@@ -88,10 +89,15 @@ vtx_status chosen_ascending(const int* rank, int batch, int count, int keep, int
 vtx_status gather_rows(const void* features, vtx_dtype type, int batch, int source_rows, int width, const int* chosen,
                        int keep, int skip, void* kept, int64_t* indices, vtx_stream stream);
 
-#define VTX_TRY(call)                              \
-  do {                                             \
-    const vtx_status vtx_result = (call);          \
-    if (vtx_result != VTX_OK) return vtx_result;   \
+// to [count] = from, where `to` is given: intermediate values that a caller asks for.
+vtx_status report(const float* from, int count, float* to, vtx_stream stream);
+vtx_status report(const int* from, int count, int64_t* to, vtx_stream stream);
+vtx_status report(const int64_t* from, int count, int64_t* to, vtx_stream stream);
+
+#define VTX_TRY(call)                            \
+  do {                                           \
+    const vtx_status vtx_result = (call);        \
+    if (vtx_result != VTX_OK) return vtx_result; \
   } while (0)
 
 }  // namespace vtx

@@ -12,9 +12,9 @@ constexpr unsigned kIndexBits = 12;  // of a token, and of a group; T is at most
 // Step 1's end and step 2: a token's group, its score, the key that sorts tokens by group, then score; and tau.
 __global__ void __launch_bounds__(kThreads)
     assign_groups(Eigen eigen, const float* __restrict__ given, const double* __restrict__ tile_sums,
-                  const float* __restrict__ cosine, int tiles, float threshold_scale, bool triangle, int* __restrict__ group,
-                  float* __restrict__ score, uint64_t* __restrict__ keys, float* __restrict__ rho_out,
-                  float* __restrict__ tau_out) {
+                  const float* __restrict__ cosine, int tiles, float threshold_scale, bool triangle,
+                  int* __restrict__ group, float* __restrict__ score, uint64_t* __restrict__ keys,
+                  float* __restrict__ rho_out, float* __restrict__ tau_out) {
   VTX_SHARED(shared);
   const int tokens = eigen.tokens, token = static_cast<int>(blockIdx.x) * kWarpsOfBlock + warp_id();
   const size_t image = blockIdx.y;
@@ -50,16 +50,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    invert(const int* __restrict__ rank, int tokens, int* __restrict__ order) {
+__global__ void __launch_bounds__(kThreads) invert(const int* __restrict__ rank, int tokens, int* __restrict__ order) {
   const int token = static_cast<int>(blockIdx.x) * kThreads + thread_id();
   if (token >= tokens) return;
   const size_t image = static_cast<size_t>(blockIdx.y) * tokens;
   order[image + rank[image + token]] = token;
 }
 
-// Step 3, pairs: bit q of row p is set where the token at place p of the order suppresses the one at a later place q of its
-// group. Words of other groups are not written.
+// Step 3, pairs: bit q of row p is set where the token at place p of the order suppresses the one at a later place q of
+// its group. Words of other groups are not written.
 __global__ void __launch_bounds__(kThreads)
     find_conflicts(const float* __restrict__ cosine, const int* __restrict__ order, const int* __restrict__ group,
                    const float* __restrict__ tau, int tokens, int words, unsigned* __restrict__ conflicts) {
@@ -92,7 +91,7 @@ __global__ void __launch_bounds__(kSweepThreads)
              const float* __restrict__ score, int tokens, int words, int groups, unsigned char* __restrict__ survives,
              int* __restrict__ sizes, int* __restrict__ survivors) {
   VTX_SHARED(shared);
-  int* sums = reinterpret_cast<int*>(shared);                            // [2 * warps]
+  int* sums = reinterpret_cast<int*>(shared);                                      // [2 * warps]
   unsigned* rows = reinterpret_cast<unsigned*>(sums + 2 * kSweepThreads / kWarp);  // [32, words of the group]
   const int own = static_cast<int>(blockIdx.x);
   const size_t image = blockIdx.y;
@@ -154,13 +153,6 @@ struct Budget {
   bool bounded, raster;
 };
 
-// numerator / denominator rounded, an exact half to the even neighbour.
-__device__ int rounded(int64_t numerator, int64_t denominator) {
-  const int64_t quotient = numerator / denominator, rest = numerator - quotient * denominator;
-  const bool up = 2 * rest > denominator || (2 * rest == denominator && quotient % 2 == 1);
-  return static_cast<int>(quotient + up);
-}
-
 __device__ int capacity(const int* upper, const int* sizes, int rounds, int groups, int* sums) {
   int sum = 0;
   for (int g = thread_id(); g < groups; g += kShareThreads) sum += smaller(upper[g] + rounds, sizes[g]);
@@ -179,9 +171,9 @@ __global__ void __launch_bounds__(kShareThreads)
   int* survivors = sizes + groups;
   int* upper = survivors + groups;
   int* taken = upper + groups;
-  int* until = taken + groups;      // then the room left
-  int* start = until + groups;      // of the group in the order
-  int* offset = start + groups;     // of the group in the output
+  int* until = taken + groups;          // then the room left
+  int* start = until + groups;          // of the group in the order
+  int* offset = start + groups;         // of the group in the output
   int* alive_before = offset + groups;  // survivors at places before the group
   unsigned char* marked = reinterpret_cast<unsigned char*>(alive_before + groups);  // [tokens]
   const size_t image = blockIdx.x;
@@ -206,15 +198,17 @@ __global__ void __launch_bounds__(kShareThreads)
   int low = 0, high = budget.keep + 1;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (capacity(upper, sizes, middle, groups, sums) < budget.keep) low = middle + 1;
-    else high = middle;
+    if (capacity(upper, sizes, middle, groups, sums) < budget.keep)
+      low = middle + 1;
+    else
+      high = middle;
   }
   const int extra = larger(0, budget.keep - budget.slot - floors);
   for (int g = thread_id(); g < groups; g += kShareThreads) {
     upper[g] = smaller(upper[g] + low, sizes[g]);
     int64_t cumulative = 0;
     for (int i = 0; i <= g; ++i) cumulative += survivors[i];
-    until[g] = rounded(cumulative * extra, larger(1, alive));
+    until[g] = rounded_quotient(cumulative * extra, larger(1, alive));
   }
   __syncthreads();
   int given = 0;
@@ -262,8 +256,10 @@ __global__ void __launch_bounds__(kShareThreads)
     const int ahead = alive_until - alive_before[g], local = place - start[g];
     const int rank = lives ? ahead : survivors[g] + local - ahead;
     if (rank >= taken[g]) continue;
-    if (budget.raster) marked[token] = 1;
-    else rows[budget.slot + offset[g] + rank] = token + budget.slot;
+    if (budget.raster)
+      marked[token] = 1;
+    else
+      rows[budget.slot + offset[g] + rank] = token + budget.slot;
   }
   __syncthreads();
   if (budget.slot && thread_id() == 0) rows[0] = 0;
@@ -276,18 +272,6 @@ __global__ void __launch_bounds__(kShareThreads)
     const int place = earlier + place_among(chosen, sums, &before);
     if (chosen) rows[budget.slot + place] = token + budget.slot;
   }
-}
-
-template <class From, class To>
-__global__ void __launch_bounds__(kThreads) copy_as(const From* __restrict__ from, int count, To* __restrict__ to) {
-  const int i = static_cast<int>(blockIdx.x) * kThreads + thread_id();
-  if (i < count) to[i] = from[i];
-}
-
-template <class From, class To>
-vtx_status report(const From* from, int count, To* to, vtx_stream stream) {
-  if (!to) return VTX_OK;
-  return launch(copy_as<From, To>, Grid{divide_up(count, kThreads), 1}, kThreads, 0, stream, false, from, count, to);
 }
 
 struct Plan {
@@ -342,15 +326,17 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_prunesid& parameters, void* base)
 using namespace vtx;
 using namespace vtx::prunesid_kernels;
 
-extern "C" vtx_status vtx_cuda_prunesid_workspace(const vtx_sizes* sizes, const vtx_prunesid* parameters, size_t* bytes) {
+extern "C" vtx_status vtx_cuda_prunesid_workspace(const vtx_sizes* sizes, const vtx_prunesid* parameters,
+                                                  size_t* bytes) {
   VTX_TRY(check_prunesid(sizes, parameters, nullptr));
   if (!bytes) return VTX_NULL_POINTER;
   *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
   return VTX_OK;
 }
 
-extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunesid* parameters, const vtx_tensors* tensors,
-                                        void* workspace, size_t workspace_bytes, vtx_stream stream) {
+extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunesid* parameters,
+                                        const vtx_tensors* tensors, void* workspace, size_t workspace_bytes,
+                                        vtx_stream stream) {
   VTX_TRY(check_prunesid(sizes, parameters, tensors));
   const Plan p = plan_of(*sizes, *parameters, workspace);
   VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
@@ -364,8 +350,9 @@ extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunes
   VTX_TRY(gram(p.y, 2 * p.batch, p.tokens, p.width, p.partial, p.grams, p.tile_sums, stream));
   const float* cosine = p.grams + all * p.tokens;
   VTX_TRY(leading_eigenvectors(p.eigen, p.grams, stream));
-  VTX_TRY(launch(assign_groups, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads, kWarpsOfBlock * sizeof(double),
-                 stream, false, p.eigen, by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
+  VTX_TRY(launch(assign_groups, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads,
+                 kWarpsOfBlock * sizeof(double), stream, false, p.eigen,
+                 by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
                  static_cast<const double*>(p.tile_sums + static_cast<size_t>(p.batch) * p.tiles), cosine, p.tiles,
                  by.threshold_scale, by.redundancy == VTX_TRIANGLE, p.group, p.score, p.keys, p.rho, p.tau));
   VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));

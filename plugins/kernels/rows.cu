@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) subtract(float* __restrict__ y, const float* __restrict__ means, int rows,
-                                                     int width) {
+__global__ void __launch_bounds__(kThreads)
+    subtract(float* __restrict__ y, const float* __restrict__ means, int rows, int width) {
   const int row = static_cast<int>(blockIdx.x) * kRowsOfBlock + warp_id();
   if (row >= rows) return;
   const size_t image = blockIdx.y;

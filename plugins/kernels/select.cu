@@ -6,7 +6,8 @@ namespace select_kernels {
 
 constexpr int kThreads = 256;  // a warp a key
 
-__global__ void __launch_bounds__(kThreads) count_smaller(const uint64_t* __restrict__ keys, int count, int* __restrict__ rank) {
+__global__ void __launch_bounds__(kThreads)
+    count_smaller(const uint64_t* __restrict__ keys, int count, int* __restrict__ rank) {
   const int own = static_cast<int>(blockIdx.x) * (kThreads / kWarp) + warp_id();
   if (own >= count) return;
   const uint64_t* image = keys + static_cast<size_t>(blockIdx.y) * count;
@@ -45,25 +46,39 @@ __global__ void __launch_bounds__(kScanThreads)
 constexpr int kGatherThreads = 128;
 
 __global__ void __launch_bounds__(kGatherThreads)
-    gather(const unsigned char* __restrict__ features, int source_rows, size_t row_bytes, const int* __restrict__ chosen,
+    gather(const unsigned char* __restrict__ features, int source_rows, int row_bytes, const int* __restrict__ chosen,
            int keep, int skip, unsigned char* __restrict__ kept, int64_t* __restrict__ indices) {
   const size_t image = blockIdx.y, place = image * keep + blockIdx.x;
   const int row = chosen[place];
-  const unsigned char* from = features + (image * source_rows + row) * row_bytes;
-  unsigned char* to = kept + place * row_bytes;
-  if (row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(features) % 16 == 0 && reinterpret_cast<uintptr_t>(kept) % 16 == 0) {
-    for (size_t i = thread_id(); i < row_bytes / 16; i += kGatherThreads)
-      reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
-  } else {
-    for (size_t i = thread_id(); i < row_bytes / 2; i += kGatherThreads)
-      reinterpret_cast<unsigned short*>(to)[i] = reinterpret_cast<const unsigned short*>(from)[i];
-  }
+  copy_row(features + (image * source_rows + row) * row_bytes, kept + place * row_bytes, row_bytes);
   if (thread_id() == 0) indices[place] = row - skip;
+}
+
+template <class From, class To>
+__global__ void __launch_bounds__(kThreads) copy_as(const From* __restrict__ from, int count, To* __restrict__ to) {
+  const int i = static_cast<int>(blockIdx.x) * kThreads + thread_id();
+  if (i < count) to[i] = from[i];
+}
+
+template <class From, class To>
+vtx_status copied(const From* from, int count, To* to, vtx_stream stream) {
+  if (!to) return VTX_OK;
+  return launch(copy_as<From, To>, Grid{divide_up(count, kThreads), 1}, kThreads, 0, stream, false, from, count, to);
 }
 
 }  // namespace select_kernels
 
 using namespace select_kernels;
+
+vtx_status report(const float* from, int count, float* to, vtx_stream stream) {
+  return copied(from, count, to, stream);
+}
+vtx_status report(const int* from, int count, int64_t* to, vtx_stream stream) {
+  return copied(from, count, to, stream);
+}
+vtx_status report(const int64_t* from, int count, int64_t* to, vtx_stream stream) {
+  return copied(from, count, to, stream);
+}
 
 vtx_status ranks(const uint64_t* keys, int batch, int count, int* rank, vtx_stream stream) {
   return launch(count_smaller, Grid{divide_up(count, kThreads / kWarp), batch}, kThreads, 0, stream, false, keys, count,
@@ -82,9 +97,8 @@ vtx_status chosen_ascending(const int* rank, int batch, int count, int keep, int
 vtx_status gather_rows(const void* features, vtx_dtype type, int batch, int source_rows, int width, const int* chosen,
                        int keep, int skip, void* kept, int64_t* indices, vtx_stream stream) {
   return launch(gather, Grid{keep, batch}, kGatherThreads, 0, stream, false,
-                static_cast<const unsigned char*>(features), source_rows,
-                static_cast<size_t>(width) * element_bytes(type), chosen, keep, skip,
-                static_cast<unsigned char*>(kept), indices);
+                static_cast<const unsigned char*>(features), source_rows, width * element_bytes(type), chosen, keep,
+                skip, static_cast<unsigned char*>(kept), indices);
 }
 
 }  // namespace vtx

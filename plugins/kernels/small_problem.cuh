@@ -6,13 +6,15 @@
 
 namespace vtx {
 
-// Of a column of norm 1: below, it depends on those before it. What rounding did to the image grows as the pivot shrinks.
+// Of a column of norm 1: below, it depends on those before it. What rounding did to the image grows as the pivot
+// shrinks.
 constexpr float kLeastPivot = 1e-5f, kLeastPivotWithImage = 1e-3f;
 constexpr int kMostSweeps = 12;
+constexpr int kScratch = 36;  // floats
 
 inline size_t small_problem_shared(int block, int shared_block) {
   const size_t square = static_cast<size_t>(block) * block;
-  return ((block <= shared_block ? 3 * square : 0) + 4 * block + 8) * sizeof(float);
+  return ((block <= shared_block ? 3 * square : 0) + 4 * block + kScratch) * sizeof(float);
 }
 
 // The pair number `pair` of round `round` when `n` (even) players all meet each other once.
@@ -41,22 +43,22 @@ __device__ inline Turn turn_of(float pp, float qq, float pq, float least) {
 }
 
 // From the parts of m = zᵀ z and, where `has_image`, h = zᵀ w of block x block (on and above the diagonal, summed over
-// `members`, the first two of `parts` matrices each) to the rotation [block, block] with which z becomes orthonormal and h diagonal,
-// columns by descending eigenvalue, and `values` [block]: the eigenvalues, 1 without an image, -1 for columns that
-// depended on the others, whose rotation is 0. `angle`: sweeps end when no rotation had a larger tangent.
+// `members`, the first two of `parts` matrices each) to the rotation [block, block] with which z becomes orthonormal
+// and h diagonal, columns by descending eigenvalue, and `values` [block]: the eigenvalues, 1 without an image, -1 for
+// columns that depended on the others, whose rotation is 0. `angle`: sweeps end when no rotation had a larger tangent.
 // `work` holds 4 x block x block floats in global memory, the rotation first.
 __device__ VTX_NOINLINE inline void solve_small(const float* partial, int members, int parts, int block, bool has_image,
-                                               float angle, float* work, float* values, unsigned char* shared,
-                                               int shared_block) {
+                                                float angle, float* work, float* values, unsigned char* shared,
+                                                int shared_block) {
   const int size = block * block, threads = thread_count(), n = block;
   const bool fits = block <= shared_block;
   float* vectors_of_use = reinterpret_cast<float*>(shared);
-  float* scale = vectors_of_use;      // [n]
-  float* pivot = scale + n;           // [n]: 1 / sqrt of the pivot, 0 for a dependent column
-  float* place = pivot + n;           // [n]
-  float* largest = place + n;         // [1]
-  int* went_on = reinterpret_cast<int*>(largest + 1);  // [2]
-  float* matrices = fits ? scale + 4 * n + 8 : work + size;
+  float* scale = vectors_of_use;                    // [n]
+  float* pivot = scale + n;                         // [n]: 1 / sqrt of the pivot, 0 for a dependent column
+  float* place = pivot + n;                         // [n]
+  float* largest = place + n;                       // [1]
+  int* sums = reinterpret_cast<int*>(largest + 1);  // [warps]
+  float* matrices = fits ? scale + 4 * n + kScratch : work + size;
   float *m = matrices, *h = m + size, *v = h + size;  // rows of v are vectors
 
   for (int e = thread_id(); e < size; e += threads) {
@@ -118,9 +120,9 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
     m[e] = 0.5f * (h[e] + h[j * n + i]) * pivot[i] * pivot[j];
     if (i == j) own_largest = fmaxf(own_largest, fabsf(m[e]));
   }
-  for (int step = kWarp / 2; step; step /= 2) own_largest = fmaxf(own_largest, __shfl_xor_sync(kAllLanes, own_largest, step));
+  for (int step = kWarp / 2; step; step /= 2)
+    own_largest = fmaxf(own_largest, __shfl_xor_sync(kAllLanes, own_largest, step));
   if (lane_id() == 0) place[warp_id() % n] = own_largest;
-  if (thread_id() < 2) went_on[thread_id()] = 0;
   __syncthreads();
   if (thread_id() == 0) {
     float most = 0.0f;
@@ -133,6 +135,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
   if (has_image)
     for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
       const float least = 3e-8f * *largest;
+      int turned_far = 0;
       for (int round = 0; round < n - 1; ++round) {
         const int pairs = n / 2;
         for (int e = thread_id(); e < pairs * pairs; e += threads) {
@@ -147,7 +150,7 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
             to[p * n + p] = from[p * n + p] - left.tangent * (turned ? pq : 0.0f);
             to[q * n + q] = from[q * n + q] + left.tangent * (turned ? pq : 0.0f);
             to[p * n + q] = to[q * n + p] = turned ? 0.0f : pq;
-            if (fabsf(left.tangent) > angle) went_on[sweep % 2] = 1;
+            if (fabsf(left.tangent) > angle) turned_far = 1;
             continue;
           }
           const Turn right = turn_of(from[r * n + r], from[s * n + s], from[r * n + s], least);
@@ -173,14 +176,12 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
         to = swap;
         __syncthreads();
       }
-      const bool again = went_on[sweep % 2] != 0;
-      if (thread_id() == 0) went_on[(sweep + 1) % 2] = 0;
-      __syncthreads();
-      if (!again) break;
+      if (block_sum(turned_far, sums) == 0) break;
     }
 
   // Columns by descending eigenvalue, dependent ones last.
-  for (int i = thread_id(); i < n; i += threads) scale[i] = pivot[i] > 0.0f ? (has_image ? from[i * n + i] : 1.0f) : -3e38f;
+  for (int i = thread_id(); i < n; i += threads)
+    scale[i] = pivot[i] > 0.0f ? (has_image ? from[i * n + i] : 1.0f) : -3e38f;
   __syncthreads();
   for (int i = thread_id(); i < n; i += threads) {
     const uint64_t key = best_first(scale[i], static_cast<unsigned>(i));

@@ -1,7 +1,6 @@
 // VtxKeyNormTopK, VtxAttentionTopK and VtxTextSimilarityTopK (docs/ops/llm.md): the n' visual rows of the best scores.
-#include "steps.cuh"
-
 #include "check.h"
+#include "steps.cuh"
 
 namespace vtx {
 namespace steps_kernels {
@@ -10,11 +9,12 @@ constexpr int kThreads = 256;
 constexpr int kRowsOfBlock = kThreads / kWarp;
 constexpr float kMostNorm = 1e30f;
 
-__global__ void __launch_bounds__(kThreads)
-    norms(vtx_step_sizes sizes, const int64_t* __restrict__ start, const void* __restrict__ keys, float* __restrict__ saliency) {
+__global__ void __launch_bounds__(kThreads) norms(vtx_step_sizes sizes, const int64_t* __restrict__ start,
+                                                  const void* __restrict__ keys, float* __restrict__ saliency) {
   const int token = static_cast<int>(blockIdx.x) * kRowsOfBlock + warp_id();
   if (token >= sizes.visual_count) return;
-  const size_t row = visual_start_of(sizes, start) + token, width = static_cast<size_t>(sizes.key_heads) * sizes.head_width;
+  const size_t row = visual_start_of(sizes, start) + token,
+               width = static_cast<size_t>(sizes.key_heads) * sizes.head_width;
   float square = 0.0f;
   for (int d = lane_id(); d < sizes.head_width; d += kWarp) {
     float sum = 0.0f;
@@ -29,19 +29,11 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(128)
     copy_rows(vtx_step_sizes sizes, const int64_t* __restrict__ start, const unsigned char* __restrict__ from,
-              const int* __restrict__ kept, size_t row_bytes, unsigned char* __restrict__ to, int64_t* __restrict__ rows) {
+              const int* __restrict__ kept, int row_bytes, unsigned char* __restrict__ to, int64_t* __restrict__ rows) {
   const int64_t first = visual_start_of(sizes, start), place = blockIdx.x;
   const int64_t gone = sizes.visual_count - sizes.keep, among = place - first;
   const int64_t row = among < 0 ? place : among < sizes.keep ? first + kept[among] : place + gone;
-  from += row * row_bytes;
-  to += place * row_bytes;
-  if (row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    for (size_t i = thread_id(); i < row_bytes / 16; i += 128)
-      reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
-  } else {
-    for (size_t i = thread_id(); i < row_bytes / 2; i += 128)
-      reinterpret_cast<unsigned short*>(to)[i] = reinterpret_cast<const unsigned short*>(from)[i];
-  }
+  copy_row(from + row * row_bytes, to + place * row_bytes, row_bytes);
   if (thread_id() == 0) rows[place] = row;
 }
 
@@ -54,8 +46,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // logits [H, S] of the last row's query, scaled.
-__global__ void __launch_bounds__(kThreads)
-    logits(vtx_step_sizes sizes, const void* __restrict__ keys, const void* __restrict__ query, float* __restrict__ out) {
+__global__ void __launch_bounds__(kThreads) logits(vtx_step_sizes sizes, const void* __restrict__ keys,
+                                                   const void* __restrict__ query, float* __restrict__ out) {
   const int row = static_cast<int>(blockIdx.x) * kRowsOfBlock + warp_id(), head = static_cast<int>(blockIdx.y);
   if (row >= sizes.rows) return;
   const size_t group = head / (sizes.query_heads / sizes.key_heads);
@@ -65,11 +57,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int d = lane_id(); d < sizes.head_width; d += kWarp)
     sum += load(query, own + d, sizes.dtype) * load(keys, key + d, sizes.dtype);
   sum = warp_sum(sum);
-  if (lane_id() == 0) out[static_cast<size_t>(head) * sizes.rows + row] = sum / sqrtf(static_cast<float>(sizes.head_width));
+  if (lane_id() == 0)
+    out[static_cast<size_t>(head) * sizes.rows + row] = sum / sqrtf(static_cast<float>(sizes.head_width));
 }
 
 // sums [H, 2]: a head's largest logit, and the sum of the exponentials above it.
-__global__ void __launch_bounds__(kThreads) softmax_sums(const float* __restrict__ logit, int rows, float* __restrict__ sums) {
+__global__ void __launch_bounds__(kThreads)
+    softmax_sums(const float* __restrict__ logit, int rows, float* __restrict__ sums) {
   VTX_SHARED(shared);
   const float* own = logit + static_cast<size_t>(blockIdx.x) * rows;
   float most = -INFINITY;
@@ -105,9 +99,8 @@ __global__ void __launch_bounds__(kThreads)
 // mean [W] of the text's rows, in parts of the sequence that are added in order; zero where there is no text.
 constexpr int kParts = 32;
 
-__global__ void __launch_bounds__(kThreads)
-    text_parts(vtx_step_sizes sizes, const int64_t* __restrict__ start, const void* __restrict__ hidden,
-               float* __restrict__ parts) {
+__global__ void __launch_bounds__(kThreads) text_parts(vtx_step_sizes sizes, const int64_t* __restrict__ start,
+                                                       const void* __restrict__ hidden, float* __restrict__ parts) {
   const int column = static_cast<int>(blockIdx.x) * kThreads + thread_id(), part = static_cast<int>(blockIdx.y);
   if (column >= sizes.width) return;
   const int64_t first = visual_start_of(sizes, start), end = first + sizes.visual_count;
@@ -119,7 +112,8 @@ __global__ void __launch_bounds__(kThreads)
   parts[static_cast<size_t>(part) * sizes.width + column] = static_cast<float>(sum);
 }
 
-__global__ void __launch_bounds__(kThreads) text_sum(int width, const float* __restrict__ parts, float* __restrict__ sum_out) {
+__global__ void __launch_bounds__(kThreads)
+    text_sum(int width, const float* __restrict__ parts, float* __restrict__ sum_out) {
   const int column = static_cast<int>(blockIdx.x) * kThreads + thread_id();
   if (column >= width) return;
   double sum = 0.0;
@@ -146,11 +140,6 @@ __global__ void __launch_bounds__(kThreads)
   square = fmaxf(warp_sum(square), kTiny);
   text_square = fmaxf(warp_sum(text_square), kTiny);
   if (lane_id() == 0) scores[token] = product / sqrtf(square) / sqrtf(text_square);
-}
-
-__global__ void __launch_bounds__(kThreads) copy(const float* __restrict__ from, int count, float* __restrict__ to) {
-  const int i = static_cast<int>(blockIdx.x) * kThreads + thread_id();
-  if (i < count) to[i] = from[i];
 }
 
 struct Plan {
@@ -186,7 +175,7 @@ vtx_status keep_best(const vtx_step_sizes& sizes, const vtx_step_tensors& tensor
   VTX_TRY(ranks(p.keys, 1, sizes.visual_count, p.rank, stream));
   VTX_TRY(chosen_ascending(p.rank, 1, sizes.visual_count, sizes.keep, p.kept, stream));
   VTX_TRY(splice(sizes, tensors, p.kept, stream));
-  return report_floats(p.scores, sizes.visual_count, tensors.saliency, stream);
+  return report(p.scores, sizes.visual_count, tensors.saliency, stream);
 }
 
 }  // namespace steps_kernels
@@ -201,13 +190,8 @@ vtx_status key_norms(const vtx_step_sizes& sizes, const vtx_step_tensors& tensor
 vtx_status splice(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, const int* kept, vtx_stream stream) {
   return launch(copy_rows, Grid{sizes.rows - sizes.visual_count + sizes.keep, 1}, 128, 0, stream, false, sizes,
                 tensors.visual_start, static_cast<const unsigned char*>(tensors.hidden_states), kept,
-                static_cast<size_t>(sizes.width) * element_bytes(sizes.dtype),
-                static_cast<unsigned char*>(tensors.hidden_states_out), tensors.out_rows);
-}
-
-vtx_status report_floats(const float* from, int count, float* to, vtx_stream stream) {
-  if (!to) return VTX_OK;
-  return launch(copy, Grid{divide_up(count, kThreads), 1}, kThreads, 0, stream, false, from, count, to);
+                sizes.width * element_bytes(sizes.dtype), static_cast<unsigned char*>(tensors.hidden_states_out),
+                tensors.out_rows);
 }
 
 }  // namespace vtx
@@ -222,8 +206,8 @@ extern "C" vtx_status vtx_cuda_key_norm_topk_workspace(const vtx_step_sizes* siz
   return VTX_OK;
 }
 
-extern "C" vtx_status vtx_cuda_key_norm_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors, void* workspace,
-                                             size_t workspace_bytes, vtx_stream stream) {
+extern "C" vtx_status vtx_cuda_key_norm_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
+                                             void* workspace, size_t workspace_bytes, vtx_stream stream) {
   VTX_TRY(check_key_norm_topk(sizes, tensors));
   const Plan p = plan_of(*sizes, false, false, workspace);
   VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
@@ -238,13 +222,13 @@ extern "C" vtx_status vtx_cuda_attention_topk_workspace(const vtx_step_sizes* si
   return VTX_OK;
 }
 
-extern "C" vtx_status vtx_cuda_attention_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors, void* workspace,
-                                              size_t workspace_bytes, vtx_stream stream) {
+extern "C" vtx_status vtx_cuda_attention_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
+                                              void* workspace, size_t workspace_bytes, vtx_stream stream) {
   VTX_TRY(check_attention_topk(sizes, tensors));
   const Plan p = plan_of(*sizes, true, false, workspace);
   VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  VTX_TRY(launch(logits, Grid{divide_up(sizes->rows, kRowsOfBlock), sizes->query_heads}, kThreads, 0, stream, false, *sizes,
-                 tensors->keys, tensors->query, p.logits));
+  VTX_TRY(launch(logits, Grid{divide_up(sizes->rows, kRowsOfBlock), sizes->query_heads}, kThreads, 0, stream, false,
+                 *sizes, tensors->keys, tensors->query, p.logits));
   VTX_TRY(launch(softmax_sums, Grid{sizes->query_heads, 1}, kThreads, kRowsOfBlock * sizeof(float), stream, false,
                  p.logits, sizes->rows, p.sums));
   VTX_TRY(launch(attention, Grid{divide_up(sizes->visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false, *sizes,
@@ -268,7 +252,7 @@ extern "C" vtx_status vtx_cuda_text_similarity_topk(const vtx_step_sizes* sizes,
   VTX_TRY(launch(text_parts, Grid{columns, kParts}, kThreads, 0, stream, false, *sizes, tensors->visual_start,
                  tensors->hidden_states, p.parts));
   VTX_TRY(launch(text_sum, Grid{columns, 1}, kThreads, 0, stream, false, sizes->width, p.parts, p.text));
-  VTX_TRY(launch(similarities, Grid{divide_up(sizes->visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false, *sizes,
-                 tensors->visual_start, tensors->hidden_states, p.text, p.scores));
+  VTX_TRY(launch(similarities, Grid{divide_up(sizes->visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false,
+                 *sizes, tensors->visual_start, tensors->hidden_states, p.text, p.scores));
   return keep_best(*sizes, *tensors, p, true, stream);
 }

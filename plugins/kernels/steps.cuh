@@ -17,7 +17,4 @@ vtx_status key_norms(const vtx_step_sizes& sizes, const vtx_step_tensors& tensor
 // The op's outputs from `kept` [n'], ascending among the visual rows: their rows, and the text rows as they are.
 vtx_status splice(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, const int* kept, vtx_stream stream);
 
-// to [count] = from, where `to` is given.
-vtx_status report_floats(const float* from, int count, float* to, vtx_stream stream);
-
 }  // namespace vtx

@@ -15,8 +15,8 @@ struct Rule {
 
 // Steps 2 and 3 of one image: the rank, what it holds, and every token's leverage with its key.
 __global__ void __launch_bounds__(kThreads)
-    measure(Eigen eigen, Rule rule, float* __restrict__ leverages, uint64_t* __restrict__ keys, int64_t* __restrict__ rank_out,
-            float* __restrict__ energy_out) {
+    measure(Eigen eigen, Rule rule, float* __restrict__ leverages, uint64_t* __restrict__ keys,
+            int64_t* __restrict__ rank_out, float* __restrict__ energy_out) {
   VTX_SHARED(shared);
   int* rank = reinterpret_cast<int*>(shared);
   const size_t image = blockIdx.x;
@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kThreads)
     choose(const int* __restrict__ rank, const float* __restrict__ leverages, int tokens, int keep, bool by_leverage,
            float wanted, int* __restrict__ rows, int64_t* __restrict__ count_out, float* __restrict__ leverage_out) {
   VTX_SHARED(shared);
-  int* sums = reinterpret_cast<int*>(shared);               // [32]
-  int* set = sums + kThreads / kWarp;                       // how many tokens are the set
-  float* best = reinterpret_cast<float*>(set + 1);          // [keep]: leverages, descending
+  int* sums = reinterpret_cast<int*>(shared);       // [32]
+  int* set = sums + kThreads / kWarp;               // how many tokens are the set
+  float* best = reinterpret_cast<float*>(set + 1);  // [keep]: leverages, descending
   const size_t image = blockIdx.x;
   rank += image * tokens;
   leverages += image * tokens;
@@ -83,8 +83,10 @@ __global__ void __launch_bounds__(kThreads)
     const int earlier = before, earlier_rest = before_rest;
     const int place = earlier + place_among(own < first, sums, &before);
     const int place_rest = earlier_rest + place_among(own >= first && own < keep, sums, &before_rest);
-    if (own < first) rows[image * keep + place] = i;
-    else if (own < keep) rows[image * keep + first + place_rest] = i;
+    if (own < first)
+      rows[image * keep + place] = i;
+    else if (own < keep)
+      rows[image * keep + first + place_rest] = i;
   }
 }
 
@@ -118,26 +120,23 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_svdprune& parameters, void* base)
   return p;
 }
 
-__global__ void copy(const float* __restrict__ from, int count, float* __restrict__ to) {
-  const int i = static_cast<int>(blockIdx.x) * thread_count() + thread_id();
-  if (i < count) to[i] = from[i];
-}
-
 }  // namespace svdprune_kernels
 }  // namespace vtx
 
 using namespace vtx;
 using namespace vtx::svdprune_kernels;
 
-extern "C" vtx_status vtx_cuda_svdprune_workspace(const vtx_sizes* sizes, const vtx_svdprune* parameters, size_t* bytes) {
+extern "C" vtx_status vtx_cuda_svdprune_workspace(const vtx_sizes* sizes, const vtx_svdprune* parameters,
+                                                  size_t* bytes) {
   VTX_TRY(check_svdprune(sizes, parameters, nullptr));
   if (!bytes) return VTX_NULL_POINTER;
   *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
   return VTX_OK;
 }
 
-extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdprune* parameters, const vtx_tensors* tensors,
-                                        void* workspace, size_t workspace_bytes, vtx_stream stream) {
+extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdprune* parameters,
+                                        const vtx_tensors* tensors, void* workspace, size_t workspace_bytes,
+                                        vtx_stream stream) {
   VTX_TRY(check_svdprune(sizes, parameters, tensors));
   const Plan p = plan_of(*sizes, *parameters, workspace);
   VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
@@ -156,11 +155,6 @@ extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdpru
                  by.mode == VTX_MODE_LEVERAGE, by.leverage, p.rows, tensors->count, tensors->leverage));
   VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
                       tensors->kept_features, tensors->keep_indices, stream));
-  if (tensors->leverages)
-    VTX_TRY(launch(copy, Grid{divide_up(p.batch * p.tokens, 256), 1}, 256, 0, stream, false, p.leverages,
-                   p.batch * p.tokens, tensors->leverages));
-  if (tensors->residual)
-    VTX_TRY(launch(copy, Grid{divide_up(p.batch, 256), 1}, 256, 0, stream, false, p.eigen.residual, p.batch,
-                   tensors->residual));
-  return VTX_OK;
+  VTX_TRY(report(p.leverages, p.batch * p.tokens, tensors->leverages, stream));
+  return report(p.eigen.residual, p.batch, tensors->residual, stream);
 }

@@ -81,7 +81,8 @@ constexpr int kLabelThreads = 1024;
 
 // Step 5's keys: the ranking of the centres.
 __global__ void __launch_bounds__(kThreads)
-    rank_centers(const float* __restrict__ delta, const float* __restrict__ density, int tokens, uint64_t* __restrict__ keys) {
+    rank_centers(const float* __restrict__ delta, const float* __restrict__ density, int tokens,
+                 uint64_t* __restrict__ keys) {
   const int i = static_cast<int>(blockIdx.x) * kThreads + thread_id();
   if (i >= tokens) return;
   const size_t at = static_cast<size_t>(blockIdx.y) * tokens + i;
@@ -105,11 +106,11 @@ __global__ void __launch_bounds__(kThreads)
   if (lane_id() == 0) parent[image * tokens + i] = -2 - static_cast<int>(best & 0xffffffffu);
 }
 
-// Step 6: every token's way along its parents to a centre, by doubling. A `parent` of -2 - c is the nearest centre c of a
-// token that has no parent; -1 there is none, and the way leads to token 0.
+// Step 6: every token's way along its parents to a centre, by doubling. A `parent` of -2 - c is the nearest centre c of
+// a token that has no parent; -1 there is none, and the way leads to token 0.
 __global__ void __launch_bounds__(kLabelThreads)
-    propagate(const int* __restrict__ rank, const int* __restrict__ parent, int tokens, int centers, int64_t* __restrict__ labels,
-              int64_t* __restrict__ center_out, int64_t* __restrict__ parent_out) {
+    propagate(const int* __restrict__ rank, const int* __restrict__ parent, int tokens, int centers,
+              int64_t* __restrict__ labels, int64_t* __restrict__ center_out, int64_t* __restrict__ parent_out) {
   VTX_SHARED(shared);
   int* target = reinterpret_cast<int*>(shared);  // [2, tokens]
   int* next = target + tokens;
@@ -134,14 +135,6 @@ __global__ void __launch_bounds__(kLabelThreads)
     const int end = rank[target[i]];
     labels[image * tokens + i] = end < centers ? end : -1;
   }
-}
-
-__global__ void copy(const float* __restrict__ a, float* __restrict__ a_out, const float* __restrict__ b,
-                     float* __restrict__ b_out, int count) {
-  const int i = static_cast<int>(blockIdx.x) * thread_count() + thread_id();
-  if (i >= count) return;
-  if (a_out) a_out[i] = a[i];
-  if (b_out) b_out[i] = b[i];
 }
 
 struct Plan {
@@ -229,16 +222,14 @@ extern "C" vtx_status vtx_cuda_vitcop(const vtx_sizes* sizes, const vtx_vitcop* 
   const Grid warps = {divide_up(p.keep, kTokensOfBlock), p.batch};
   VTX_TRY(launch(densities, warps, kThreads, 0, stream, false, p.gram, by, p.density));
   VTX_TRY(launch(find_parents, warps, kThreads, 0, stream, false, p.gram, p.density, p.chosen, by, p.delta, p.parent));
-  VTX_TRY(launch(rank_centers, Grid{divide_up(p.keep, kThreads), p.batch}, kThreads, 0, stream, false, p.delta, p.density,
-                 p.keep, p.center_keys));
+  VTX_TRY(launch(rank_centers, Grid{divide_up(p.keep, kThreads), p.batch}, kThreads, 0, stream, false, p.delta,
+                 p.density, p.keep, p.center_keys));
   VTX_TRY(ranks(p.center_keys, p.batch, p.keep, p.center_rank, stream));
   if (by.strict)
     VTX_TRY(launch(nearest_centers, warps, kThreads, 0, stream, false, p.gram, p.center_rank, p.keep, by.centers,
                    p.parent));
   VTX_TRY(launch(propagate, Grid{p.batch, 1}, kLabelThreads, 2 * p.keep * sizeof(int), stream, false, p.center_rank,
                  p.parent, p.keep, by.centers, tensors->labels, tensors->centers, tensors->parent));
-  if (!tensors->density && !tensors->delta) return VTX_OK;
-  const int count = p.batch * p.keep;
-  return launch(copy, Grid{divide_up(count, 256), 1}, 256, 0, stream, false, p.density, tensors->density, p.delta,
-                tensors->delta, count);
+  VTX_TRY(report(p.density, p.batch * p.keep, tensors->density, stream));
+  return report(p.delta, p.batch * p.keep, tensors->delta, stream);
 }

@@ -42,7 +42,7 @@ def runner(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize(("name", "dtype"), GOLDEN, ids="-".join)
+@pytest.mark.parametrize(("name", "dtype"), GOLDEN, ids=[f"{name}-{dtype}" for name, dtype in GOLDEN])
 def test_golden(name: str, dtype: str, runner: Any) -> None:
     assert check(runner, golden_case(name, dtype)) == []
 

@@ -12,6 +12,11 @@ namespace vtx::emulation {
 
 Index thread_index, block_index, block_size, grid_size;
 
+// How many kernels have been launched.
+extern "C" {
+unsigned vtx_emulation_launches = 0;
+}
+
 namespace {
 
 constexpr size_t kStack = 64 * 1024;
@@ -224,6 +229,7 @@ int blocks_at_once() {
 
 void run(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared, bool together,
          const std::function<void()>& kernel) {
+  ++vtx_emulation_launches;
   if (current) fail("a kernel was launched from a kernel");
   if (!grid_x || !grid_y || !threads || threads > 1024 || threads % kLanes) fail("bad launch sizes");
   if (shared > 99 * 1024) fail("more shared memory than every GPU has");

@@ -1,9 +1,9 @@
 // CUDA's language as far as plugins/kernels uses it, on the CPU: every thread of a grid is a fiber.
 //
-// This is no model of a GPU's speed or of its memory order. It runs the kernels' own sources, so that what they compute,
-// that every thread reaches every barrier and that no access leaves its memory (with AddressSanitizer) are tested where
-// there is no GPU. Fibers run in an order drawn from a seed (VTX_EMULATION_SEED), and change places at barriers and warp
-// operations only, so a missing barrier shows as results that depend on the seed.
+// This is no model of a GPU's speed or of its memory order. It runs the kernels' own sources, so that what they
+// compute, that every thread reaches every barrier and that no access leaves its memory (with AddressSanitizer) are
+// tested where there is no GPU. Fibers run in an order drawn from a seed (VTX_EMULATION_SEED), and change places at
+// barriers and warp operations only, so a missing barrier shows as results that depend on the seed.
 #pragma once
 
 #include <immintrin.h>
