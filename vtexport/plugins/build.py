@@ -16,7 +16,7 @@ from vtexport.data_files import data_folder
 from vtexport.errors import InputError, MissingDependencyError
 from vtexport.plugins.libraries import ORT_LIBRARY, default_folder, write_record
 
-KERNELS, PLUGIN = "libvtexport_kernels.so", "libvtexport_plugin.so"
+KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
 _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
 
@@ -106,7 +106,7 @@ def _build_cuda(
         return
     tell("compiling the CUDA kernels")
     try:
-        _run([cmake, "--build", str(work), "--target", "vtexport_kernels", *_jobs()], "compiling the CUDA kernels")
+        _run([cmake, "--build", str(work), "--target", "vtexport_cuda", *_jobs()], "compiling the CUDA kernels")
     except InputError as error:
         missing[KERNELS] = str(error)
         missing[PLUGIN] = f"it needs {KERNELS}"
@@ -120,11 +120,13 @@ def _build_cuda(
         return
     tell("compiling the TensorRT plugin")
     try:
-        _run([cmake, "--build", str(work), "--target", "vtexport_plugin", *_jobs()], "compiling the TensorRT plugin")
+        target = "vtexport_plugin_register"  # which needs vtexport_plugin
+        _run([cmake, "--build", str(work), "--target", target, *_jobs()], "compiling the TensorRT plugin")
     except InputError as error:
         missing[PLUGIN] = str(error)
         return
     found[PLUGIN] = f"the ops as plugins of TensorRT {tensorrt}"
+    found[REGISTER] = "registers them in tools that only open a library (polygraphy run --plugins)"
 
 
 def folder_name(work: Path, libraries: dict[str, str], tensorrt: str | None) -> str:

@@ -1,0 +1,59 @@
+"""The test programs of plugins/tensorrt and the plugin library, built once a run by CMake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parent / "tensorrt"
+
+
+def headers() -> str | None:
+    """The folder of TensorRT's headers. They are NVIDIA's and not in this repository, so a person has to name it."""
+    folder = os.environ.get("TENSORRT_INCLUDE_DIR")
+    return folder if folder and (Path(folder) / "NvInferRuntime.h").is_file() else None
+
+
+def major_version() -> int:
+    """Of TensorRT's headers."""
+    text = (Path(headers() or "") / "NvInferVersion.h").read_text()
+    found = re.search(r"define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +(\d+)", text)
+    assert found
+    return int(found[1])
+
+
+needs_headers = pytest.mark.skipif(
+    headers() is None, reason="TENSORRT_INCLUDE_DIR does not name a folder with TensorRT's NvInferRuntime.h"
+)
+
+
+def build(folder: Path, target: str, *, sanitize: bool) -> Path:
+    """Configures into `folder` and builds one target; returns the folder."""
+    # pip's cmake and ninja are beside this Python, whether or not its environment is activated.
+    path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    missing = [tool for tool in ("cmake", "g++") if shutil.which(tool, path=path) is None]
+    if missing:
+        pytest.skip(f"there is no {' and no '.join(missing)} here")
+    generator = ["-G", "Ninja"] if shutil.which("ninja", path=path) else []
+    options = [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-DTENSORRT_INCLUDE_DIR={headers() or ''}"]
+    for command in (
+        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DCMAKE_CXX_COMPILER=g++", *generator, *options],
+        ["cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count() or 1)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+        assert "warning:" not in done.stdout + done.stderr, done.stdout + done.stderr  # ninja has it on stdout
+    return folder
+
+
+def run(program: Path) -> str:
+    """Runs a test program and returns what it printed; it ends with 0 where all its checks hold."""
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    return done.stdout
