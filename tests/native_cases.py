@@ -331,8 +331,8 @@ def random_case(seed: int, kind: str | None = None, **fixed: Any) -> Case:
     return _MAKERS[kind](seed, np.random.default_rng([seed, RANDOM_KINDS.index(kind)]), **fixed)
 
 
-# What is too slow on a CPU for ordinary tests, in the sizes of real models: (kind, grid, N, seed, parameters). The seeds
-# leave no choice to float32's rounding, but for a few tokens of PruneSID's second and third.
+# What is too slow on a CPU for ordinary tests, in the sizes of real models: (kind, grid, N, seed, parameters). The
+# seeds leave no choice to float32's rounding, but for a few tokens of PruneSID's second and third.
 LARGE = [
     ("prunesid", (24, 48), 64, 0, {}),
     ("prunesid", (48, 60), 64, 0, {}),
