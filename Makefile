@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 PHOTO := docs/images/coffee.jpg
 
-.PHONY: setup demo test lint benchmark gpu-check clean
+.PHONY: setup native demo test lint benchmark gpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -16,12 +16,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,dev]'
 	touch $@
 
-demo: setup
+# Without a C++ compiler or CMake the function bodies serve; `vtexport doctor` says so, and what that costs.
+native: setup
+	-$(BIN)/vtexport plugins build --cpu-only
+
+demo: native
 	$(BIN)/vtexport build --model mini --method prunesid --keep 64 --output $(DEMO)/mini
 	$(BIN)/vtexport run $(DEMO)/mini --image $(PHOTO) --prompt "What is on the table?" --max-new-tokens 24
 	$(BIN)/vtexport show $(DEMO)/mini --image $(PHOTO) --output $(DEMO)/kept.png
 
-test: setup
+test: native
 	$(BIN)/pytest
 
 lint: setup
@@ -29,8 +33,9 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-benchmark: setup
+benchmark: native
 	$(BIN)/python benchmarks/prunesid_op.py --threads 2
+	$(BIN)/python benchmarks/native_cpu.py --threads 2
 	$(BIN)/python benchmarks/startup.py
 
 # With the Python, PyTorch and nvcc that are on the machine; see docs/gpu-check.md. Options: make gpu-check ARGS=--quick

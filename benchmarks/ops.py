@@ -47,10 +47,13 @@ def generated_images(batch: int, grid: tuple[int, int]) -> tuple[Any, Any]:
     return np.stack(features).astype(np.float16), np.stack(scores).astype(np.float32)
 
 
-def session(model: Any, threads: int) -> Any:
+def session(model: Any, threads: int, library: Any = None) -> Any:
+    """A session of ONNX Runtime; with `library`, its operators replace the function bodies."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Two sessions take turns here: without this the threads of the one stay awake beside the other's.

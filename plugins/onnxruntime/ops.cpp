@@ -39,7 +39,7 @@ void read_prunesid(Attributes& a, Settings& s) {
   p.center = static_cast<vtx_center>(a.word("center", {"token", "feature"}));
   p.nms_score = static_cast<vtx_nms_score>(a.word("nms_score", {"cls_attention", "abs_v"}));
   p.order = static_cast<vtx_order>(a.word("order", {"group", "raster"}));
-  p.cls_slot = s.cls_rows = a.whole("cls_slot");
+  p.cls_slot = s.cls_rows = a.flag("cls_slot");
   p.redundancy = static_cast<vtx_redundancy>(a.word("redundancy", {"pairs", "triangle"}));
   p.shares = static_cast<vtx_shares>(a.word("shares", {"bounded", "proportional"}));
   s.inputs = {kFeatures};
@@ -62,7 +62,7 @@ void read_svdprune(Attributes& a, Settings& s) {
 
 void read_vitcop(Attributes& a, Settings& s) {
   vtx_vitcop& p = s.vitcop;
-  p.clusters = a.whole("clusters");
+  p.clusters = a.flag("clusters");
   p.clustering = static_cast<vtx_clustering>(a.word("clustering", {"official", "fixed"}));
   p.cluster_count = a.whole("cluster_count");
   p.cutoff = a.real("cutoff");
@@ -96,7 +96,7 @@ void read_divprune(Attributes&, Settings& s) {
 void read_cdpruner(Attributes& a, Settings& s) {
   vtx_cdpruner& p = s.cdpruner;
   p.relevance_of = static_cast<vtx_relevance>(a.word("relevance", {"llm", "clip", "none"}));
-  p.negate = a.whole("negate");
+  p.negate = a.flag("negate");
   p.theta = a.real("theta");
   s.inputs = {kFeatures};
   if (p.relevance_of == VTX_RELEVANCE_CLIP) s.inputs.push_back(kImages);
@@ -190,6 +190,13 @@ int32_t Attributes::whole(const char* name) {
 int32_t Attributes::whole_or_zero(const char* name) {
   int64_t value = 0;
   return has_int(name, &value) ? whole(name) : 0;
+}
+
+int32_t Attributes::flag(const char* name) {
+  const int32_t value = whole(name);
+  if (value == 0 || value == 1) return value;
+  fail(std::string("attribute ") + name + " is " + std::to_string(value) + "; allowed are 0 and 1");
+  return 0;
 }
 
 float Attributes::real(const char* name) {

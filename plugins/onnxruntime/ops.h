@@ -48,6 +48,7 @@ class Attributes {
 
   int32_t whole(const char* name);
   int32_t whole_or_zero(const char* name);  // 0 where it is missing
+  int32_t flag(const char* name);           // 0 or 1
   float real(const char* name);
   int word(const char* name, std::initializer_list<const char*> words);
 

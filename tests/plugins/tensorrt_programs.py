@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parent / "tensorrt"
+ROOT = Path(__file__).parents[2]
 
 
 def headers() -> str | None:
@@ -33,22 +36,31 @@ needs_headers = pytest.mark.skipif(
 )
 
 
-def build(folder: Path, target: str, *, sanitize: bool) -> Path:
-    """Configures into `folder` and builds one target; returns the folder."""
+def build(target: str, *, sanitize: bool) -> Path:
+    """Builds a target in a folder of build/tests, where only what changed is compiled again; returns the folder."""
     # pip's cmake and ninja are beside this Python, whether or not its environment is activated.
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     missing = [tool for tool in ("cmake", "g++") if shutil.which(tool, path=path) is None]
     if missing:
         pytest.skip(f"there is no {' and no '.join(missing)} here")
+    named = headers()
+    kind = "sanitized" if sanitize else "plain"
+    # CMake remembers where it found headers, so those of another folder get a build of their own.
+    against = hashlib.sha256(named.encode()).hexdigest()[:8] if named else "no-headers"
+    folder = ROOT / "build" / "tests" / f"tensorrt-{kind}-{against}"
+    folder.mkdir(parents=True, exist_ok=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=path) else []
-    options = [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-DTENSORRT_INCLUDE_DIR={headers() or ''}"]
-    for command in (
-        ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DCMAKE_CXX_COMPILER=g++", *generator, *options],
-        ["cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count() or 1)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
-        assert "warning:" not in done.stdout + done.stderr, done.stdout + done.stderr  # ninja has it on stdout
+    options = [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-DTENSORRT_INCLUDE_DIR={named or ''}"]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes the first builds
+        for command in (
+            ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DCMAKE_CXX_COMPILER=g++", *generator, *options],
+            ["cmake", "--build", str(folder), "--target", target, "--parallel", str(len(os.sched_getaffinity(0)))],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+            said = done.stdout + done.stderr
+            assert done.returncode == 0, said[-8000:]
+            assert "warning:" not in said, said
     return folder
 
 

@@ -30,11 +30,9 @@ ROWS = 700  # S
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plugin-core")
-    for target in ("core_test", "describe"):
-        tensorrt_programs.build(folder, target, sanitize=True)
-    return folder
+def programs() -> Path:
+    tensorrt_programs.build("core_test", sanitize=True)
+    return tensorrt_programs.build("describe", sanitize=True)
 
 
 class Describe:

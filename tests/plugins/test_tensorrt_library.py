@@ -28,15 +28,15 @@ OUTPUTS |= dict.fromkeys(("VtxClusterMerge", "VtxKeyNormTopK", "VtxAttentionTopK
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library() -> Path:
     """libvtexport_plugin.so around kernels that only record their calls."""
     # The target needs the other one, so both are built.
-    folder = tensorrt_programs.build(tmp_path_factory.mktemp("plugin"), "vtexport_plugin_register", sanitize=False)
+    folder = tensorrt_programs.build("vtexport_plugin_register", sanitize=False)
     return folder / "tensorrt" / "libvtexport_plugin.so"
 
 
-def test_interfaces_called_as_tensorrt_calls_them(tmp_path: Path) -> None:
-    said = tensorrt_programs.run(tensorrt_programs.build(tmp_path, "plugin_test", sanitize=True) / "plugin_test")
+def test_interfaces_called_as_tensorrt_calls_them() -> None:
+    said = tensorrt_programs.run(tensorrt_programs.build("plugin_test", sanitize=True) / "plugin_test")
     for case in ("what_is_serialised_makes_the_same_plugin", "descriptions_of_any_content", "where_sentences_go"):
         assert f"passed: {case}" in said
 

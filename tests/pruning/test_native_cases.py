@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_calls import Call, as_dtype, widened
+from native_calls import as_dtype, widened
 from native_cases import LARGE, RANDOM_KINDS, STEPS, golden_case, golden_names, golden_types, large_case, random_case
 from native_compare import Case, problems
+from native_onnx import METHODS, options
 from pruning_cases import run_stock
 
 from vtexport.pruning import diagnostic_model
 from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
 from vtexport.pruning.llm.op import llm_op_model
 from vtexport.pruning.llm.step import LLMSizes
-from vtexport.pruning.registry import get_method
-
-METHODS = {get_method(name).op_type: name for name in RANDOM_KINDS if name not in STEPS}
 
 
 def by_onnx(case: Case) -> dict[str, np.ndarray]:
@@ -48,28 +46,6 @@ def by_onnx(case: Case) -> dict[str, np.ndarray]:
     run = run_stock(llm_op_model(STEPS[call.op_type], merging, shape))
     values = run(hidden_states=floats["hidden_states"][None], **named)
     return {"hidden_states_out": as_dtype(values["hidden_states_out"][0], call.dtype), "out_rows": values["rows"][0]}
-
-
-def options(call: Call) -> dict[str, Any]:
-    """A method's parameters from the C structure."""
-    p: Any = call.parameters
-    pick = {"VtxPruneSID": lambda: {
-                "groups": p.groups, "threshold_scale": p.threshold_scale, "center": ("token", "feature")[p.center],
-                "nms_score": ("cls_attention", "abs_v")[p.nms_score], "order": ("group", "raster")[p.order],
-                "cls_slot": bool(p.cls_slot), "redundancy": ("pairs", "triangle")[p.redundancy],
-                "shares": ("bounded", "proportional")[p.shares]},
-            "VtxSVDPrune": lambda: ({"rank": p.rank} if p.rank else {"energy": p.energy, "rank_bound": p.rank_bound})
-            | {"center": ("token", "feature-mean", "none")[p.center]}
-            | ({"mode": "leverage", "leverage": p.leverage} if p.mode else {}),
-            "VtxViTCoP": lambda: {
-                "clusters": bool(p.clusters), "clustering": ("official", "fixed")[p.clustering],
-                "cluster_count": p.cluster_count, "cutoff": p.cutoff, "radius": p.radius,
-                "variant": "official" if p.counts_itself else "paper"},
-            "VtxNuwa": lambda: {"top_n": p.top_n, "distance": p.distance, "pillar_quantile": p.pillar_quantile,
-                                "variant": "paper" if p.paper else "official"},
-            "VtxCDPruner": lambda: {"relevance": ("llm", "clip", "none")[p.relevance_of], "negate": bool(p.negate),
-                                    "theta": p.theta}}  # fmt: skip
-    return pick[call.op_type]() if call.op_type in pick else {}
 
 
 def without_unknown(case: Case, found: dict[str, np.ndarray]) -> Case:

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     compile_ = actions.add_parser("build", help="compile the libraries", description=__doc__.splitlines()[0])
     compile_.add_argument("--tensorrt-include", type=Path, metavar="DIR", help="the folder of NvInferRuntime.h")
+    compile_.add_argument("--cpu-only", action="store_true", help="leave out what takes an nvcc")
     compile_.add_argument("--output", "-o", type=Path, metavar="DIR", help="default: where vtexport looks for them")
     compile_.add_argument("--json", action="store_true", help="print the result as JSON")
     compile_.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds and reports."""
-    built = build(args.output, tensorrt_include=args.tensorrt_include, tell=tell)
+    built = build(args.output, tensorrt_include=args.tensorrt_include, cpu_only=args.cpu_only, tell=tell)
     if args.json:
         say_json({"folder": str(built.folder), "libraries": built.libraries, "missing": built.missing})
         return 0

@@ -39,7 +39,7 @@ def build(
     output: Path | None = None,
     *,
     tensorrt_include: Path | None = None,
-    options: tuple[str, ...] = (),
+    cpu_only: bool = False,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Built:
     """Builds what this machine can build: the library for ONNX Runtime, and with an nvcc the CUDA kernels and, with
@@ -48,7 +48,7 @@ def build(
     Args:
         output: The folder that gets the folder of libraries; the installation's own when left out.
         tensorrt_include: The folder of NvInferRuntime.h.
-        options: Further options for CMake.
+        cpu_only: Leaves out what takes an nvcc, without a word about it.
         tell: Gets a line of progress at a time.
 
     Raises:
@@ -58,9 +58,9 @@ def build(
     sources, output = data_folder("plugins"), output if output is not None else default_folder()
     cmake, generator = _cmake()
     _check_compiler()
-    nvcc = _nvcc()
+    nvcc = None if cpu_only else _nvcc()
     tensorrt = None if tensorrt_include is None else _tensorrt_version(tensorrt_include)
-    arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DVTX_CUDA={'ON' if nvcc else 'OFF'}", *options]
+    arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DVTX_CUDA={'ON' if nvcc else 'OFF'}"]
     if nvcc:
         arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
     if tensorrt_include is not None:
@@ -74,7 +74,8 @@ def build(
     tell("compiling the library for ONNX Runtime's CPU provider")
     _run([cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()], "compiling the library for ONNX Runtime")
     found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
-    _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
+    if not cpu_only:
+        _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
     built = Built(output / folder_name(work, found, tensorrt), found, missing)
     built.folder.mkdir(parents=True, exist_ok=True)
     for library in found:

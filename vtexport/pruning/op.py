@@ -96,7 +96,9 @@ def _attributes(method: Method, parameters: Any, sizes: Sizes) -> dict[str, Any]
     own = {
         name: int(value) if isinstance(value, bool) else value for name, value in dataclasses.asdict(parameters).items()
     }
-    grid = {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]} if method.needs_grid else {}
+    grid = {}
+    if method.needs_grid and method.has_plugin:
+        grid = {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]}
     return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": sizes.keep, **grid, **own}
 
 

@@ -1,0 +1,127 @@
+"""`vtexport plugins build`: what it says, what it leaves, and which library a runtime then takes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vtexport.cli.main import main
+from vtexport.errors import InputError, MissingDependencyError
+from vtexport.plugins import build as building
+from vtexport.plugins import libraries
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, native_library: Path) -> list[list[str]]:
+    """Compilers in the form of a copy of what the tests have compiled; the commands that were given."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], what: str) -> None:
+        commands.append(command)
+        if "--build" in command:
+            shutil.copy(native_library, Path(command[command.index("--build") + 1]) / libraries.ORT_LIBRARY)
+
+    monkeypatch.setattr(building, "_run", run)
+    monkeypatch.setattr(building, "_nvcc", lambda: None)
+    return commands
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this installation looks for libraries."""
+    monkeypatch.setattr(libraries, "default_folder", lambda: tmp_path / "plugins")
+    monkeypatch.setattr(building, "default_folder", lambda: tmp_path / "plugins")
+    monkeypatch.delenv(libraries.SWITCH, raising=False)
+    return tmp_path / "plugins"
+
+
+def test_built_libraries_are_found(folder: Path, compiled: list[Any], capsys: Any) -> None:
+    assert libraries.choose_library() == libraries.Choice(None, "it is not built")
+    assert main(["plugins", "build", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["folder"] == str(folder / platform.machine())
+    assert list(told["libraries"]) == [libraries.ORT_LIBRARY]
+    assert set(told["missing"]) == {building.KERNELS, building.PLUGIN}
+    assert libraries.choose_library() == libraries.Choice(folder / platform.machine() / libraries.ORT_LIBRARY)
+
+
+def test_what_cannot_be_built_is_said(folder: Path, compiled: list[Any], capsys: Any) -> None:
+    assert main(["plugins", "build"]) == 0
+    shown = capsys.readouterr().out
+    assert f"not built: {building.KERNELS}: " in shown
+    assert f"not built: {building.PLUGIN}: " in shown
+
+
+def test_a_bundle_takes_libraries_along(
+    tmp_path: Path, folder: Path, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = building.build(tmp_path / "bundle" / "plugins")
+    assert libraries.choose_library() == libraries.Choice(None, "it is not built")
+    assert libraries.choose_library(tmp_path / "bundle").library == built.folder / libraries.ORT_LIBRARY
+    monkeypatch.setenv(libraries.SWITCH, "0")
+    assert libraries.choose_library(tmp_path / "bundle") == libraries.Choice(None, f"{libraries.SWITCH} is 0")
+
+
+def test_a_library_of_other_sources_is_not_taken(folder: Path, compiled: list[Any]) -> None:
+    record = building.build().folder / libraries.RECORD
+    content = json.loads(record.read_text())
+    for change, reason in (({"sources": "0" * 64}, "other sources"), ({"abi_version": 0}, "another version")):
+        record.write_text(json.dumps(content | change))
+        choice = libraries.choose_library()
+        assert choice.library is None
+        assert reason in choice.reason
+    record.write_text("{")
+    assert "cannot be read" in libraries.choose_library().reason
+
+
+def test_the_folder_names_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.85'\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    cache = (
+        f"CMAKE_CUDA_COMPILER:FILEPATH={tmp_path}/nvcc\nCMAKE_CUDA_ARCHITECTURES:STRING=87-real;90-real;90-virtual\n"
+    )
+    (tmp_path / "CMakeCache.txt").write_text(cache)
+    cpu, every = (
+        {libraries.ORT_LIBRARY: ""},
+        dict.fromkeys([libraries.ORT_LIBRARY, building.KERNELS, building.PLUGIN], ""),
+    )
+    machine = platform.machine()
+    assert building.folder_name(tmp_path, cpu, None) == machine
+    assert building.folder_name(tmp_path, every, "10.3") == f"{machine}-trt10.3-cu12-sm87+90"
+    del every[building.PLUGIN]
+    assert building.folder_name(tmp_path, every, None) == f"{machine}-cu12-sm87+90"
+
+
+@pytest.mark.parametrize(("macro", "version"), [("NV_TENSORRT_{}", "10.13"), ("TRT_{}_ENTERPRISE", "10.13")])
+def test_the_version_of_tensorrts_headers(macro: str, version: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give the folder"):
+        building._tensorrt_version(tmp_path)
+    (tmp_path / "NvInferRuntime.h").write_text("")
+    lines = [f"#define {macro.format(part)} {number} //!< text" for part, number in (("MAJOR", 10), ("MINOR", 13))]
+    (tmp_path / "NvInferVersion.h").write_text("\n".join(lines))
+    assert building._tensorrt_version(tmp_path) == version
+
+
+@pytest.mark.parametrize(
+    ("tool", "advice"), [("cmake", "pip install cmake ninja"), ("g++", "install g\\+\\+ or clang")]
+)
+def test_missing_tools_are_said(tool: str, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = shutil.which
+    gone = {"cmake": {"cmake"}, "g++": {"c++", "g++", "clang++"}}[tool]
+    monkeypatch.setattr(
+        building.shutil, "which", lambda name, path=None: None if name in gone else real(name, path=path)
+    )
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(MissingDependencyError, match=advice):
+        building.build(tmp_path)
+
+
+def test_a_compiler_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(InputError, match="configuring the native libraries failed"):
+        building.build(tmp_path)
