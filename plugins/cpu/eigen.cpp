@@ -13,7 +13,7 @@ namespace vtx {
 namespace {
 
 constexpr size_t kDirect = 192;        // up to this size the whole matrix is solved directly
-constexpr size_t kFirstLook = 96;      // basis vectors beyond the wanted ones before the first solution
+constexpr size_t kFirstLook = 96;      // basis vectors before the first solution: these, and two for each wanted one
 constexpr double kTolerance = 2e-7;    // of the largest eigenvalue: what G v may have outside the basis
 constexpr double kNoise = 3e-8;        // of the largest eigenvalue: what is left of a vector below this is nothing
 constexpr double kExhausted = 1e-2;    // of a random vector: where the basis leaves less, it is the whole space
@@ -276,12 +276,13 @@ Leading solve_whole(Memory& memory, const float* matrix, size_t n, size_t count)
 
 Leading leading_eigenvectors(const Executor& executor, Memory& memory, const float* matrix, size_t tokens,
                              size_t count) {
-  if (tokens <= kDirect || 4 * (count + kFirstLook) >= 3 * tokens) return solve_whole(memory, matrix, tokens, count);
+  const size_t first_look = 2 * count + kFirstLook;
+  if (tokens <= kDirect || 4 * first_look >= 3 * tokens) return solve_whole(memory, matrix, tokens, count);
   const size_t ld = (count + kLanes - 1) / kLanes * kLanes;
   double* values = memory.zeros<double>(count);
   Basis basis(executor, memory, matrix, tokens);
   if (basis.is_finite()) basis.advance();
-  for (size_t wanted = count + kFirstLook; basis.is_finite(); wanted = basis.size() + basis.size() / 4) {
+  for (size_t wanted = first_look; basis.is_finite(); wanted = basis.size() + basis.size() / 8 + kLanes) {
     while (basis.size() < std::min(wanted, tokens) && basis.is_finite()) {
       basis.adopt();
       basis.advance();

@@ -47,6 +47,11 @@ struct Kernels {
   // row -= sum over earlier rows r < count of rows[r][which] rows[r]
   void (*eliminate)(const double* rows, size_t count, size_t width, size_t which, double* row);
 
+  // Of point `own` to each of `count`, by its products with them and everyone's squared length: the distances, of
+  // squares that have 1e-8 added, 0 to itself. Returns the sum of exp(-decay square) over the others; `products` is
+  // used up.
+  double (*distances)(double* products, const double* lengths, size_t own, size_t count, double decay, double* out);
+
   // See dense.cpp.
   void (*leading_dense)(double* matrix, size_t n, size_t count, double* values, double* vectors, double* work);
 };

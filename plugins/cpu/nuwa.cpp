@@ -112,24 +112,20 @@ class Image {
     const Panels<float> every(memory_, tokens_, width);
     const Patches unit = prepare(executor_, memory_, similar, tokens_, Use::kUnit, Center::kNone, every);
     const Panels<float> own(memory_, count, width);
-    executor_.each(own.count(), [&](size_t panel) {
-      for (size_t row = 0; row < own.rows_of(panel); ++row) {
-        const int64_t token = kept_[gathering[panel * kPanel + row]];
-        kernels().transpose(unit.rows + token * width, width, 1, width, unit.inverse + token, own.panel(panel) + row);
-      }
-      own.fill_up(panel);
+    executor_.each(count, [&](size_t i) {
+      const int64_t token = kept_[gathering[i]];
+      kernels().transpose(unit.rows + token * width, width, 1, width, unit.inverse + token,
+                          own.panel(i / kPanel) + i % kPanel);
     });
+    own.fill_up(own.count() - 1);
     float* cosine = memory_.take<float>(count * tokens_);
     product_transposed(executor_, own, every, cosine);
 
     const Panels<float> weights(memory_, count, tokens_);
-    executor_.each(weights.count(), [&](size_t panel) {
-      for (size_t row = 0; row < weights.rows_of(panel); ++row) {
-        const size_t which = panel * kPanel + row;
-        weigh(kept_[gathering[which]], cosine + which * tokens_, weights.panel(panel) + row);
-      }
-      weights.fill_up(panel);
+    executor_.each(count, [&](size_t i) {
+      weigh(kept_[gathering[i]], cosine + i * tokens_, weights.panel(i / kPanel) + i % kPanel);
     });
+    weights.fill_up(weights.count() - 1);
     const Rows features = rows_of(sizes_, out_, index_);
     const float* rows = static_cast<const float*>(features.data);
     if (features.dtype != VTX_FLOAT32) {

@@ -11,7 +11,6 @@
 namespace vtx {
 namespace {
 
-constexpr double kSmallestSquare = 1e-8;
 constexpr size_t kRows = 16;  // of one task
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
@@ -75,25 +74,25 @@ class Clustering {
   void measure(const float* keys, size_t width) {
     const Panels<double> panels(memory_, count_, width);
     executor_.each(panels.count(), [&](size_t index) {
-      for (size_t row = 0; row < panels.rows_of(index); ++row) {
-        const float* key = keys + static_cast<size_t>(kept_[index * kPanel + row]) * width;
-        double* to = panels.panel(index) + row;
-        for (size_t k = 0; k < width; ++k) to[k * kPanel] = static_cast<double>(key[k]);
+      double* panel = panels.panel(index);
+      for (size_t start = 0; start < width; start += kRows) {  // in squares, which stay in the nearest cache
+        const size_t end = std::min(width, start + kRows);
+        for (size_t row = 0; row < panels.rows_of(index); ++row) {
+          const float* key = keys + static_cast<size_t>(kept_[index * kPanel + row]) * width;
+          for (size_t k = start; k < end; ++k) panel[k * kPanel + row] = static_cast<double>(key[k]);
+        }
       }
       panels.fill_up(index);
     });
     double* product = memory_.take<double>(count_ * count_);
     gram(executor_, panels, product);
     const double cutoff = 1 / static_cast<double>(p_.cutoff), decay = cutoff * cutoff;
+    double* length = memory_.take<double>(count_);
+    for (size_t i = 0; i < count_; ++i) length[i] = product[i * (count_ + 1)];
     executor_.each(tasks_, [&](size_t task) {
       for (size_t i = task * kRows; i < std::min(count_, (task + 1) * kRows); ++i) {
-        double others = 0;
-        for (size_t j = 0; j < count_; ++j) {
-          double square = product[i * (count_ + 1)] + product[j * (count_ + 1)] - 2 * product[i * count_ + j];
-          square = (square < 0 ? 0 : square) + kSmallestSquare;
-          distance_[i * count_ + j] = i == j ? 0 : std::sqrt(square);
-          if (i != j) others += std::exp(-square * decay);
-        }
+        double* distance = distance_ + i * count_;
+        const double others = kernels().distances(product + i * count_, length, i, count_, decay, distance);
         density_[i] = static_cast<float>(p_.counts_itself ? others + 1 : others);
       }
     });

@@ -21,10 +21,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch, native_library: Path) -> list[list
     """Compilers in the form of a copy of what the tests have compiled; the commands that were given."""
     commands: list[list[str]] = []
 
-    def run(command: list[str], what: str) -> None:
+    def run(command: list[str], what: str) -> str:
         commands.append(command)
         if "--build" in command:
             shutil.copy(native_library, Path(command[command.index("--build") + 1]) / libraries.ORT_LIBRARY)
+        return ""
 
     monkeypatch.setattr(building, "_run", run)
     monkeypatch.setattr(building, "_nvcc", lambda: None)
@@ -79,22 +80,14 @@ def test_a_library_of_other_sources_is_not_taken(folder: Path, compiled: list[An
     assert "cannot be read" in libraries.choose_library().reason
 
 
-def test_the_folder_names_what_is_in_it(tmp_path: Path) -> None:
-    (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.85'\n")
-    (tmp_path / "nvcc").chmod(0o755)
-    cache = (
-        f"CMAKE_CUDA_COMPILER:FILEPATH={tmp_path}/nvcc\nCMAKE_CUDA_ARCHITECTURES:STRING=87-real;90-real;90-virtual\n"
-    )
-    (tmp_path / "CMakeCache.txt").write_text(cache)
-    cpu, every = (
-        {libraries.ORT_LIBRARY: ""},
-        dict.fromkeys([libraries.ORT_LIBRARY, building.KERNELS, building.PLUGIN], ""),
-    )
-    machine = platform.machine()
-    assert building.folder_name(tmp_path, cpu, None) == machine
-    assert building.folder_name(tmp_path, every, "10.3") == f"{machine}-trt10.3-cu12-sm87+90"
+def test_the_folder_names_what_is_in_it() -> None:
+    said = "-- CUDA kernels for 87-real;90-real by nvcc 12.6.85\n"
+    cpu = {libraries.ORT_LIBRARY: ""}
+    every, machine = cpu | {building.KERNELS: "", building.PLUGIN: ""}, platform.machine()
+    assert building.folder_name("", cpu, None) == machine
+    assert building.folder_name(said, every, "10.3") == f"{machine}-trt10.3-cu12-sm87+90"
     del every[building.PLUGIN]
-    assert building.folder_name(tmp_path, every, None) == f"{machine}-cu12-sm87+90"
+    assert building.folder_name(said, every, None) == f"{machine}-cu12-sm87+90"
 
 
 @pytest.mark.parametrize(("macro", "version"), [("NV_TENSORRT_{}", "10.13"), ("TRT_{}_ENTERPRISE", "10.13")])

@@ -17,6 +17,7 @@ from vtexport.errors import InputError, MissingDependencyError
 from vtexport.plugins.libraries import ORT_LIBRARY, default_folder, write_record
 
 KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
+NEEDS_KERNELS = "it needs the CUDA kernels"
 _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
 
@@ -60,23 +61,31 @@ def build(
     _check_compiler()
     nvcc = None if cpu_only else _nvcc()
     tensorrt = None if tensorrt_include is None else _tensorrt_version(tensorrt_include)
-    arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DVTX_CUDA={'ON' if nvcc else 'OFF'}"]
-    if nvcc:
-        arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+    arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release"]
     if tensorrt_include is not None:
         arguments.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
     work = output / f".work-{platform.machine()}"
     work.mkdir(parents=True, exist_ok=True)
     tell(f"configuring in {work}")
-    _run([cmake, "-S", str(sources), "-B", str(work), *arguments], "configuring the native libraries")
+    configure = [cmake, "-S", str(sources), "-B", str(work), *arguments]
     found: dict[str, str] = {}
     missing: dict[str, str] = {}
+    said = ""
+    if nvcc:
+        try:
+            said = _run([*configure, "-DVTX_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"], f"configuring with {nvcc}")
+        except InputError as error:
+            missing[KERNELS] = str(error)
+            shutil.rmtree(work)  # CMake would remember the compiler
+            work.mkdir()
+    if not said:
+        _run([*configure, "-DVTX_CUDA=OFF"], "configuring the native libraries")
     tell("compiling the library for ONNX Runtime's CPU provider")
     _run([cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()], "compiling the library for ONNX Runtime")
     found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
     if not cpu_only:
         _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
-    built = Built(output / folder_name(work, found, tensorrt), found, missing)
+    built = Built(output / folder_name(said, found, tensorrt), found, missing)
     built.folder.mkdir(parents=True, exist_ok=True)
     for library in found:
         unfinished = built.folder / f".{library}.{os.getpid()}"
@@ -103,14 +112,17 @@ def _build_cuda(
         return
     if nvcc is None:
         missing[KERNELS] = "no nvcc is found on the PATH or in /usr/local/cuda/bin; install the CUDA toolkit (12.6 on)"
-        missing[PLUGIN] = f"it needs {KERNELS}"
+        missing[PLUGIN] = NEEDS_KERNELS
+        return
+    if KERNELS in missing:
+        missing[PLUGIN] = NEEDS_KERNELS
         return
     tell("compiling the CUDA kernels")
     try:
         _run([cmake, "--build", str(work), "--target", "vtexport_cuda", *_jobs()], "compiling the CUDA kernels")
     except InputError as error:
         missing[KERNELS] = str(error)
-        missing[PLUGIN] = f"it needs {KERNELS}"
+        missing[PLUGIN] = NEEDS_KERNELS
         return
     found[KERNELS] = "the ops on CUDA devices (vtx_cuda.h)"
     if not (sources / "tensorrt" / "CMakeLists.txt").exists():
@@ -130,22 +142,21 @@ def _build_cuda(
     found[REGISTER] = "registers them in tools that only open a library (polygraphy run --plugins)"
 
 
-def folder_name(work: Path, libraries: dict[str, str], tensorrt: str | None) -> str:
-    """`<cpu>-trt<x.y>-cu<x>-sm<xx>`, less what was not built; several architectures are joined by "+"."""
+def folder_name(said: str, libraries: dict[str, str], tensorrt: str | None) -> str:
+    """`<cpu>-trt<x.y>-cu<x>-sm<xx>`, less what was not built; several architectures are joined by "+".
+
+    Args:
+        said: What CMake said when it was configured with an nvcc, which names its version and the architectures.
+        libraries: What was built.
+        tensorrt: The version of TensorRT's headers.
+    """
     parts = [platform.machine()]
     if PLUGIN in libraries:
         parts.append(f"trt{tensorrt}")
     if KERNELS in libraries:
-        cache = (work / "CMakeCache.txt").read_text(encoding="utf-8")
-        compiler = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.*)$", cache, re.MULTILINE)
-        shown = subprocess.run(
-            [compiler[1] if compiler else "nvcc", "--version"], capture_output=True, text=True
-        ).stdout
-        release = re.search(r"release (\d+)", shown)
-        architectures = re.search(r"^CMAKE_CUDA_ARCHITECTURES:\w+=(.*)$", cache, re.MULTILINE)
-        parts.append(f"cu{release[1] if release else ''}")
-        numbers = re.findall(r"\d+", architectures[1]) if architectures else []
-        parts.append("sm" + "+".join(dict.fromkeys(numbers)) if numbers else "sm")
+        cuda = re.search(r"CUDA kernels for (.*) by nvcc (\d+)", said)
+        numbers = re.findall(r"\d+", cuda[1]) if cuda else []
+        parts += [f"cu{cuda[2] if cuda else ''}", "sm" + "+".join(dict.fromkeys(numbers))]
     return "-".join(parts)
 
 
@@ -205,10 +216,11 @@ def _jobs() -> list[str]:
     return ["--parallel", str(len(os.sched_getaffinity(0)))]
 
 
-def _run(command: list[str], what: str) -> None:
-    """Raises InputError with the end of the output where the command fails."""
+def _run(command: list[str], what: str) -> str:
+    """What the command says; raises InputError with the errors in it where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _path()})
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in lines if re.search(r"\berror\b|CMake Error", line)][:3] or lines[-3:]
         raise InputError(f"{what} failed: {' | '.join(errors)} (the command was: {' '.join(command)})")
+    return done.stdout
