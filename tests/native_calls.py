@@ -185,8 +185,12 @@ class Runner(ABC):
         """`values` [n] uint8 to the front of a buffer."""
 
     @abstractmethod
-    def copy_out(self, buffer: Any) -> np.ndarray:
-        """A buffer's bytes, [n] uint8, after everything enqueued has run."""
+    def copy_out(self, buffer: Any, start: int = 0) -> np.ndarray:
+        """A buffer's bytes from `start` on, [n] uint8, after everything enqueued has run."""
+
+    def fill(self, buffer: Any, count: int, byte: int) -> None:
+        """Sets a buffer's `count` bytes."""
+        self.copy_in(buffer, np.full(count, byte, np.uint8))
 
     def prepare(self, call: Call, poison: int = 0xA5) -> Prepared:
         """Memory for a call; outputs, what lies behind them and the workspace are filled with the byte `poison`."""
@@ -198,11 +202,11 @@ class Runner(ABC):
         for name, (shape, kind) in call.outputs.items():
             count = int(np.prod(shape)) * kind.itemsize + GUARD
             buffers[name] = self.allocate(count)
-            self.copy_in(buffers[name], np.full(count, poison, np.uint8))
+            self.fill(buffers[name], count, poison)
         status, count = self.library.workspace_bytes(call.op_type, call.sizes, call.parameters)
         self._check(call, status)
         workspace = self.allocate(count + GUARD)
-        self.copy_in(workspace, np.full(count + GUARD, poison, np.uint8))
+        self.fill(workspace, count + GUARD, poison)
         addresses = {name: self.address(buffer) for name, buffer in buffers.items()}
         return Prepared(call, buffers, workspace, count, addresses)
 
@@ -237,7 +241,7 @@ class Runner(ABC):
             flat = self.copy_out(prepared.buffers[name])
             assert (flat[-GUARD:] == poison).all(), f"{prepared.call.op_type} wrote behind {name}"
             found[name] = flat[:-GUARD].view(kind).reshape(shape)
-        behind = self.copy_out(prepared.workspace)[prepared.workspace_bytes :]
+        behind = self.copy_out(prepared.workspace, prepared.workspace_bytes)
         assert (behind == poison).all(), f"{prepared.call.op_type} wrote behind its workspace"
         for name, values in prepared.call.inputs.items():
             same = self.copy_out(prepared.buffers[name]).tobytes() == np.ascontiguousarray(values).tobytes()
@@ -277,5 +281,5 @@ class HostRunner(Runner):
     def copy_in(self, buffer: np.ndarray, values: np.ndarray) -> None:
         buffer[: values.size] = values
 
-    def copy_out(self, buffer: np.ndarray) -> np.ndarray:
-        return buffer.copy()
+    def copy_out(self, buffer: np.ndarray, start: int = 0) -> np.ndarray:
+        return buffer[start:].copy()

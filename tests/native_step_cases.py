@@ -30,6 +30,7 @@ def step_case(seed: int, rng: np.random.Generator, op_type: str, **full: Any) ->
     heads, groups = int(rng.choice((1, 2, 4, 8))), int(rng.choice((1, 4)))
     width, head_width = full.get("width", int(rng.choice((8, 40, 64)))), int(rng.choice((8, 32, 128)))
     dtype, rows = str(rng.choice(TYPES)), start + visual + behind
+    dtype = full.get("dtype", dtype)
     clusters = full.get("clusters", int(rng.integers(1, visual + 1)))
     inputs = {
         "hidden_states": rounded(rng.standard_normal((rows, width)), dtype),

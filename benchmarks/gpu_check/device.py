@@ -32,9 +32,12 @@ class GpuRunner(Runner):
     def copy_in(self, buffer: torch.Tensor, values: np.ndarray) -> None:
         buffer[: values.size].copy_(torch.from_numpy(np.ascontiguousarray(values)))
 
-    def copy_out(self, buffer: torch.Tensor) -> np.ndarray:
-        found: np.ndarray = buffer.cpu().numpy()  # waits for the current stream
+    def copy_out(self, buffer: torch.Tensor, start: int = 0) -> np.ndarray:
+        found: np.ndarray = buffer[start:].cpu().numpy()  # waits for the current stream
         return found
+
+    def fill(self, buffer: torch.Tensor, count: int, byte: int) -> None:
+        buffer.fill_(byte)
 
     def poison(self, prepared: Prepared, byte: int = 0xA5) -> None:
         """Fills the outputs again, without their memory being had anew, which a graph holds by address."""

@@ -62,10 +62,12 @@ def run_scene(
         if not whole:
             choose, kept = select(features, scores, budget // scene.crops)
             row["selection_ms"] = _milliseconds(choose, samples, clock)
-            slow, _ = call_us(
-                functools.partial(style, features, scores, budget // scene.crops), clock, most=7, seconds=1
-            )
-            row["torch_selection_ms"] = in_milliseconds(summary(slow))
+            in_torch = functools.partial(style, features, scores, budget // scene.crops)
+            try:
+                slow, _ = call_us(in_torch, clock, most=7, seconds=1.0)
+                row["torch_selection_ms"] = in_milliseconds(summary(slow))
+            except Exception as error:  # takes nothing from the other times
+                row["torch_selection_error"] = f"{type(error).__name__}: {error}"
         project = capture(functools.partial(llava.projector, kept))
         visual = llava.projector(kept).flatten(0, 1)[None].clone()
         sequence = torch.cat([before, visual, behind], 1)

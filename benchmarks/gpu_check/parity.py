@@ -16,6 +16,8 @@ from native_cases import LARGE, RANDOM_KINDS, STEPS, golden_case, golden_names, 
 from native_compare import Case, check, check_batch
 from native_inputs import fields
 
+from gpu_check.hostile import hostile_cases
+
 RANDOM_CASES, QUICK_CASES = 1000, 96
 CHUNK = 12  # random cases to a task
 BATCH = 5
@@ -91,6 +93,7 @@ def run_parity(runner: Runner, quick: bool, graph: Any = None) -> dict[str, Any]
         sections = [
             _section("golden vectors", _golden(runner, quick)),
             _section("batch of 5 as five images", _batches(runner)),
+            _section("hostile inputs", ((check(runner, case), None) for case in hostile_cases(hostile_calls()))),
         ]
         if graph is not None:
             calls = [*common_calls(1), *step_calls()]
@@ -152,9 +155,14 @@ def common_calls(batch: int, grid: tuple[int, int] = (24, 24), width: int = 1024
     return calls
 
 
-def step_calls() -> list[Call]:
+def step_calls(**fixed: Any) -> list[Call]:
     """A call of every op inside the language model."""
-    return [random_case(7, kind).call for kind in STEPS]
+    return [random_case(7, kind, **fixed).call for kind in STEPS]
+
+
+def hostile_calls() -> list[Call]:
+    """Small calls of every op, in float32."""
+    return [*common_calls(1, (12, 12), 64, "float32"), *step_calls(dtype="float32")]
 
 
 def _batches(runner: Runner) -> Iterator[tuple[list[str], None]]:

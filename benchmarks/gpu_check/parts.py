@@ -18,15 +18,16 @@ def parity(report: dict[str, Any], library: Path, tools: Tools, quick: bool, sav
     from gpu_check.device import GpuRunner
     from gpu_check.graphs import check_graph
     from gpu_check.parity import run_parity
-    from gpu_check.report import parity_text
+    from gpu_check.report import parity_text, sanitizer_text
     from gpu_check.sanitize import TOOLS, sanitize
 
     runner = GpuRunner(library)
     found = run_parity(runner, quick, lambda call: check_graph(runner, call))
-    found["sanitizer"] = sanitize(tools.sanitizer, library, TOOLS[:1] if quick else TOOLS)
     report["parity"] = found
     save()
     print(parity_text(found), flush=True)
+    found["sanitizer"] = sanitize(tools.sanitizer, library, TOOLS[:1] if quick else TOOLS)
+    print(sanitizer_text(found["sanitizer"]), flush=True)
     return bool(found["passed"]) and all(entry["outcome"] != "errors" for entry in found["sanitizer"])
 
 
@@ -43,11 +44,11 @@ def times(report: dict[str, Any], library: Path, tools: Tools, quick: bool, save
     rows: list[dict[str, Any]] = []
     report["times"] = {"ceilings": ceilings, "rows": rows}
     seconds = QUICK_TIMES_SECONDS if quick else TIMES_SECONDS
-    found = run_times(
-        runner, ceilings, clock=clock, cache_bytes=l2_bytes(), quick=quick, seconds=seconds, device="cuda"
-    )
-    for row in found:
+    request = {"clock": clock, "cache_bytes": l2_bytes(), "quick": quick, "seconds": seconds, "device": "cuda"}
+    for row in run_times(runner, ceilings, **request):
         rows.append(row)
+        if len(rows) % SAVE_EVERY == 0:
+            save()
     print(times_text(rows), flush=True)
     return not any("error" in row for row in rows)
 

@@ -31,7 +31,13 @@ def parity_text(parity: dict[str, Any]) -> str:
         lines += [f"    {each}" for each in wrong[:10]]
         if len(wrong) > 10:
             lines.append(f"    and {len(wrong) - 10} more, in the results file")
-    for entry in parity.get("sanitizer", []):
+    return "\n".join(lines)
+
+
+def sanitizer_text(entries: Sequence[dict[str, Any]]) -> str:
+    """A line a tool, and the end of its output where that matters."""
+    lines = []
+    for entry in entries:
         lines.append(f"compute-sanitizer {entry['tool']}: {entry['outcome']} ({entry['seconds']:.0f} s)")
         if entry["outcome"] in ("errors", "failed"):
             lines += [f"    {line}" for line in entry["output"].split("\n")[-15:]]
@@ -51,7 +57,7 @@ def times_text(rows: Sequence[dict[str, Any]]) -> str:
     header = ["op", "T", "N", "batch", "median us", "p99", "in a chain", "floor", "x floor", "torch us", "x quicker",
               "torch finds"]  # fmt: skip
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda each: (each["op"], each["tokens"], each["keep"], each["batch"])):
         sizes = [row["op"], str(row["tokens"]), str(row["keep"]), str(row["batch"])]
         if "error" in row:
             lines.append([*sizes, row["error"].split("\n")[0][:60], *[""] * 7])
@@ -68,6 +74,9 @@ def times_text(rows: Sequence[dict[str, Any]]) -> str:
         lines.append([*sizes, f"{row['us']['median']:.1f}", f"{row['us']['p99']:.1f}", f"{row['chained_us']:.1f}",
                       f"{row['floor_us']:.2f}", over, *beside])  # fmt: skip
     text = table(header, lines)
+    for row in rows:
+        if "torch_error" in row:
+            text += f"\n{row['op']} {row['tokens']}->{row['keep']} in PyTorch: {row['torch_error'][:200]}"
     slow = [row for row in rows if row["torch"] and "reference_us" in row["torch"]]
     for row in slow:
         median = row["torch"]["reference_us"]["median"] / 1e3

@@ -45,10 +45,10 @@ class DriverRunner(Runner):
     def copy_in(self, buffer: tuple[int, int], values: np.ndarray) -> None:
         self.device.upload(buffer[0], np.ascontiguousarray(values))
 
-    def copy_out(self, buffer: tuple[int, int]) -> np.ndarray:
+    def copy_out(self, buffer: tuple[int, int], start: int = 0) -> np.ndarray:
         self.device.synchronize()
-        found = np.empty(buffer[1], np.uint8)
-        self.device.download(found, buffer[0])
+        found = np.empty(buffer[1] - start, np.uint8)
+        self.device.download(found, buffer[0] + start)
         return found
 
 

@@ -57,11 +57,11 @@ class Workload:
 
 
 def encoder_workloads(quick: bool) -> Iterator[Workload]:
-    """Every method, number of tokens, budget and batch; with `quick` 576 tokens and N = 64 alone."""
-    for name, method, options in ENCODER:
+    """Every method, number of tokens, budget and batch, N = 64 first; with `quick` 576 tokens and N = 64 alone."""
+    for keep in sorted(BUDGETS, key=lambda each: each != 64):
         for tokens, grid in GRIDS.items():
-            for keep in BUDGETS:
-                for batch in BATCHES:
+            for batch in BATCHES:
+                for name, method, options in ENCODER:
                     if not quick or (tokens, keep) == (576, 64):
                         yield Workload(name, method, tokens, keep, batch, grid, options)
 
@@ -75,7 +75,7 @@ def encoder_inputs(workload: Workload) -> dict[str, np.ndarray]:
     return own
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=3)
 def _images(tokens: int) -> dict[str, np.ndarray]:
     """Five images' features with CLS in the likeness of CLIP's, and signals that hang together with them."""
     features, scores = generated_images(max(BATCHES), GRIDS[tokens])

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from gpu_check.build import build
 from gpu_check.environment import NotHereError, Tools, check_gpu, find_tools
-from gpu_check.parity import BATCH, common_calls, step_calls
+from gpu_check.hostile import hostile_cases
+from gpu_check.parity import BATCH, common_calls, hostile_calls, step_calls
 from gpu_check.sanitize import TOOLS, sanitize
 from native_calls import Call
 from native_cases import LARGE, RANDOM_KINDS, golden_case, golden_names, golden_types, large_case, random_case
-from native_compare import check, check_batch
+from native_compare import Case, check, check_batch
 
 GOLDEN = [(name, dtype) for name in golden_names() for dtype in golden_types(name)]
 SEEDS = 84  # of every kind of random case
@@ -55,6 +56,11 @@ def test_random(kind: str, runner: Any) -> None:
 @pytest.mark.parametrize("number", range(len(LARGE)), ids=lambda number: f"{LARGE[number][0]}-{number}")
 def test_sizes_of_models(number: int, runner: Any) -> None:
     assert check(runner, large_case(number)) == []
+
+
+@pytest.mark.parametrize("case", list(hostile_cases(hostile_calls())), ids=lambda case: case.name)
+def test_hostile_inputs(case: Case, runner: Any) -> None:
+    assert check(runner, case) == []
 
 
 @pytest.mark.parametrize("number", range(7))

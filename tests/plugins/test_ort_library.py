@@ -184,10 +184,10 @@ def test_a_pipeline_answers_alike(
     from vtexport.plugins import libraries
     from vtexport.runtime import pipeline as module
 
-    monkeypatch.setattr(module, "choose_library", lambda folder: libraries.Choice(native_library))
+    monkeypatch.setattr(module, "choose_library", lambda: libraries.Choice(native_library))
     native = Pipeline.open(tiny_bundle, "prunesid-16")
     assert native.native.library == native_library
-    monkeypatch.setattr(module, "choose_library", lambda folder: libraries.Choice(None, "for a comparison"))
+    monkeypatch.setattr(module, "choose_library", lambda: libraries.Choice(None, "for a comparison"))
     body = Pipeline.open(tiny_bundle, "prunesid-16")
     tokens = [each.encode(photo) for each in (native, body)]
     np.testing.assert_array_equal(tokens[0].keep_indices, tokens[1].keep_indices)
@@ -202,7 +202,7 @@ def test_a_library_that_is_none_is_said(tiny_bundle: Path, tmp_path: Path, monke
     from vtexport.runtime import pipeline as module
 
     (tmp_path / "broken.so").write_bytes(b"no library")
-    monkeypatch.setattr(module, "choose_library", lambda folder: libraries.Choice(tmp_path / "broken.so"))
+    monkeypatch.setattr(module, "choose_library", lambda: libraries.Choice(tmp_path / "broken.so"))
     with pytest.raises(MissingDependencyError, match=r"cannot take .*broken\.so.*vtexport plugins build"):
         Pipeline.open(tiny_bundle, "prunesid-16")
 
@@ -212,7 +212,7 @@ def test_doctor_says_which_form_runs(native_library: Path, monkeypatch: pytest.M
     from vtexport.plugins import libraries
 
     def finding(choice: libraries.Choice) -> dict[str, Any]:
-        monkeypatch.setattr(libraries, "choose_library", lambda bundle=None: choice)
+        monkeypatch.setattr(libraries, "choose_library", lambda: choice)
         assert main(["doctor", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)["findings"]
         return next(each for each in found if "pruning ops run" in each["what"])

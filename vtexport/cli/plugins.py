@@ -2,12 +2,12 @@
 
 Always the library for ONNX Runtime on the CPU; with an nvcc the CUDA kernels, and with TensorRT's headers its plugin.
 What cannot be built is said with the reason. They go into a folder `<cpu>-trt<x.y>-cu<x>-sm<xx>` that names what is in
-it, where bundles run by this installation find them. The folder `plugins` of a bundle takes one along with the bundle.
+it, where bundles run by this installation find them.
 
 examples:
   vtexport plugins build
   vtexport plugins build --tensorrt-include /usr/include/aarch64-linux-gnu
-  vtexport plugins build --output mini/plugins
+  vtexport plugins build --output mini/plugins     # taken along with a bundle, for programs that name it
 """
 
 from __future__ import annotations

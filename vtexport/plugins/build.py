@@ -16,7 +16,7 @@ from vtexport.data_files import data_folder
 from vtexport.errors import InputError, MissingDependencyError
 from vtexport.plugins.libraries import ORT_LIBRARY, default_folder, write_record
 
-KERNELS, PLUGIN = "libvtexport_cuda.so", "libvtexport_plugin.so"
+KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
 NEEDS_KERNELS = "it needs the CUDA kernels"
 _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
@@ -133,11 +133,13 @@ def _build_cuda(
         return
     tell("compiling the TensorRT plugin")
     try:
-        _run([cmake, "--build", str(work), "--target", "vtexport_plugin", *_jobs()], "compiling the TensorRT plugin")
+        target = "vtexport_plugin_register"  # which needs vtexport_plugin
+        _run([cmake, "--build", str(work), "--target", target, *_jobs()], "compiling the TensorRT plugin")
     except InputError as error:
         missing[PLUGIN] = str(error)
         return
     found[PLUGIN] = f"the ops as plugins of TensorRT {tensorrt}"
+    found[REGISTER] = "registers them in tools that only open a library (polygraphy run --plugins)"
 
 
 def folder_name(said: str, libraries: dict[str, str], tensorrt: str | None) -> str:

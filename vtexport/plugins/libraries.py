@@ -38,25 +38,25 @@ class Choice:
     reason: str = ""
 
 
-def choose_library(bundle: Path | None = None) -> Choice:
-    """The library that sessions register: this installation's own, else the one in the bundle's folder `plugins`.
+def choose_library() -> Choice:
+    """The library that sessions register: this installation's own, and no other.
 
-    One that was built from other sources than the installation has is not taken.
+    A bundle is data: code that lies in one is never loaded by opening it. A library that was built from other sources
+    than the installation has is not taken.
     """
     if os.environ.get(SWITCH, "").strip() == "0":
         return Choice(None, f"{SWITCH} is 0")
     reason = "it is not built"
-    for folder in [default_folder(), *([bundle / "plugins"] if bundle else [])]:
-        for record in sorted(folder.glob(f"{platform.machine()}*/{RECORD}")):
-            library = record.with_name(ORT_LIBRARY)
-            fits = _unfit(record, is_own=folder == default_folder())
-            if library.is_file() and not fits:
-                return Choice(library)
-            reason = fits or reason
+    for record in sorted(default_folder().glob(f"{platform.machine()}*/{RECORD}")):
+        library = record.with_name(ORT_LIBRARY)
+        fault = _unfit(record)
+        if library.is_file() and not fault:
+            return Choice(library)
+        reason = fault or reason
     return Choice(None, reason)
 
 
-def _unfit(path: Path, *, is_own: bool) -> str:
+def _unfit(path: Path) -> str:
     """Why libraries with this record are not to be used; empty where they are."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def _unfit(path: Path, *, is_own: bool) -> str:
         return f"{path} cannot be read ({error})"
     if abi != ABI_VERSION:
         return f"{path.parent} was built for another version of vtexport"
-    if is_own and sources != sources_hash():
+    if sources != sources_hash():
         return f"{path.parent} was built from other sources than are here now"
     return ""
 

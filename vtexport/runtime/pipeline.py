@@ -70,7 +70,7 @@ class Pipeline:
         graphs = self.plans[0].graphs[dialect]  # the plans of a route differ in the prune graph alone
 
         # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
-        self.native = choose_library(bundle.folder) if device == "cpu" else Choice(None, f"the device is {device}")
+        self.native = choose_library() if device == "cpu" else Choice(None, f"the device is {device}")
         library = self.native.library
 
         def load(name: str) -> Session:

@@ -1,0 +1,14 @@
+// TensorRT's words for fields and types, and ours.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include "core/attributes.h"
+
+namespace vtexport {
+
+Field from_tensorrt(const nvinfer1::PluginField& field);
+nvinfer1::PluginField to_tensorrt(const Field& field);
+const char* type_name(nvinfer1::DataType type);
+
+}  // namespace vtexport

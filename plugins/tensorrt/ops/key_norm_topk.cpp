@@ -1,0 +1,30 @@
+// VtxKeyNormTopK: docs/ops/llm.md.
+#include "core/step_op.h"
+#include "ops/list.h"
+
+namespace vtexport {
+namespace {
+
+vtx_status workspace(const vtx_step_sizes* sizes, const NoParameters*, size_t* bytes) {
+  return vtx_cuda_key_norm_topk_workspace(sizes, bytes);
+}
+
+vtx_status run(const vtx_step_sizes* sizes, const NoParameters*, const vtx_step_tensors* tensors, void* scratch,
+               size_t bytes, vtx_stream stream) {
+  return vtx_cuda_key_norm_topk(sizes, tensors, scratch, bytes, stream);
+}
+
+std::unique_ptr<const Op> make(const OpType& type, const Values& values) {
+  return std::make_unique<StepOp<NoParameters>>(
+      type, values, std::vector<Tensor>{step::kHiddenStates, step::kVisualStart, step::kKeys}, NoParameters{},
+      StepKernel<NoParameters>{workspace, run});
+}
+
+}  // namespace
+
+const OpType& ops::key_norm_topk() {
+  static const OpType type{"VtxKeyNormTopK", step::with_counts(), make};
+  return type;
+}
+
+}  // namespace vtexport
