@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="only these, by name, separated by commas")
     parser.add_argument("--rows", type=int, default=24, help="rows of patches (default: 24)")
     parser.add_argument("--columns", type=int, default=24, help="columns of patches (default: 24)")
+    parser.add_argument("--note", default="", help="what else has to be known of the machine's state")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "native_cpu.json")
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -93,6 +94,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "benchmark": "native_cpu",
         "machine": describe(arguments.threads, PACKAGES),
+        "note": arguments.note,
         "instructions": Library(choice.library, "vtx_cpu_").text("instructions"),
         "width": WIDTH,
         "results": [],

@@ -37,7 +37,7 @@ _EXPORT_PACKAGES = (
 
 
 # benchmarks/results/native_cpu.json
-WITHOUT = "selection takes about half as long with it"
+WITHOUT = "PruneSID's and SVD-Prune's selection take half as long with it"
 
 
 @dataclass
