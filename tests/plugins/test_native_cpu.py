@@ -64,21 +64,20 @@ def outputs(cpu: HostRunner, call: Call, executor: Executor | None) -> dict[str,
 
 @pytest.mark.parametrize("kind", RANDOM_KINDS)
 def test_any_number_of_threads_gives_the_same_bits(kind: str, cpu: HostRunner) -> None:
-    used = 0
     for seed in (3, 4, 5):
         call = random_case(seed, kind).call
         alone = outputs(cpu, call, None)
         for count in (2, 3, 7):
-            threads = Threads(count)
-            assert outputs(cpu, call, threads.executor) == alone
-            used += threads.used
-    if kind not in ("VtxClusterMerge", "VtxKeyNormTopK", "VtxTextSimilarityTopK"):  # these are too small to share
-        assert used
+            assert outputs(cpu, call, Threads(count).executor) == alone
 
 
-def test_a_full_image_by_threads(cpu: HostRunner) -> None:
-    call = golden_case("prunesid/prunesid_llava_seed1_N64/", "float16").call
-    assert outputs(cpu, call, Threads(3).executor) == outputs(cpu, call, None)
+@pytest.mark.parametrize("method", ["prunesid", "vitcop", "nuwa", "divprune", "cdpruner", "attention_topk"])
+def test_a_full_image_is_shared_by_threads(method: str, cpu: HostRunner) -> None:
+    name = next(each for each in golden_names() if each.startswith(method))
+    call = golden_case(name, golden_types(name)[0]).call
+    threads = Threads(3)
+    assert outputs(cpu, call, threads.executor) == outputs(cpu, call, None)
+    assert threads.used
 
 
 @pytest.mark.parametrize(("tokens", "groups"), [((20, 20), 5), ((20, 20), 90), ((13, 17), 30), ((30, 31), 64)])
@@ -120,11 +119,11 @@ import sys
 sys.path[:0] = {[path for path in sys.path if path]!r}
 from pathlib import Path
 from native_calls import HostRunner
-from native_cases import golden_case, golden_names, random_case
+from native_cases import golden_case, golden_names, golden_types, random_case
 from native_compare import problems
 cpu = HostRunner(Path({str(native_library)!r}), "vtx_cpu_")
 print(cpu.library.text("instructions"))
-cases = [golden_case(name) for name in golden_names()[::7]] + [random_case(seed) for seed in range(24)]
+cases = [golden_case(name, golden_types(name)[0]) for name in golden_names()[::7]] + [*map(random_case, range(24))]
 wrong = [each for case in cases for each in problems(case, cpu.run(case.call))]
 sys.exit(str(wrong) if wrong else 0)
 """
