@@ -8,8 +8,8 @@
 namespace vtx {
 namespace {
 
-constexpr double kOffset = 1e-6;      // keeps the least relevant token's relevance above 0
-constexpr double kSpanned = 1e-6;     // a token with less than this share left lies in the span of those picked
+constexpr double kOffset = 1e-6;   // keeps the least relevant token's relevance above 0
+constexpr double kSpanned = 1e-6;  // a token with less than this share left lies in the span of those picked
 constexpr double kNothingLeft = 1e-20;
 constexpr size_t kTokens = 128;  // of one task
 

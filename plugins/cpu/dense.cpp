@@ -260,8 +260,8 @@ void VTX_JOIN(dense_values_, VTX_KERNELS)(double*, size_t, size_t, double*, doub
 void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double*, size_t, size_t, size_t, double*, double*, const double*,
                                            double*);
 
-// values[count], descending, of the symmetric matrix[n][n], whose largest entry should be near 1. The matrix, and `work`
-// of 6 n numbers, then hold what dense_vectors needs.
+// values[count], descending, of the symmetric matrix[n][n], whose largest entry should be near 1. The matrix, and
+// `work` of 6 n numbers, then hold what dense_vectors needs.
 void VTX_JOIN(dense_values_, VTX_KERNELS)(double* matrix, size_t n, size_t count, double* values, double* work) {
   double *diagonal = work, *beside = work + n, *beta = work + 2 * n, *v = work + 3 * n;
   make_tridiagonal(matrix, n, diagonal, beside, beta, v, work + 4 * n, work + 5 * n);

@@ -34,9 +34,8 @@ void select_divprune(const Executor& executor, const vtx_sizes& sizes, const vtx
   float* nearest = memory.take<float>(tokens);
   std::fill_n(nearest, tokens, -std::numeric_limits<float>::infinity());
   int64_t* order = memory.take<int64_t>(sizes.keep);
-  pick_greedily(gain, tokens, sizes.keep, order, memory, [&](size_t, size_t picked) {
-    kernels().maximum(nearest, cosine + picked * tokens, gain, tokens);
-  });
+  pick_greedily(gain, tokens, sizes.keep, order, memory,
+                [&](size_t, size_t picked) { kernels().maximum(nearest, cosine + picked * tokens, gain, tokens); });
   write_picks(sizes, out, index, order);
 }
 

@@ -12,13 +12,13 @@
 namespace vtx {
 namespace {
 
-constexpr size_t kDirect = 192;        // up to this size the whole matrix is solved directly
-constexpr size_t kFirstLook = 96;      // basis vectors before the first solution: these, and two for each wanted one
-constexpr double kTolerance = 2e-7;    // of the largest eigenvalue: what G v may have outside the basis
-constexpr double kNoise = 3e-8;        // of the largest eigenvalue: what is left of a vector below this is nothing
-constexpr double kExhausted = 1e-2;    // of a random vector: where the basis leaves less, it is the whole space
-constexpr size_t kVectors = 4;         // at least so many eigenvectors of a small matrix to a task
-constexpr size_t kChunk = 96;          // rows of one task
+constexpr size_t kDirect = 192;      // up to this size the whole matrix is solved directly
+constexpr size_t kFirstLook = 96;    // basis vectors before the first solution: these, and two for each wanted one
+constexpr double kTolerance = 2e-7;  // of the largest eigenvalue: what G v may have outside the basis
+constexpr double kNoise = 3e-8;      // of the largest eigenvalue: what is left of a vector below this is nothing
+constexpr double kExhausted = 1e-2;  // of a random vector: where the basis leaves less, it is the whole space
+constexpr size_t kVectors = 4;       // at least so many eigenvectors of a small matrix to a task
+constexpr size_t kChunk = 96;        // rows of one task
 constexpr size_t kSquare = kLanes * kLanes;
 
 // A block is [tokens][16]. Small matrices are [16][16] in double.
@@ -67,8 +67,7 @@ class Basis {
         const double* part = coefficients_[j].data() + i * kSquare;
         for (size_t r = 0; r < kLanes; ++r) {
           for (size_t c = 0; c < kLanes; ++c) {
-            const double value =
-                i == j ? 0.5 * (part[r * kLanes + c] + part[c * kLanes + r]) : part[r * kLanes + c];
+            const double value = i == j ? 0.5 * (part[r * kLanes + c] + part[c * kLanes + r]) : part[r * kLanes + c];
             out[(i * kLanes + r) * n + j * kLanes + c] = out[(j * kLanes + c) * n + i * kLanes + r] = value / scale;
           }
         }

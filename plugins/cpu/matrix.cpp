@@ -36,8 +36,7 @@ void gram_block(const Panels<Number>& panels, size_t block, Number scale, Number
 template void gram_block(const Panels<float>&, size_t, float, float*);
 template void gram_block(const Panels<double>&, size_t, double, double*);
 
-void product(const Executor& executor, const Panels<float>& a, const float* b, size_t ldb, size_t columns,
-             float* out) {
+void product(const Executor& executor, const Panels<float>& a, const float* b, size_t ldb, size_t columns, float* out) {
   constexpr size_t depth = 128;  // rows of B that are brought together at a time: far apart they would share cache sets
   const size_t across = (columns + kPanel - 1) / kPanel;
   executor.each(a.count() * across, [&](size_t task) {

@@ -20,8 +20,7 @@ class Executor {
       return;
     }
     threads_->run(
-        threads_->context, count,
-        [](void* argument, size_t index) { (*static_cast<const Task*>(argument))(index); },
+        threads_->context, count, [](void* argument, size_t index) { (*static_cast<const Task*>(argument))(index); },
         const_cast<Task*>(&task));
   }
 

@@ -18,7 +18,7 @@ uint16_t to_half(float x) {
   const uint32_t bits = bits_of(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
-  if (magnitude < 0x38800000u) {  // below 2^-14: a whole number of 2^-24
+  if (magnitude < 0x38800000u) {                                               // below 2^-14: a whole number of 2^-24
     const float units = std::fabs(x) * 16777216.0f;
     return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(units)));
   }

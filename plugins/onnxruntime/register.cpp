@@ -152,8 +152,9 @@ class Run {
     const int32_t tokens = axes_.size_of('R') - s.cls_rows;
     if (!axes_.set('T', tokens)) return refuse(op_, "features and another input have different numbers of patches");
     if (!set_grid(tokens, sizes)) {
-      return refuse(op_, std::to_string(tokens) + " patches need the attributes grid_rows and grid_columns, whose "
-                                                  "product they are");
+      return refuse(op_, std::to_string(tokens) +
+                             " patches need the attributes grid_rows and grid_columns, whose "
+                             "product they are");
     }
     const vtx_status checked = op_.run(sizes, s, nullptr, nullptr);
     if (checked != VTX_OK) return refuse(op_, describe(checked));
@@ -212,8 +213,8 @@ class Run {
     const bool is_square = side * side == tokens;
     sizes.grid_rows = is_square ? side : 1;
     sizes.grid_columns = is_square ? side : tokens;
-    const bool needs_grid = !std::strcmp(op_.name, "VtxNuwa") ||
-                            (!std::strcmp(op_.name, "VtxViTCoP") && s.vitcop.clusters);
+    const bool needs_grid =
+        !std::strcmp(op_.name, "VtxNuwa") || (!std::strcmp(op_.name, "VtxViTCoP") && s.vitcop.clusters);
     return is_square || !needs_grid;
   }
 
@@ -370,7 +371,7 @@ OrtStatus* register_all(OrtOptions* options) {
 }  // namespace vtx
 
 extern "C" __attribute__((visibility("default"))) vtx::OrtStatus* RegisterCustomOps(vtx::OrtOptions* options,
-                                                                                      const vtx::OrtApiBase* base) {
+                                                                                    const vtx::OrtApiBase* base) {
   vtx::api = base->get_api(vtx::kApiVersion);
   if (vtx::api) return vtx::register_all(options);
   const vtx::OrtApi* oldest = base->get_api(1);
