@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,plot,jobs,dev]'
 	touch $@
 
 demo: setup

@@ -17,7 +17,7 @@ from vtexport.bundle.publish import discard_unfinished
 from vtexport.cli.console import tell
 from vtexport.errors import MissingDependencyError, VtexportError
 
-VERBS = ("build", "export", "compile", "calibrate", "run", "show", "inspect", "list", "doctor")
+VERBS = ("build", "export", "compile", "calibrate", "run", "show", "eval", "sweep", "inspect", "list", "doctor")
 INTERRUPTED = 130
 
 _DESCRIPTION = """\
