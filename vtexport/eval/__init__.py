@@ -1,1 +1,1 @@
-"""Measuring what a bundle's answers are worth: datasets, metrics, resumable runs, reports and plots."""
+"""What pruning costs in answers: scenes with known answers, and measuring a bundle on them and on other datasets."""
