@@ -1,7 +1,7 @@
 """From records to figures: accuracy by task with intervals, retention on the same samples, tokens, times.
 
-A task's interval is Wilson's, and that of a mean over tasks follows from theirs. Retention has one from a bootstrap that
-draws whole images with replacement, because two plans' answers to one question are anything but independent.
+A task's interval is Wilson's, and that of a mean over tasks follows from theirs. Retention has one from a bootstrap
+that draws whole images with replacement, because two plans' answers to one question are anything but independent.
 """
 
 from __future__ import annotations
