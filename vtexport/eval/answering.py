@@ -120,7 +120,7 @@ class _Asking:
         """All questions about one image; it is looked at once, unless the plan picks tokens by the question."""
         image: Image.Image | None = None
         visual: VisualTokens | None = None
-        for key, question in zip(group.keys(), group.questions, strict=True):
+        for key, question in zip(group.digests(), group.questions, strict=True):
             record = self._records.known.get(key)
             if record is not None:
                 record = msgspec.structs.replace(record, score=_score(question, record.answer, record.answered_box))

@@ -67,7 +67,7 @@ class ImageGroup:
     image: Path | Image.Image
     questions: tuple[Question, ...]
 
-    def keys(self) -> list[str]:
+    def digests(self) -> list[str]:
         """For each question a digest of all that makes the sample: image, question, reference, task."""
         return [
             hashlib.sha256(
