@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_report import answered, report
+from made_up_records import answered, report
 
 from vtexport.errors import InputError, MissingDependencyError
 from vtexport.eval.plot import draw, label, lines

@@ -51,6 +51,7 @@ def evaluate(
     """
     if not plans:
         raise UsageError("there is no plan to ask; name one")
+    plans = list(dict.fromkeys(plans))
     for plan in plans:
         bundle.plan_or_route(plan)
     if not 1 <= settings.jobs <= MOST_JOBS:
