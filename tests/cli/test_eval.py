@@ -79,7 +79,7 @@ def test_eval_with_bad_lines(bundle: Path, photo: Path, tmp_path: Path, capsys: 
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     code, out, err = call(capsys, "eval", bundle, "--dataset", "d.jsonl", "--plan", "none", *LIMITS)
     assert code == 1
-    assert "d.jsonl: 1 questions about 1 images" in out
+    assert "d.jsonl: 1 question about 1 image\n" in out
     assert "line 2: it is not JSON in UTF-8" in err
     assert "and 6 more, in tiny-eval/eval.json" in err
     assert err.strip().splitlines()[-1] == (

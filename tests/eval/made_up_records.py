@@ -66,5 +66,5 @@ def answered(
 
 def report(runs: dict[str, Sequence[Answered]], bad: dict[str, list[BadLine]] | None = None) -> Report:
     bundle: Any = FakeBundle(Path("b"), FakeManifest([plan(name) for name in runs]))
-    made = [PlanRun(name, tuple(each), tuple((bad or {}).get(name, ())), Path("r")) for name, each in runs.items()]
+    made = [PlanRun(name, tuple(each), tuple((bad or {}).get(name, ())), Path("r"), {}) for name, each in runs.items()]
     return make_report(bundle, "data", [], made, {"settings": {}, "machine": {}})

@@ -50,6 +50,11 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 class Progress:
     """Stages with the time since the start, and a bar for bytes when stderr is a terminal."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle.reader import open_bundle
-from vtexport.cli.console import Progress, say, say_json, table, tell
+from vtexport.cli.console import Progress, counted, say, say_json, table, tell
 
 if TYPE_CHECKING:
     from vtexport.eval.report import PlanReport, Report, Share, Summary
@@ -102,7 +102,9 @@ def evaluated(args: argparse.Namespace, bundle: Any, plans: Sequence[str]) -> Re
     dataset = open_dataset(args.dataset, args.limit)
     progress = Progress(args.quiet)
     folder = output_folder(args)
-    progress.stage(f"{len(plans)} plans on {dataset.name}; records in {folder}, where the same command goes on")
+    progress.stage(
+        f"{counted(len(plans), 'plan')} on {dataset.name}; records in {folder}, where the same command goes on"
+    )
     with progress.items_done("asking", dataset.most * len(plans), "questions") as done:
         return evaluate(bundle, plans, dataset, settings, folder, lambda plan, count: done(count))
 
@@ -140,7 +142,7 @@ def finish(report: Report, saved: Path) -> int:
 
 def say_report(report: Report) -> None:
     """Tables: what each plan costs, and its accuracy by task."""
-    say(f"{report.bundle} on {report.dataset}: {report.samples} questions about {report.images} images")
+    say(f"{report.bundle} on {report.dataset}: {questions(report)}")
     header = ("plan", "tokens", "a layer", "first token", "answer", "p95")
     say(table([_cost(plan) for plan in report.plans], header))
     for plan in report.plans:
@@ -160,6 +162,11 @@ def say_report(report: Report) -> None:
                     f"{100 * scores.precision:.1f}, recall {100 * scores.recall:.1f}, F1 {100 * scores.f1:.1f}, "
                     f"{100 * scores.yes_ratio:.1f} % yes"
                 )
+
+
+def questions(report: Report) -> str:
+    """`1000 questions about 160 images`"""
+    return f"{counted(report.samples, 'question')} about {counted(report.images, 'image')}"
 
 
 def _summaries(plan: PlanReport) -> list[tuple[str, Summary | None]]:

@@ -24,7 +24,7 @@ from vtexport.bundle.manifest import Manifest, Plan
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.build import budgets
 from vtexport.cli.console import Progress, say, say_json, table, tell
-from vtexport.cli.eval import add_evaluation_arguments, evaluated, finish, kept, output_folder, percent, save
+from vtexport.cli.eval import add_evaluation_arguments, evaluated, finish, kept, output_folder, percent, questions, save
 from vtexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -195,15 +195,14 @@ def _has(manifest: Manifest, name: str) -> bool:
 def _title(report: Report) -> str:
     settings = report.settings
     return (
-        f"{Path(report.bundle).name} on {Path(report.dataset).name}: {report.samples} questions about {report.images} "
-        f"images, whiskers are 95 % intervals; "
+        f"{Path(report.bundle).name} on {Path(report.dataset).name}: {questions(report)}, whiskers are 95 % intervals; "
         f"{report.machine['cpu']}, {report.machine['cores']} cores, {settings['device']}"
     )
 
 
 def say_sweep(report: Report, left: Sequence[Left]) -> None:
     """One row a plan, methods in alphabetical order."""
-    say(f"{report.bundle} on {report.dataset}: {report.samples} questions about {report.images} images; 95 % intervals")
+    say(f"{report.bundle} on {report.dataset}: {questions(report)}; 95 % intervals")
     columns = ["plan", "tokens a layer"]
     wanted = [("question answering", "question_answering"), ("grounding", "grounding")]
     shown = [(name, field) for name, field in wanted if any(getattr(plan, field) for plan in report.plans)]

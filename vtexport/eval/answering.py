@@ -60,6 +60,7 @@ class PlanRun:
     answered: tuple[Answered, ...]
     bad: tuple[BadLine, ...]  # images that cannot be read, questions that cannot be asked
     records: Path
+    machine: Mapping[str, Any]  # that the first of them was made on
 
 
 def answer_all(
@@ -103,7 +104,7 @@ def answer_all(
         if not asking.answered:
             reason = f"; line {asking.bad[0].number}: {asking.bad[0].reason}" if asking.bad else ""
             raise InputError(f"{plan} answered none of the questions of {dataset.name}{reason}")
-        return PlanRun(plan, tuple(asking.answered), tuple(asking.bad), records.path)
+        return PlanRun(plan, tuple(asking.answered), tuple(asking.bad), records.path, records.machine)
 
 
 class _Asking:

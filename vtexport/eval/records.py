@@ -69,6 +69,7 @@ class Records:
         name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in header.plan)
         self.path = folder / f"{name}.{header.digest[:_DIGITS]}.jsonl"
         self._header = header
+        self.machine = header.machine  # that the first of the records was made on
         self.known: dict[str, Record] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,7 @@ class Records:
             raise InputError(f"{self.path} does not hold records ({error}); delete it or move it away") from error
         if (header.schema_version, header.digest) != (SCHEMA_VERSION, self._header.digest):
             raise InputError(f"{self.path} holds the records of another run; delete it or move it away")
+        self.machine = header.machine
         self.known = {record.sample: record for record in records}
 
     def _write(self, line: msgspec.Struct) -> None:

@@ -89,6 +89,7 @@ class PlanReport(msgspec.Struct, kw_only=True):
     tokens_per_layer: float  # mean over its layers and the answers
     new_tokens: float
     times_ms: Times
+    machine: dict[str, Any]  # that the plan was asked on, from its first record on
     records: str
 
 
@@ -176,6 +177,7 @@ def _plan_report(
         tokens_per_layer=float(np.mean([record.tokens_per_layer for record in records])),
         new_tokens=float(np.mean([record.new_tokens for record in records])),
         times_ms=_times([record.timings_ms for record in records]),
+        machine=dict(run.machine),
         records=str(run.records),
     )
 
