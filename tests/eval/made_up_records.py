@@ -17,6 +17,7 @@ from vtexport.eval.report import Report, make_report
 @dataclasses.dataclass
 class FakeManifest:
     plans: list[Plan]
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -67,4 +68,5 @@ def answered(
 def report(runs: dict[str, Sequence[Answered]], bad: dict[str, list[BadLine]] | None = None) -> Report:
     bundle: Any = FakeBundle(Path("b"), FakeManifest([plan(name) for name in runs]))
     made = [PlanRun(name, tuple(each), tuple((bad or {}).get(name, ())), Path("r"), {}) for name, each in runs.items()]
-    return make_report(bundle, "data", [], made, {"settings": {}, "machine": {}})
+    described = {"settings": {}, "machine": {}, "command": "", "created_at": ""}
+    return make_report(bundle, "data", [], made, described)

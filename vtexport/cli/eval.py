@@ -14,6 +14,8 @@ examples:
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +108,8 @@ def evaluated(args: argparse.Namespace, bundle: Any, plans: Sequence[str]) -> Re
         f"{counted(len(plans), 'plan')} on {dataset.name}; records in {folder}, where the same command goes on"
     )
     with progress.items_done("asking", dataset.most * len(plans), "questions") as done:
-        return evaluate(bundle, plans, dataset, settings, folder, lambda plan, count: done(count))
+        command = shlex.join(["vtexport", *sys.argv[1:]])
+        return evaluate(bundle, plans, dataset, settings, folder, lambda plan, count: done(count), command)
 
 
 def output_folder(args: argparse.Namespace) -> Path:

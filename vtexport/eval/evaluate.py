@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import os
 import signal
@@ -33,6 +34,7 @@ def evaluate(
     settings: Settings,
     folder: Path,
     progress: Progress = lambda plan, count: None,
+    command: str = "",
 ) -> Report:
     """Asks plans and routes what they have no record of yet, and reports on all of it.
 
@@ -43,6 +45,7 @@ def evaluate(
         settings: how; with `jobs` above 1 so many plans are asked at the same time, a process each.
         folder: where records are kept and found again.
         progress: called as questions are done; at the end of each plan where there are several processes.
+        command: kept in the result.
 
     Raises:
         UsageError: no such plan, or a setting is out of range.
@@ -59,9 +62,13 @@ def evaluate(
     if settings.jobs > 1 and settings.threads is None:  # or each process would start a thread for every core
         settings = dataclasses.replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // settings.jobs))
     runs = _spread(bundle, plans, dataset, settings, folder / RECORDS, progress)
-    report = make_report(
-        bundle, dataset.name, dataset.bad, runs, {"settings": settings.described(), "machine": describe_machine()}
-    )
+    described = {
+        "settings": settings.described(),
+        "machine": describe_machine(),
+        "command": command,
+        "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    report = make_report(bundle, dataset.name, dataset.bad, runs, described)
     if not report.samples:
         raise InputError(
             f"no question of {dataset.name} was answered by every one of {', '.join(plans)}; "

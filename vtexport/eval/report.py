@@ -97,6 +97,9 @@ class Report(msgspec.Struct, kw_only=True):
     """An evaluation's result."""
 
     bundle: str
+    source: dict[str, Any]  # the checkpoint it was made from, with its files' hashes
+    command: str
+    created_at: str  # UTC, ISO 8601
     dataset: str
     samples: int  # that every plan answered; all figures are over these
     images: int
@@ -116,7 +119,7 @@ def make_report(
         bundle, dataset: what was run on what.
         bad: lines of the dataset that could not be read.
         runs: one for each plan, at least one.
-        described: `settings` and `machine`.
+        described: `settings`, `machine`, `command` and `created_at`.
     """
     reasons = {line.number: line.reason for line in bad}
     for run in runs:
@@ -129,6 +132,7 @@ def make_report(
     tables = {plan: _Table(each, draws) for plan, each in answered.items()}
     return Report(
         bundle=str(bundle.folder),
+        source=msgspec.to_builtins(bundle.manifest.source),
         dataset=dataset,
         samples=len(common),
         images=len(draws.images),
