@@ -70,11 +70,7 @@ def text_losses(model: Mini, visual: Tensor, batch: Batch) -> tuple[Tensor, Figu
     seen = there > 0
     pointing = F.cross_entropy(point[seen].flatten(0, 1), box[seen].flatten(), label_smoothing=0.05)
     presence = F.binary_cross_entropy_with_logits(model.heads.there(nouns)[:, 0].float(), there.float())
-    figures = {
-        "loss_answers": float(answers.detach()),
-        "loss_pointing": float(pointing.detach()),
-        "loss_there": float(presence.detach()),
-    }
+    figures = {"loss_answers": float(answers.detach()), "loss_pointing": float(pointing.detach()), "loss_there": float(presence.detach())}
     figures["noun_box_steps"] = float((point[seen].argmax(-1) - box[seen]).abs().float().mean())
     guess = torch.full_like(batch.labels, words.IGNORED)
     guess[said] = logits.argmax(-1)

@@ -203,7 +203,9 @@ class DecoderLayer(nn.Module):
         turned = _Rotation.apply(heads[:, : HEADS + KV_HEADS], *turns)
         return turned[:, :HEADS], turned[:, HEADS:], heads[:, HEADS + KV_HEADS :]
 
-    def forward(self, x: Tensor, turns: KeysValues, past: KeysValues | None, mask: Tensor) -> tuple[Tensor, KeysValues]:
+    def forward(
+        self, x: Tensor, turns: KeysValues, past: KeysValues | None, mask: Tensor
+    ) -> tuple[Tensor, KeysValues]:
         """Hidden states [B, L, W] and the new keys and values [B, KV_HEADS, L, HEAD_DIM]."""
         count, length, _ = x.shape
         q, *new = self.queries_keys_values(x, turns)
