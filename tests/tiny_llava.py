@@ -11,7 +11,7 @@ import vtexport
 PACKAGED_MINI = Path(vtexport.__file__).parent / "checkpoint" / "packaged" / "mini"
 PHOTO = Path(__file__).parents[1] / "docs" / "images" / "coffee.jpg"
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-IMAGE_TOKEN_ID, VOCABULARY = 4, 272
+IMAGE_TOKEN_ID, VOCABULARY = 4, 480
 
 
 def make_config(**text: Any) -> Any:

@@ -154,7 +154,7 @@ def test_bad_lines_are_counted_and_left_out_everywhere(
         "not json",
         {**good, "image": "nowhere.png"},
         {**good, "image": "text.png"},
-        {**good, "question": "word " * 180},  # with 64 visual tokens beyond the model's 256 positions, with 8 not
+        {**good, "question": "z" * 190},  # a token a letter: beyond the model's 256 positions, with 8 visual tokens not
         {**good, "question": "<image> what?"},
     )
     (path.parent / "text.png").write_text("no picture")
@@ -165,6 +165,8 @@ def test_bad_lines_are_counted_and_left_out_everywhere(
         assert said in reasons
     assert report.samples == 1
     assert [plan.tasks["questions"].samples for plan in report.plans] == [1, 1]
+    answered = [path.read_text().count('"number":5') for path in record_files(tmp_path / "out")]
+    assert answered == [0, 1]  # none, prunesid-8
 
 
 def test_nothing_that_can_be_asked(eval_bundle: Path, write_lines: WriteLines, tmp_path: Path) -> None:
