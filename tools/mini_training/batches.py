@@ -1,7 +1,7 @@
 """Batches of rendered scenes with dense labels and packed questions. No visual token is ever left out.
 
-Canvases of fewer than 24 x 24 patches are smaller pictures: a part of the frame is drawn and all of it is seen, at its own
-place among the position embeddings. The language model sees their tokens at contiguous positions, so it learns on
+Canvases of fewer than 24 x 24 patches are smaller pictures: a part of the frame is drawn and all of it is seen, at its
+own place among the position embeddings. The language model sees their tokens at contiguous positions, so it learns on
 sequences of many lengths.
 """
 
@@ -44,9 +44,9 @@ class Batch:
     """What one training step sees, for B pictures of N patches and T text tokens.
 
     `pixels` [B, S, S, 3] uint8; `origins` B x (x, y) in patches; `colour`, `kind` [B, N] int64 (the last class is none,
-    -100 unsure); `box` [B, N, 4] steps, -100 off the items; `centre` [B, N] float, 1 where an item's centre is; `presence`
-    [B, P] float; `covered` [B, N] bool. Text: `ids`, `turn`, `place`, `labels` [B, T] int64; `named` rows of (picture,
-    text token, there, x0, y0, x1, y1); `answers` tuples (picture, task, first answer token, length).
+    -100 unsure); `box` [B, N, 4] steps, -100 off the items; `centre` [B, N] float, 1 where an item's centre is;
+    `presence` [B, P] float; `covered` [B, N] bool. Text: `ids`, `turn`, `place`, `labels` [B, T] int64; `named` rows of
+    (picture, text token, there, x0, y0, x1, y1); `answers` tuples (picture, task, first answer token, length).
     """
 
     pixels: torch.Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,6 +81,7 @@ def export(model: Mini, folder: Path) -> None:
         raise ValueError(f"names do not match transformers': missing {missing}, unexpected {unexpected}")
     folder.mkdir(parents=True, exist_ok=True)
     hub.to(torch.float16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     make_mini_tokenizer.main(folder)
     for name in ("chat_template.jinja", "generation_config.json", "preprocessor_config.json", "processor_config.json"):
@@ -94,4 +94,4 @@ def save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     torch.save(content, unfinished)
-    os.replace(unfinished, path)
+    unfinished.replace(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mini_training import words
@@ -55,7 +55,7 @@ def vision_losses(
 
 
 def text_losses(model: Mini, visual: Tensor, batch: Batch) -> tuple[Tensor, Figures, dict[str, tuple[int, int]]]:
-    """The loss of the answers with those of the nouns, figures, and for each task how many answers are right, of how many.
+    """The loss of the answers with those of the nouns, figures, and by task how many answers are right, of how many.
 
     Answers are read with the true tokens before them; for one-token answers that is what the model would say.
     """
@@ -70,7 +70,11 @@ def text_losses(model: Mini, visual: Tensor, batch: Batch) -> tuple[Tensor, Figu
     seen = there > 0
     pointing = F.cross_entropy(point[seen].flatten(0, 1), box[seen].flatten(), label_smoothing=0.05)
     presence = F.binary_cross_entropy_with_logits(model.heads.there(nouns)[:, 0].float(), there.float())
-    figures = {"loss_answers": float(answers.detach()), "loss_pointing": float(pointing.detach()), "loss_there": float(presence.detach())}
+    figures = {
+        "loss_answers": float(answers.detach()),
+        "loss_pointing": float(pointing.detach()),
+        "loss_there": float(presence.detach()),
+    }
     figures["noun_box_steps"] = float((point[seen].argmax(-1) - box[seen]).abs().float().mean())
     guess = torch.full_like(batch.labels, words.IGNORED)
     guess[said] = logits.argmax(-1)

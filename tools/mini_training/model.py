@@ -1,8 +1,8 @@
 """`mini` for training: CLIP's tower, projector and Llama decoder as LLaVA has them, written for speed on a CPU.
 
-The arithmetic is that of transformers' LlavaForConditionalGeneration (`checkpoint.py` writes its names and a test compares
-the two), with two savings: the tower stops at the layer that features come from, and text is run against the picture's
-keys and values, so that the many questions about a picture share them.
+The arithmetic is that of transformers' LlavaForConditionalGeneration (`checkpoint.py` writes its names, and a test
+compares the two), with two savings: the tower stops at the layer that features come from, and text is run against the
+picture's keys and values, so that the many questions about a picture share them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mini_training import words
@@ -21,6 +21,7 @@ WIDTH, VISION_LAYERS, VISION_HEADS, VISION_INNER = 128, 6, 4, 512
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 8, 4, 2, 32, 352
 EPSILON, ROPE_BASE = 1e-5, 10000.0
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # preprocessor_config.json
+PRECISION = torch.bfloat16  # of activations; weights are float32, cast for each product by autocast
 MASKED = -1e4
 POINTING_LAYER = 5  # behind this many decoder layers nouns are asked where their item is
 
@@ -126,7 +127,7 @@ class Vision(nn.Module):
         """Features [B, N, W] of the last layer but one, its CLS [B, W], and with `last` the last layer's CLS [B, W]."""
         count, side = len(pixels), pixels.shape[1] // PATCH
         x = (pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-        x = x.to(torch.bfloat16).view(count, side, PATCH, side, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
+        x = x.to(PRECISION).view(count, side, PATCH, side, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
         x = self.patch(x.reshape(count, side * side, -1))
         places = self.positions[1:].view(GRID, GRID, WIDTH)
         parts = [places[top : top + side, left : left + side].reshape(-1, WIDTH) for left, top in origins]
@@ -203,9 +204,7 @@ class DecoderLayer(nn.Module):
         turned = _Rotation.apply(heads[:, : HEADS + KV_HEADS], *turns)
         return turned[:, :HEADS], turned[:, HEADS:], heads[:, HEADS + KV_HEADS :]
 
-    def forward(
-        self, x: Tensor, turns: KeysValues, past: KeysValues | None, mask: Tensor
-    ) -> tuple[Tensor, KeysValues]:
+    def forward(self, x: Tensor, turns: KeysValues, past: KeysValues | None, mask: Tensor) -> tuple[Tensor, KeysValues]:
         """Hidden states [B, L, W] and the new keys and values [B, KV_HEADS, L, HEAD_DIM]."""
         count, length, _ = x.shape
         q, *new = self.queries_keys_values(x, turns)
@@ -248,7 +247,7 @@ class Mini(nn.Module):
         frequencies = ROPE_BASE ** (-torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
         angles = places[..., None].float() * frequencies
         angles = angles[:, None] if angles.dim() == 3 else angles
-        return angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
+        return angles.cos().to(PRECISION), angles.sin().to(PRECISION)
 
     def see(self, visual: Tensor) -> list[KeysValues]:
         """Each layer's keys and values of "<s>USER: ", the visual tokens [B, N, W] and the line break."""
@@ -269,8 +268,8 @@ class Mini(nn.Module):
         before = seen[0][0].shape[2]
         own = (turn[:, :, None] == turn[:, None]) & torch.ones(length, length, dtype=torch.bool).tril()
         open_ = torch.cat([torch.ones(count, length, before, dtype=torch.bool), own], 2)[:, None, None]
-        mask = torch.zeros(open_.shape, dtype=torch.bfloat16).masked_fill_(~open_, MASKED)
-        x, turns = self.embedding.to(torch.bfloat16)[ids], self.turns(place + before)
+        mask = torch.zeros(open_.shape, dtype=PRECISION).masked_fill_(~open_, MASKED)
+        x, turns = self.embedding.to(PRECISION)[ids], self.turns(place + before)
         middle = x
         for number, (layer, past) in enumerate(zip(self.layers, seen, strict=True), 1):
             x, _ = layer(x, turns, past, mask)

@@ -17,8 +17,9 @@ LONGEST_STEP = 4.0  # times the usual one; what is beyond it is a pause, not tra
 class Phase:
     """A part of training: `share` of the whole, on one of `layouts` a step (with how often each is drawn).
 
-    `room` is the number of text tokens a picture, 0 to train the tower alone; `vision` the tower's factor on the learning
-    rate, 0 to freeze it; `rates` the factors on the learning rate at the begin and the end.
+    `room` is the number of text tokens a picture, 0 to train the tower alone; `vision` the tower's factor on the
+    learning rate, 0 to freeze it; `rates` the factors on the learning rate at the begin and the end; `dense_weight`
+    that of the losses on patches and CLS.
     """
 
     name: str
@@ -40,12 +41,12 @@ def _canvases(*rows: tuple[int, int, int, float]) -> tuple[tuple[Layout, float],
 
 # Small canvases first: four times as many pictures in the same time, and what they teach holds for full ones.
 _SMALL = _canvases((48, 9, 2, 0.15), (32, 12, 4, 0.55), (24, 15, 5, 0.3))
-_FULL = _canvases((16, GRID, 6, 0.75), (20, 19, 6, 0.1), (32, 14, 4, 0.1), (48, 9, 2, 0.05))
+_FULL = _canvases((16, GRID, 6, 0.5), (20, 19, 6, 0.15), (32, 14, 4, 0.25), (48, 9, 2, 0.1))
 PHASES = (
-    Phase("tower", 0.14, _canvases((48, 12, 3, 1.0)), 0, 1.0, (1.0, 0.3), 1.0),
+    Phase("tower", 0.16, _canvases((96, 8, 2, 0.5), (48, 12, 3, 0.5)), 0, 1.0, (1.0, 0.3), 1.0),
     Phase("tower-full", 0.03, _canvases((16, GRID, 6, 1.0)), 0, 1.0, (0.5, 0.1), 1.0),
     Phase("language", 0.40, _SMALL, 160, 0.0, (1.0, 0.4), 0.1),
-    Phase("joint", 0.43, _FULL, 240, 0.15, (0.4, 0.0), 0.25),
+    Phase("joint", 0.41, _FULL, 240, 0.15, (0.4, 0.0), 0.25),
 )
 
 

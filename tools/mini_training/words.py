@@ -52,3 +52,8 @@ def answer_ids(question: Question) -> list[int]:
     if question.box is None:
         return [_one(f" {question.answer}")]
     return [COORDINATE_IDS[place][step] for place, step in enumerate(steps_of(question.box))]
+
+
+def decode(ids: list[int]) -> str:
+    """The text of token ids."""
+    return str(_tokenizer.decode(ids))
