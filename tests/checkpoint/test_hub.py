@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import make_mini_tokenizer
 import pytest
 from huggingface_hub import constants, errors
 
-from vtexport.checkpoint.aliases import ALIASES
 from vtexport.checkpoint.hub import commit_of, fetch_snapshot
 from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.errors import InputError
