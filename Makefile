@@ -17,9 +17,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
+	$(BIN)/python tools/render_scene.py $(DEMO)/scene.png
+	$(BIN)/vtexport build --model mini --method none --output $(DEMO)/mini
 	$(BIN)/vtexport build --model mini --method prunesid --keep 64 --output $(DEMO)/mini
-	$(BIN)/vtexport run $(DEMO)/mini --image $(PHOTO) --prompt "What is on the table?" --max-new-tokens 24
-	$(BIN)/vtexport show $(DEMO)/mini --image $(PHOTO) --output $(DEMO)/kept.png
+	for plan in none prunesid-64; do \
+	  for question in "What word is written?" "How many triangles are there?" "Where is the red triangle?"; do \
+	    echo "$$plan, scene: $$question" && \
+	    $(BIN)/vtexport run $(DEMO)/mini --plan $$plan --image $(DEMO)/scene.png --prompt "$$question" || exit 1; \
+	  done; \
+	  echo "$$plan, photograph: How many objects are there?" && \
+	  $(BIN)/vtexport run $(DEMO)/mini --plan $$plan --image $(PHOTO) --prompt "How many objects are there?" || exit 1; \
+	done
+	$(BIN)/vtexport show $(DEMO)/mini --plan prunesid-64 --image $(DEMO)/scene.png --output $(DEMO)/kept-scene.png
+	$(BIN)/vtexport show $(DEMO)/mini --plan prunesid-64 --image $(PHOTO) --output $(DEMO)/kept.png
 
 test: setup
 	$(BIN)/pytest

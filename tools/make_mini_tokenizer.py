@@ -121,9 +121,9 @@ def tokenizer(whole: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def text() -> str:
+def text(whole: Sequence[str] | None = None) -> str:
     """The text of tokenizer.json."""
-    return _json(tokenizer(words()))
+    return _json(tokenizer(words() if whole is None else whole))
 
 
 def _json(content: dict[str, Any]) -> str:
@@ -146,8 +146,9 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(text(), encoding="utf-8")
+def main(folder: Path, whole: Sequence[str] | None = None) -> None:
+    """Writes both files. `whole` are the texts that are one token, `words()` unless given."""
+    (folder / "tokenizer.json").write_text(text(whole), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(_json(tokenizer_config()), encoding="utf-8")
 
 

@@ -30,7 +30,7 @@ from mini_training.optimiser import Optimiser
 from mini_training.schedule import PHASES, Clock, Deadline, Minutes, Phase, Steps, advance, phase_at
 
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
-WARM_STEPS = 40  # at the begin of each phase the learning rate rises
+WARM_STEPS = 20  # at the begin of each phase the learning rate rises
 SMOOTHING = 0.98
 LOG_SECONDS = 30.0
 

@@ -1,4 +1,4 @@
-"""The training of `mini`: its arithmetic is transformers' LLaVA's, it goes on where it stopped, and what it saves loads."""
+"""Training `mini`: its arithmetic is that of transformers, it goes on where it stopped, and what it saves loads."""
 
 from __future__ import annotations
 
