@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,plot,jobs,dev]'
 	touch $@
 
 # Without a C++ compiler or CMake the function bodies serve; `vtexport doctor` says so, and what that costs.
@@ -21,9 +21,19 @@ native: setup
 	-$(BIN)/vtexport plugins build --cpu-only
 
 demo: native
+	$(BIN)/python tools/render_scene.py $(DEMO)/scene.png
+	$(BIN)/vtexport build --model mini --method none --output $(DEMO)/mini
 	$(BIN)/vtexport build --model mini --method prunesid --keep 64 --output $(DEMO)/mini
-	$(BIN)/vtexport run $(DEMO)/mini --image $(PHOTO) --prompt "What is on the table?" --max-new-tokens 24
-	$(BIN)/vtexport show $(DEMO)/mini --image $(PHOTO) --output $(DEMO)/kept.png
+	for plan in none prunesid-64; do \
+	  for question in "What word is written?" "How many triangles are there?" "Where is the red triangle?"; do \
+	    echo "$$plan, scene: $$question" && \
+	    $(BIN)/vtexport run $(DEMO)/mini --plan $$plan --image $(DEMO)/scene.png --prompt "$$question" || exit 1; \
+	  done; \
+	  echo "$$plan, photograph: How many objects are there?" && \
+	  $(BIN)/vtexport run $(DEMO)/mini --plan $$plan --image $(PHOTO) --prompt "How many objects are there?" || exit 1; \
+	done
+	$(BIN)/vtexport show $(DEMO)/mini --plan prunesid-64 --image $(DEMO)/scene.png --output $(DEMO)/kept-scene.png
+	$(BIN)/vtexport show $(DEMO)/mini --plan prunesid-64 --image $(PHOTO) --output $(DEMO)/kept.png
 
 test: native
 	$(BIN)/pytest

@@ -58,9 +58,11 @@ def mini_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_bundle(mini_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mini with random weights, which leave no answer short."""
     from vtexport.build import build
 
-    return build("mini", tmp_path_factory.mktemp("bundles") / "mini", keep=64, cache_dir=mini_cache).folder
+    folder = tmp_path_factory.mktemp("bundles") / "mini"
+    return build("mini", folder, keep=64, weights="random", cache_dir=mini_cache).folder
 
 
 @pytest.fixture

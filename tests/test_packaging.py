@@ -97,6 +97,8 @@ def test_a_clean_environment_runs_a_bundle(
     run([command, "show", str(tiny_bundle), *given], tmp_path)
     run([command, "inspect", str(tiny_bundle), "--verify"], tmp_path)
     assert "ok" in run([command, "doctor", str(tiny_bundle)], tmp_path).stdout
+    asked = [command, "eval", str(tiny_bundle), "--limit=9", "--max-new-tokens=2", "--json"]
+    assert json.loads(run(asked, tmp_path).stdout)["samples"] == 9
     refused = subprocess.run(
         [command, "build", "--model", "mini", "--keep", "64"], cwd=tmp_path, capture_output=True, text=True
     )

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import make_mini_tokenizer
+
 import vtexport
 
 PACKAGED_MINI = Path(vtexport.__file__).parent / "checkpoint" / "packaged" / "mini"
 PHOTO = Path(__file__).parents[1] / "docs" / "images" / "coffee.jpg"
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TEXT_FILES = ("chat_template.jinja", "generation_config.json")
 IMAGE_TOKEN_ID, VOCABULARY = 4, 272
 
 
@@ -58,7 +60,8 @@ def make_model(config: Any, seed: int = 0) -> Any:
 
 
 def add_text_files(folder: Path, image_size: int = 112) -> None:
-    """Tokenizer, template and image settings beside a checkpoint's weights."""
+    """A tokenizer of bytes alone, which a small vocabulary holds; template and image settings."""
+    make_mini_tokenizer.main(folder, whole=())
     for name in TEXT_FILES:
         shutil.copy(PACKAGED_MINI / name, folder / name)
     settings = (PACKAGED_MINI / "preprocessor_config.json").read_text().replace("336", str(image_size))

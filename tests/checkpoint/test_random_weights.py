@@ -47,7 +47,7 @@ def test_names_shapes_and_modes(tmp_path: Path) -> None:
     assert {name: entry.shape for name, entry in entries.items()} == {
         model.family.hub_name(name): shape for name, shape in model.shapes.items()
     }
-    assert {entry.dtype for entry in entries.values()} == {"F32"}
+    assert {entry.dtype for entry in entries.values()} == {"F16"}
     assert stat.S_IMODE((tmp_path / "mini").stat().st_mode) == 0o755
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "mini").iterdir()} == {0o644}
     assert (tmp_path / "mini" / "config.json").read_bytes() == (MINI / "config.json").read_bytes()

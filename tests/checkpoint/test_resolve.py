@@ -180,24 +180,6 @@ def test_argument_values() -> None:
 # Random weights
 
 
-def test_mini_says_that_its_weights_are_random(own_cache: Path) -> None:
-    lines: list[str] = []
-    checkpoint = open_checkpoint("mini", notify=lines.append)
-    assert len(lines) == 1
-    assert "random" in lines[0]
-    assert "noise" in lines[0]
-    source = checkpoint.source
-    assert (source.kind, source.id, source.weights, source.seed) == ("alias", "mini", "random", 0)
-    assert checkpoint.folder.parent == own_cache / "random-weights"
-
-
-def test_mini_warns_by_default_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    open_checkpoint("mini")
-    output = capsys.readouterr()
-    assert "noise" in output.err
-    assert output.out == ""
-
-
 def test_asking_for_random_weights_needs_no_note(tmp_path: Path) -> None:
     for name in ("mini", str(ALIASES["mini"].folder)):
         checkpoint = open_checkpoint(name, weights="random", cache_dir=tmp_path, notify=pytest.fail)
@@ -205,16 +187,15 @@ def test_asking_for_random_weights_needs_no_note(tmp_path: Path) -> None:
     assert checkpoint.source.kind == "folder"
 
 
-def test_packaged_weights_are_used_once_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtexport.checkpoint import aliases
-
-    trained = open_checkpoint("mini", weights="random", seed=9, cache_dir=tmp_path / "cache").folder
-    shutil.copytree(trained, tmp_path / "packaged" / "mini")
-    monkeypatch.setattr(aliases, "PACKAGED", tmp_path / "packaged")
+def test_mini_has_weights_of_its_own(own_cache: Path) -> None:
     checkpoint = open_checkpoint("mini", notify=pytest.fail)
+    assert (checkpoint.source.kind, checkpoint.source.id) == ("alias", "mini")
     assert (checkpoint.source.weights, checkpoint.source.seed) == ("stored", None)
-    assert checkpoint.folder == tmp_path / "packaged" / "mini"
-    assert open_checkpoint("mini", weights="random", seed=1).source.weights == "random"
+    assert checkpoint.folder == ALIASES["mini"].folder
+    assert not own_cache.exists()
+    random = open_checkpoint("mini", weights="random", seed=1, notify=pytest.fail)
+    assert (random.source.weights, random.source.seed) == ("random", 1)
+    assert random.folder.parent == own_cache / "random-weights"
 
 
 def test_cache_is_reused_and_keyed(tmp_path: Path, edit_json: Callable[..., None]) -> None:
@@ -224,7 +205,7 @@ def test_cache_is_reused_and_keyed(tmp_path: Path, edit_json: Callable[..., None
     assert (again.folder, again.weight_files[0].stat().st_mtime_ns) == (first.folder, stamp)
     assert open_checkpoint("mini", weights="random", seed=1, cache_dir=tmp_path).folder != first.folder
     changed = Path(shutil.copytree(ALIASES["mini"].folder, tmp_path / "mini"))
-    edit_json(changed / "config.json", dtype="float16")
+    edit_json(changed / "config.json", dtype="bfloat16")
     assert open_checkpoint(str(changed), weights="random", cache_dir=tmp_path).folder != first.folder
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.checkpoint.model_config import read_model_config
-from vtexport.checkpoint.safetensors_index import SHARD_INDEX, SINGLE_FILE
 
 PACKAGED = Path(__file__).resolve().parent / "packaged"
 
@@ -29,17 +28,13 @@ class Alias:
         """The packaged files: config.json at least, the whole model for one without a hub id."""
         return PACKAGED / self.name
 
-    @property
-    def has_packaged_weights(self) -> bool:
-        return (self.folder / SINGLE_FILE).is_file() or (self.folder / SHARD_INDEX).is_file()
-
 
 ALIASES = {
     alias.name: alias
     for alias in (
         Alias("llava", "LLaVA-1.5 7B: CLIP ViT-L/14 at 336 pixels, Vicuna 7B", "llava-hf/llava-1.5-7b-hf"),
         Alias("llava-13b", "LLaVA-1.5 13B: CLIP ViT-L/14 at 336 pixels, Vicuna 13B", "llava-hf/llava-1.5-13b-hf"),
-        Alias("mini", "a tiny LLaVA that ships with vtexport, for trying things out and for tests", None),
+        Alias("mini", "a tiny LLaVA that ships with vtexport, trained on rendered scenes", None),
     )
 }
 

@@ -84,7 +84,7 @@ def open_checkpoint(
 
     With `weights="random"` only the configuration (and the tokenizer where there is one) is taken, and the weights are
     written from `seed` into `cache_dir` ($VTEXPORT_CACHE, else ~/.cache/vtexport), once for each configuration and
-    seed. `notify` gets lines for the user: what takes long, and that weights are random where nobody asked for it.
+    seed. `notify` gets lines for the user: what takes long.
 
     Raises:
         UsageError: `model` names nothing, or `weights` or `seed` has a value that does not exist.
@@ -97,11 +97,6 @@ def open_checkpoint(
     located = _locate(model, weights, notify)
     if located.weights == "stored":
         return _open_folder(located.folder, located, model, seed=None)
-    if weights == "stored":
-        notify(
-            f"{located.id} ships without trained weights, so seeded random ones are used (seed {seed}): "
-            "its answers are noise"
-        )
     cache = cache_dir if cache_dir is not None else default_cache_dir()
     folder = _cached_random_checkpoint(located, seed, cache, notify)
     try:
@@ -133,8 +128,7 @@ def _locate(model: str, weights: Weights, notify: Callable[[str], None]) -> _Loc
 
 def _locate_alias(alias: Alias, weights: Weights, notify: Callable[[str], None]) -> _Located:
     if alias.hub_id is None:
-        has: Weights = "stored" if weights == "stored" and alias.has_packaged_weights else "random"
-        return _Located(alias.folder, "alias", alias.name, None, has)
+        return _Located(alias.folder, "alias", alias.name, None, weights)
     if weights == "random":
         return _Located(alias.folder, "alias", alias.hub_id, None, "random")
     folder = hub.fetch_snapshot(alias.hub_id, None, with_weights=True, notify=notify)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -50,6 +50,11 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 class Progress:
     """Stages with the time since the start, and a bar for bytes when stderr is a terminal."""
 
@@ -66,18 +71,27 @@ class Progress:
         """Something the user should know; shown even when quiet."""
         tell(f"note: {text}")
 
-    @contextmanager
-    def bytes_done(self, text: str, total: int) -> Iterator[Callable[[int], object]]:
+    def bytes_done(self, text: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
         """Gives the function to call with each count of bytes done: a bar on a terminal, else a line now and then."""
+        return self._done(text, total, size, {"unit": "B", "unit_scale": True})
+
+    def items_done(self, text: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], object]]:
+        """The same for things that are counted one by one."""
+        return self._done(text, total, str, {"unit": f" {unit}"})
+
+    @contextmanager
+    def _done(
+        self, text: str, total: int, shown: Callable[[int], str], unit: dict[str, Any]
+    ) -> Iterator[Callable[[int], object]]:
         if self._quiet:
             yield lambda count: None
         elif not sys.stderr.isatty():
-            yield self._lines(text, total)
+            yield self._lines(text, total, shown)
         else:
-            with tqdm(total=total, desc=text, unit="B", unit_scale=True, file=sys.stderr, leave=False) as bar:
+            with tqdm(total=total, desc=text, file=sys.stderr, leave=False, **unit) as bar:
                 yield bar.update
 
-    def _lines(self, text: str, total: int) -> Callable[[int], None]:
+    def _lines(self, text: str, total: int, shown: Callable[[int], str]) -> Callable[[int], None]:
         done, last = 0, time.perf_counter()
 
         def count_up(count: int) -> None:
@@ -85,6 +99,6 @@ class Progress:
             done += count
             if time.perf_counter() - last > _SECONDS_BETWEEN_LINES:
                 last = time.perf_counter()
-                self.stage(f"{text}: {size(done)} of {size(total)}")
+                self.stage(f"{text}: {shown(done)} of {shown(total)}")
 
         return count_up

@@ -17,7 +17,10 @@ from vtexport.bundle.publish import discard_unfinished
 from vtexport.cli.console import tell
 from vtexport.errors import MissingDependencyError, VtexportError
 
-VERBS = ("build", "export", "compile", "calibrate", "run", "show", "inspect", "list", "plugins", "doctor")
+VERBS = (
+    *("build", "export", "compile", "calibrate", "run", "show", "eval", "sweep"),
+    *("inspect", "list", "plugins", "doctor"),
+)
 INTERRUPTED = 130
 
 _DESCRIPTION = """\

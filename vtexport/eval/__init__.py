@@ -1,0 +1,1 @@
+"""What pruning costs in answers: scenes with known answers, and measuring a bundle on them and on other datasets."""

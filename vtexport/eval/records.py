@@ -1,0 +1,157 @@
+"""A record for each answered question, kept as it comes, so that a run goes on where it was ended.
+
+The records of one plan stand in one JSONL file, whose name and first line carry a digest of everything that an answer
+or its time follows from: the plan's graphs and weights, and the settings. Another bundle, plan or setting is another
+file. Each record carries a digest of its sample, so a changed image, question or reference is asked again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import msgspec
+
+from vtexport.bundle.calibration import read_calibration
+from vtexport.bundle.manifest import Route
+from vtexport.bundle.reader import Bundle
+from vtexport.errors import InputError
+
+SCHEMA_VERSION = 1
+_DIGITS = 16  # of the digest in a file's name
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """One answer and what it cost."""
+
+    sample: str  # digest of the image, the question and the reference
+    number: int  # of the line in the dataset
+    id: str | None
+    task: str
+    question: str
+    expected: str | list[str | float]
+    answer: str
+    score: float
+    visual_tokens: int  # that entered the language model
+    tokens_per_layer: float  # the same, on average over its layers
+    new_tokens: int
+    finish_reason: str
+    plan: str  # that a route chose, or the plan itself
+    answered_box: list[float] | None = None  # in shares of the whole image, where a box was asked for and given
+    warnings: list[str] = []
+    # The stages of an answer whose image nobody looked at before, its file already decoded
+    timings_ms: dict[str, float]
+
+
+class Header(msgspec.Struct, kw_only=True):
+    """The first line of a file of records."""
+
+    schema_version: int
+    digest: str
+    plan: str
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+
+
+class Records:
+    """The records of one plan, open for adding; `known` has those there by their sample's digest.
+
+    Raises:
+        InputError: the file cannot be written, is being written by another process, or is not of this digest.
+    """
+
+    def __init__(self, folder: Path, header: Header):
+        name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in header.plan)
+        self.path = folder / f"{name}.{header.digest[:_DIGITS]}.jsonl"
+        self._header = header
+        self.machine = header.machine  # that the first of the records was made on
+        self.known: dict[str, Record] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self.path.open("a+b")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); choose another -o/--output") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(
+                f"{self.path} is being written by another process; wait for it or choose another -o/--output"
+            ) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def add(self, record: Record) -> None:
+        """Writes one record; it is in the file, whole, when this returns."""
+        self._write(record)
+        self.known[record.sample] = record
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):  # a run was ended while it wrote a record
+            self._file.truncate(len(whole))
+        first, *lines = whole.split(b"\n")
+        if not first:
+            self._file.truncate(0)
+            self._write(self._header)
+            return
+        try:
+            header = msgspec.json.decode(first, type=Header)
+            records = [msgspec.json.decode(line, type=Record) for line in lines if line]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"{self.path} does not hold records ({error}); delete it or move it away") from error
+        if (header.schema_version, header.digest) != (SCHEMA_VERSION, self._header.digest):
+            raise InputError(f"{self.path} holds the records of another run; delete it or move it away")
+        self.machine = header.machine
+        self.known = {record.sample: record for record in records}
+
+    def _write(self, line: msgspec.Struct) -> None:
+        try:
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); free some space") from error
+
+
+def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, Any]) -> str:
+    """SHA-256 of what the answers of a plan or route, and their times, follow from; files by the manifest's hashes."""
+    manifest = bundle.manifest
+    chosen = bundle.plan_or_route(name)
+    plans = [bundle.plan(each) for each in chosen.plans] if isinstance(chosen, Route) else [bundle.plan(name)]
+    files = {path for path in manifest.files if path.endswith(".safetensors")}
+    files |= {manifest.text.tokenizer, manifest.text.chat_template, manifest.text.embedding.file}
+    described = []
+    for plan in plans:
+        graphs = plan.graphs.get(dialect)
+        used = [graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm] if graphs else []
+        files |= {manifest.graphs[each].file for each in used}
+        without = {"command", "created_at", "graphs"}
+        described.append({key: value for key, value in msgspec.to_builtins(plan).items() if key not in without})
+    calibration = read_calibration(bundle.folder, manifest) if isinstance(chosen, Route) else {}
+    parts = {
+        "schema": SCHEMA_VERSION,
+        "plans": described,
+        "route": msgspec.to_builtins(calibration.get(chosen.name)),
+        "files": sorted(manifest.files[path].sha256 for path in files),
+        "image": msgspec.to_builtins(manifest.image),
+        "precision": manifest.precision,
+        "settings": dict(settings),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
