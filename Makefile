@@ -42,6 +42,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'plugins/*.h' '*.cpp' '*.cu' '*.cuh' 'tests/plugins/*.h')
 
 benchmark: native
 	$(BIN)/python benchmarks/prunesid_op.py --threads 2
