@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from warm_builds import WarmBuilds
+
+# No test is a matter of time: a loaded machine must not fail one.
+hypothesis.settings.register_profile("vtexport", deadline=None)
+hypothesis.settings.load_profile("vtexport")
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,18 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from vtexport.plugins.libraries import choose_library
+
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, system and Python."""
+    """Processor, cores that this process may use, system, Python, and which form of the pruning ops runs on the CPU."""
+    native = choose_library()
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
+        "pruning_ops": "native library" if native.library else f"function bodies ({native.reason})",
     }
 
 
