@@ -17,6 +17,8 @@ from vtexport.pruning.registry import register
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
 
+TIE = 1e12  # distances are told apart from 1e-12 on
+
 
 @dataclass(frozen=True)
 class DivPruneParameters(Parameters):
@@ -95,9 +97,10 @@ def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
 
     from vtexport.pruning.arrays import cosine_similarity, greedy
 
-    # 1. Distances, symmetric to the last bit: two tokens that are each other's nearest neighbours are a true tie.
+    # 1. Distances, symmetric to the last bit: two tokens that are each other's nearest neighbours are a true tie. So are
+    # equal tokens, whatever a matrix product makes of equal rows at different places: it is off by about 1e-16.
     cosine = cosine_similarity(xp, rows)
-    distance = 1.0 - 0.5 * (cosine + cosine.T)
+    distance = xp.round((1.0 - 0.5 * (cosine + cosine.T)) * TIE) / TIE
     # 2. At first every token's distance to its nearest neighbour counts, itself aside.
     itself = xp.eye(rows.shape[0], dtype=xp.bool, device=device(rows))
     alone = xp.min(xp.where(itself, xp.inf, distance), axis=1)
