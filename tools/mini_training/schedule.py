@@ -41,13 +41,13 @@ def _canvases(*rows: tuple[int, int, int, float]) -> tuple[tuple[Layout, float],
 
 # Small canvases first: several times as many pictures in the same time, and what they teach holds for full ones.
 _SMALL = _canvases((48, 9, 2, 0.15), (32, 12, 4, 0.55), (24, 15, 5, 0.3))
-_FULL = _canvases((16, GRID, 6, 0.6), (20, 19, 6, 0.2), (32, 13, 4, 0.15), (48, 9, 2, 0.05))
+_FULL = _canvases((16, GRID, 6, 0.5), (20, 19, 6, 0.25), (32, 13, 4, 0.2), (48, 9, 2, 0.05))
 PHASES = (
     Phase("tower", 0.18, _canvases((96, 8, 2, 0.5), (48, 12, 3, 0.5)), 0, 1.0, (1.0, 0.3), 1.0),
     Phase("tower-full", 0.015, _canvases((16, GRID, 6, 1.0)), 0, 1.0, (0.5, 0.1), 1.0),
-    Phase("language", 0.33, _SMALL, 160, 0.0, (1.0, 0.4), 0.1),
-    Phase("joint", 0.275, _SMALL, 200, 0.3, (0.4, 0.2), 0.25),
-    Phase("full", 0.20, _FULL, 240, 0.3, (0.2, 0.0), 0.25),
+    Phase("language", 0.26, _SMALL, 160, 0.0, (1.0, 0.4), 0.1),
+    Phase("joint", 0.19, _SMALL, 200, 0.3, (0.4, 0.2), 0.25),
+    Phase("full", 0.355, _FULL, 240, 0.3, (0.2, 0.0), 0.25),
 )
 
 
