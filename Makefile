@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+WORKERS ?= 2
 PHOTO := docs/images/coffee.jpg
 
 .PHONY: setup native demo test lint benchmark gpu-check clean
@@ -35,8 +36,9 @@ demo: native
 	$(BIN)/vtexport show $(DEMO)/mini --plan prunesid-64 --image $(DEMO)/scene.png --output $(DEMO)/kept-scene.png
 	$(BIN)/vtexport show $(DEMO)/mini --plan prunesid-64 --image $(PHOTO) --output $(DEMO)/kept.png
 
+# Two workers, each with whole files: fixtures that build bundles and libraries are made once a file.
 test: native
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

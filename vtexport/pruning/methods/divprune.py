@@ -97,8 +97,8 @@ def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
 
     from vtexport.pruning.arrays import cosine_similarity, greedy
 
-    # 1. Distances, symmetric to the last bit: two tokens that are each other's nearest neighbours are a true tie. So are
-    # equal tokens, whatever a matrix product makes of equal rows at different places: it is off by about 1e-16.
+    # 1. Distances, symmetric to the last bit: two tokens that are each other's nearest neighbours are a true tie. So
+    # are equal tokens, whatever a matrix product makes of equal rows at different places: it is off by about 1e-16.
     cosine = cosine_similarity(xp, rows)
     distance = xp.round((1.0 - 0.5 * (cosine + cosine.T)) * TIE) / TIE
     # 2. At first every token's distance to its nearest neighbour counts, itself aside.
