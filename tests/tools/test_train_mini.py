@@ -302,7 +302,7 @@ def test_a_deadline_is_met_although_the_process_was_stopped() -> None:
             break
     assert watch.time == pytest.approx(1100, abs=1.5)
     assert seen[9] == pytest.approx(0.1, abs=0.01)
-    assert max(np.diff(seen)) < 0.06, "the pause itself took a part of the schedule"
+    assert max(np.diff(seen)) < 0.1, "the pause itself took a part of the schedule"
 
 
 def test_stopped_time_is_not_training_time() -> None:
