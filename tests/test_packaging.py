@@ -62,11 +62,13 @@ def test_wheel_holds_recipes_and_models(wheel: Path) -> None:
         "vtexport/data/engines/cpu.toml",
         "vtexport/data/plugins/README.md",
         "vtexport/checkpoint/packaged/mini/tokenizer.json",
+        "vtexport/checkpoint/packaged/mini/model.safetensors",
         "vtexport/checkpoint/packaged/llava/config.json",
     ):
         assert expected in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert wheel.stat().st_size < 12e6
 
 
 @pytest.mark.parametrize("minor", MINORS)

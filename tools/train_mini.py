@@ -30,7 +30,7 @@ from mini_training.optimiser import Optimiser
 from mini_training.schedule import PHASES, Clock, Deadline, Minutes, Phase, Steps, advance, phase_at
 
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
-WARM_STEPS = 20  # at the begin of each phase the learning rate rises
+WARM_STEPS = 10  # at the begin of each phase the learning rate rises
 SMOOTHING = 0.98
 LOG_SECONDS = 30.0
 
@@ -127,7 +127,8 @@ def _train_phase(
 ) -> None:
     phase = phases[number]
     feeder = Feeder(
-        lambda step: make_batch(trainer.seed, step, phase.layout(trainer.seed, step), phase.room), trainer.step
+        lambda step: make_batch(trainer.seed, step, phase.layout(trainer.seed, step), phase.room, phase.weights),
+        trainer.step,
     )
     saved = logged = last = time.monotonic()
     seen: dict[str, int] = defaultdict(int)

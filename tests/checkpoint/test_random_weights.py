@@ -66,7 +66,7 @@ def test_dtype_of_the_configuration(tmp_path: Path, edit_json: Callable[..., Non
 
 def test_shards_hold_the_same_values(tmp_path: Path) -> None:
     write_random_checkpoint(MINI, tmp_path / "one", 0)
-    write_random_checkpoint(MINI, tmp_path / "many", 0, shard_bytes=2_000_000)
+    write_random_checkpoint(MINI, tmp_path / "many", 0, shard_bytes=1_000_000)
     index = json.loads((tmp_path / "many" / SHARD_INDEX).read_text())
     shards = sorted(set(index["weight_map"].values()))
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
@@ -79,7 +79,7 @@ def test_shards_hold_the_same_values(tmp_path: Path) -> None:
         assert _data(tmp_path / "one", name) == _data(tmp_path / "many", name), name
         assert (many[name].shape, many[name].dtype) == (entry.shape, entry.dtype)
     for shard in shards:
-        assert sum(entry.nbytes for entry in many.values() if entry.file.name == shard) <= 2_000_000
+        assert sum(entry.nbytes for entry in many.values() if entry.file.name == shard) <= 1_000_000
 
 
 def test_transformers_loads_shards(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     write_random_checkpoint(MINI, tmp_path / "mini", 0, progress=lambda written, total: calls.append((written, total)))
     assert calls == sorted(calls)
-    assert calls[-1] == (4 * 2_882_560, 4 * 2_882_560)
+    assert calls[-1] == (2 * 2_909_312, 2 * 2_909_312)
 
 
 def test_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, edit_json: Callable
     import tracemalloc
 
     source = Path(shutil.copytree(MINI, tmp_path / "source"))
-    text = json.loads((source / "config.json").read_text())["text_config"] | {"vocab_size": 400_000}
+    text = json.loads((source / "config.json").read_text())["text_config"] | {"vocab_size": 800_000}
     edit_json(source / "config.json", text_config=text)
     read_model_config(source)  # imports what it needs
     tracemalloc.start()

@@ -25,7 +25,10 @@ PATCH, GRID = 14, 24
 SIDE = "side"  # the training-only step towards relations, beside TASKS
 ASKED = (*TASKS, SIDE)
 # How often a task is drawn; a digit or word that is there is asked about once in every picture anyway.
-TASK_WEIGHTS = {"existence": 12, "colour": 9, "shape": 9, "counting": 22, "relation": 24, "grounding": 15, SIDE: 9}
+Weights = dict[str, float]
+TASK_WEIGHTS: Weights = {
+    "existence": 12, "colour": 9, "shape": 9, "counting": 22, "relation": 24, "grounding": 15, SIDE: 9
+}  # fmt: skip
 ENOUGH, UNSURE = 0.12, 0.0  # share of a patch that an item covers for the patch to be its; in between neither
 SEEDS_A_STEP = 1024
 
@@ -78,13 +81,13 @@ class Turns:
     answers: list[tuple[str, int, int]]
 
 
-def pack(rng: random.Random, items: tuple[Item, ...], room: int) -> Turns:
+def pack(rng: random.Random, items: tuple[Item, ...], room: int, weights: Weights) -> Turns:
     """Questions about one picture, as many as `room` tokens hold, none twice."""
     packed = Turns([], [], [], [], [], [])
     seen: set[str] = set()
     first = [task for task in ("digit", "word") if any(item.kind == task for item in items)]
     for _ in range(4 * room):
-        task = first.pop() if first else rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+        task = first.pop() if first else rng.choices(list(weights), list(weights.values()))[0]
         asked = ask_side(rng, items) if task == SIDE else ask(rng, items, task)
         if asked is None or asked.question.question in seen:
             if room - len(packed.ids) < 9:
@@ -151,7 +154,7 @@ def dense_labels(drawing: Drawing, side: int, origin: tuple[int, int]) -> dict[s
     return {**labels, "centre": centre, "presence": presence}
 
 
-def make_batch(seed: int, step: int, layout: Layout, room: int) -> Batch:
+def make_batch(seed: int, step: int, layout: Layout, room: int, weights: Weights = TASK_WEIGHTS) -> Batch:
     """The batch of a training step: the same for the same arguments. `room` text tokens a picture, 0 for none.
 
     Scene seeds stay below `HELD_OUT_SEED`. Raises ValueError where they would not.
@@ -169,7 +172,7 @@ def make_batch(seed: int, step: int, layout: Layout, room: int) -> Batch:
         drawings.append(drawing)
         origins.append(origin)
         rows.append(dense_labels(drawing, layout.side, origin))
-        turns.append(pack(rng, drawing.items, room))
+        turns.append(pack(rng, drawing.items, room, weights))
     stacked = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
     named = [[number, *row] for number, packed in enumerate(turns) for row in packed.named]
     return Batch(

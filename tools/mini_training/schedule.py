@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from mini_training.batches import GRID, Layout
+from mini_training.batches import GRID, SIDE, TASK_WEIGHTS, Layout, Weights
 
 LONGEST_STEP = 4.0  # times the usual one; what is beyond it is a pause, not training
 
@@ -19,7 +19,7 @@ class Phase:
 
     `room` is the number of text tokens a picture, 0 to train the tower alone; `vision` the tower's factor on the
     learning rate, 0 to freeze it; `rates` the factors on the learning rate at the begin and the end; `dense_weight`
-    that of the losses on patches and CLS.
+    that of the losses on patches and CLS; `weights` how often each task is asked.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Phase:
     vision: float
     rates: tuple[float, float]
     dense_weight: float
+    weights: Weights = field(default_factory=lambda: TASK_WEIGHTS)
 
     def layout(self, seed: int, step: int) -> Layout:
         choices, weights = zip(*self.layouts, strict=True)
@@ -41,13 +42,17 @@ def _canvases(*rows: tuple[int, int, int, float]) -> tuple[tuple[Layout, float],
 
 # Small canvases first: several times as many pictures in the same time, and what they teach holds for full ones.
 _SMALL = _canvases((48, 9, 2, 0.15), (32, 12, 4, 0.55), (24, 15, 5, 0.3))
-_FULL = _canvases((16, GRID, 6, 0.6), (20, 19, 6, 0.2), (32, 13, 4, 0.15), (48, 9, 2, 0.05))
+_FULL = _canvases((16, GRID, 6, 0.5), (20, 19, 6, 0.25), (32, 13, 4, 0.2), (48, 9, 2, 0.05))
+# By then relations are learned from small canvases; many objects, and small ones, are what full pictures add.
+_HARD: Weights = {
+    "existence": 14, "colour": 8, "shape": 10, "counting": 28, "relation": 14, "grounding": 20, SIDE: 2
+}  # fmt: skip
 PHASES = (
     Phase("tower", 0.18, _canvases((96, 8, 2, 0.5), (48, 12, 3, 0.5)), 0, 1.0, (1.0, 0.3), 1.0),
     Phase("tower-full", 0.015, _canvases((16, GRID, 6, 1.0)), 0, 1.0, (0.5, 0.1), 1.0),
-    Phase("language", 0.33, _SMALL, 160, 0.0, (1.0, 0.4), 0.1),
-    Phase("joint", 0.275, _SMALL, 200, 0.3, (0.4, 0.2), 0.25),
-    Phase("full", 0.20, _FULL, 240, 0.3, (0.2, 0.0), 0.25),
+    Phase("language", 0.26, _SMALL, 160, 0.0, (1.0, 0.4), 0.1),
+    Phase("joint", 0.16, _SMALL, 200, 0.3, (0.4, 0.3), 0.25),
+    Phase("full", 0.385, _FULL, 240, 0.3, (0.3, 0.0), 0.25, _HARD),
 )
 
 
