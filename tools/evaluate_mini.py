@@ -58,13 +58,13 @@ def interval(right: int, number: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def evaluate(model: str, scenes: int, keep: int | None = None) -> dict[str, Any]:
+def evaluate(model: str, scenes: int, keep: int | None = None, threads: int | None = None) -> dict[str, Any]:
     """Right answers by task over the first held-out scenes, with all visual tokens or `keep` by prunesid."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         plan = {"method": "none"} if keep is None else {"method": "prunesid", "keep": keep}
-        pipeline = Pipeline.open(build(model, Path(folder) / "bundle", **plan).folder)
+        pipeline = Pipeline.open(build(model, Path(folder) / "bundle", **plan).folder, threads=threads)
         for number, scene in enumerate(held_out_scenes(scenes), 1):
             frame = pipeline.encode(scene.image)
             for question in scene.questions:
@@ -90,9 +90,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--keep", type=int, help="prune to this many visual tokens with prunesid (default: all)")
+    parser.add_argument("--threads", type=int, help="of ONNX Runtime (default: its own choice)")
     parser.add_argument("--output", type=Path, help="write the figures there as JSON")
     chosen = parser.parse_args(arguments)
-    result = evaluate(chosen.model, chosen.scenes, chosen.keep)
+    result = evaluate(chosen.model, chosen.scenes, chosen.keep, chosen.threads)
     for task, row in result["tasks"].items():
         print(f"{task:10} {row['right']:4} of {row['of']:4}  {row['share']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]")
     print(f"mean over tasks {result['mean_over_tasks']:.3f}, {chosen.scenes} scenes, {result['seconds']} s")
