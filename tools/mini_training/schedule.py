@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mini_training.batches import GRID, SIDE, TASK_WEIGHTS, Layout, Weights
+from mini_training.batches import GRID, TASK_WEIGHTS, Layout, Weights
 
 LONGEST_STEP = 4.0  # times the usual one; what is beyond it is a pause, not training
 
