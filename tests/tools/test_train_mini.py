@@ -278,7 +278,7 @@ def test_phases_take_their_shares() -> None:
     assert schedule.phase_at(1.0) == (len(phases) - 1, 1.0)
     assert schedule.phase_at(phases[0].share + 1e-9)[0] == 1
     assert phases[-1].rates[1] == 0
-    assert {phase.layout(1, step).side for phase in phases for step in range(200)} >= {9, 12, 14, 15, 19, GRID}
+    assert {phase.layout(1, step).side for phase in phases for step in range(200)} >= {8, 9, 12, 13, 15, 19, GRID}
 
 
 class Watch:
@@ -302,7 +302,7 @@ def test_a_deadline_is_met_although_the_process_was_stopped() -> None:
             break
     assert watch.time == pytest.approx(1100, abs=1.5)
     assert seen[9] == pytest.approx(0.1, abs=0.01)
-    assert max(np.diff(seen)) < 0.06, "the pause itself took a part of the schedule"
+    assert max(np.diff(seen)) < 0.1, "the pause itself took a part of the schedule"
 
 
 def test_stopped_time_is_not_training_time() -> None:
