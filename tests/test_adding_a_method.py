@@ -25,7 +25,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with the page's file in it."""
     folder = tmp_path_factory.mktemp("copy") / "vtexport"
     ignored = shutil.ignore_patterns("__pycache__", ".*_cache", "*.pyc")
-    for name in ("vtexport", "tests", "docs", "engines", "plugins"):
+    for name in ("vtexport", "tests", "tools", "benchmarks", "docs", "engines", "plugins"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
     (path,) = re.findall(r"^`(vtexport/pruning/methods/\w+\.py)`", PAGE.read_text(), flags=re.MULTILINE)
@@ -39,7 +39,7 @@ def shell(copy: Path, mini_cache: Path, command: str) -> subprocess.CompletedPro
     environment = {
         **os.environ,
         "PATH": f"{scripts}:{os.environ['PATH']}",
-        "PYTHONPATH": str(copy),
+        "PYTHONPATH": os.pathsep.join(map(str, (copy, copy / "tests", copy / "tools"))),
         "VTEXPORT_CACHE": str(mini_cache),
     }
     return subprocess.run(command, shell=True, cwd=copy, env=environment, capture_output=True, text=True)

@@ -66,6 +66,7 @@ class NumPy:
         np.exp,
     )
     ones_like, full_like, zeros_like, abs, tanh = np.ones_like, np.full_like, np.zeros_like, np.abs, np.tanh
+    round = staticmethod(np.round)
     sum, min, mean, max, all, any = np.sum, np.min, np.mean, np.max, np.all, np.any
     take, flip, argmax, argmin, minimum = np.take, np.flip, np.argmax, np.argmin, np.minimum
     permute_dims, concat = staticmethod(np.transpose), staticmethod(np.concatenate)
@@ -123,7 +124,7 @@ def torch_namespace() -> Any:
             *(torch.where, torch.asarray, torch.zeros),
             *(torch.full, torch.arange, torch.eye),
         )
-        permute_dims = torch.permute
+        permute_dims, round = torch.permute, torch.round
         sum, mean = reduction(torch.sum, torch.sum), reduction(torch.mean, torch.mean)
         min, max = reduction(torch.min, torch.amin), reduction(torch.max, torch.amax)
         all, any = reduction(torch.all, torch.all), reduction(torch.any, torch.any)
