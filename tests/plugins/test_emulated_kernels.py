@@ -22,7 +22,7 @@ from native_compare import check, check_batch, problems
 NAMES = golden_names()
 # Half of the types each: the features are exact in all of them.
 GOLDEN = [(name, golden_types(name)[number % len(golden_types(name))]) for number, name in enumerate(NAMES)]
-SEEDS = 5
+SEEDS = 3
 SMALL, WIDTH = (6, 7), 40
 
 
