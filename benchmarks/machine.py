@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vtexport.eval.machine import describe_machine
+
 
 def describe(threads: int | None, packages: Sequence[str]) -> dict[str, Any]:
     """CPU, cores, threads given to the libraries, load, system, versions and date."""
@@ -26,12 +28,8 @@ def describe(threads: int | None, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Name, family and model: clouds shorten the name, and the numbers still tell the generation."""
+    """What results of `vtexport eval` name, and the widest instructions."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    widest = "AVX-512" if "avx512f" in fields.get("flags", "") else "AVX2" if "avx2" in fields.get("flags", "") else ""
-    numbers = f"family {fields['cpu family']}, model {fields['model']}" if "cpu family" in fields else ""
-    return ", ".join(part for part in (fields.get("model name", platform.machine()), numbers, widest) if part)
+    flags = info.read_text(errors="replace") if info.exists() else ""
+    widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return ", ".join(part for part in (describe_machine()["cpu"], widest) if part)
