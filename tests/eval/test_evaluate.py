@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,38 +299,3 @@ def test_without_joblib(
     blocked_import("joblib")
     with pytest.raises(MissingDependencyError, match=r"pip install 'vtexport\[jobs\]' or leave --jobs out"):
         run(eval_bundle, ["none"], known_answers, tmp_path / "out", dataclasses.replace(SETTINGS, jobs=2))
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_and_resumed(eval_bundle: Path, tmp_path: Path, sent: signal.Signals, jobs: int) -> None:
-    """The process is ended amid its answers, its workers with it; what it answered is kept, and the next goes on."""
-    if jobs > 1:
-        pytest.importorskip("joblib", reason="joblib is not installed")
-    command = [sys.executable, "-m", "vtexport", "eval", str(eval_bundle), "--limit", "100000", "--threads", "1"]
-    command += ["--plan", "prunesid-8", "--plan", "prunesid-16", "--no-baseline", "--max-new-tokens", "2"]
-    command += ["--jobs", str(jobs), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    records = tmp_path / "out" / "records"
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 2000 for path in records.glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(sent)
-    process.communicate(timeout=60)
-    assert process.returncode == (130 if sent == signal.SIGINT else -9)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:  # workers let go of their files
-        try:
-            limit = len(record_files(tmp_path / "out")[0].read_bytes().splitlines()) + 5
-            settings = Settings(max_new_tokens=2, threads=1, jobs=jobs)
-            bundle, dataset = open_bundle(eval_bundle), open_dataset("scenes", limit)
-            before = {path.name: path.read_bytes() for path in record_files(tmp_path / "out")}
-            result = answer_all(bundle, "prunesid-8", dataset, settings, records)
-            break
-        except InputError:  # written by another process
-            time.sleep(0.2)
-    else:
-        pytest.fail("a worker outlived the process that it worked for")
-    assert [each.question.number for each in result.answered] == list(range(1, limit + 1))
-    kept = before[result.records.name]
-    assert result.records.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])

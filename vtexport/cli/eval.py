@@ -76,9 +76,11 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks and reports."""
-    from vtexport.eval.evaluate import check_jobs, unpruned_plan
+    from vtexport.eval.evaluate import unpruned_plan
+    from vtexport.eval.workers import check_joblib
 
-    check_jobs(args.jobs)
+    if args.jobs > 1:
+        check_joblib()
     bundle = open_bundle(args.bundle)
     named = [name for names in args.plan or () for name in names]
     plans = list(dict.fromkeys(named or [plan.name for plan in bundle.manifest.plans]))
@@ -132,7 +134,7 @@ def save(args: argparse.Namespace, name: str, report: Report, **further: Any) ->
 
 
 def finish(report: Report, saved: Path) -> int:
-    """Tells of lines that could not be used; the exit code."""
+    """Tells of lines that could not be used and plans that could not be asked; the exit code."""
     bad = report.bad_lines
     for line in bad[:_MOST_BAD_LINES]:
         tell(f"line {line['line']}: {line['reason']}")
@@ -140,7 +142,9 @@ def finish(report: Report, saved: Path) -> int:
         tell(f"and {len(bad) - _MOST_BAD_LINES} more, in {saved}")
     if bad:
         tell(f"vtexport: {len(bad)} of {report.dataset}'s lines could not be used; the result is of the others")
-    return 1 if bad else 0
+    for failed in report.failed:
+        tell(f"vtexport: {failed.plan} is not in the result: {failed.reason}")
+    return report.failed[0].exit_code if report.failed else int(bool(bad))
 
 
 def say_report(report: Report) -> None:

@@ -72,11 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds what is missing, asks, and shows."""
     from vtexport.eval.dataset import open_dataset
-    from vtexport.eval.evaluate import check_jobs, unpruned_plan
+    from vtexport.eval.evaluate import unpruned_plan
     from vtexport.eval.plot import check_plot, draw
+    from vtexport.eval.workers import check_joblib
 
     # What would be refused after the work is refused before it.
-    check_jobs(args.jobs)
+    if args.jobs > 1:
+        check_joblib()
     open_dataset(args.dataset, args.limit)
     if args.plot and args.no_plot:
         raise UsageError("--plot and --no-plot exclude each other; give one of them")

@@ -26,6 +26,10 @@ SCHEMA_VERSION = 1
 _DIGITS = 16  # of the digest in a file's name
 
 
+class RecordsInUseError(InputError):
+    """Another process adds to the same records."""
+
+
 class Record(msgspec.Struct, kw_only=True):
     """One answer and what it cost."""
 
@@ -81,7 +85,7 @@ class Records:
             self._read()
         except BlockingIOError as error:
             self._file.close()
-            raise InputError(
+            raise RecordsInUseError(
                 f"{self.path} is being written by another process; wait for it or choose another -o/--output"
             ) from error
         except BaseException:
