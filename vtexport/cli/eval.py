@@ -24,7 +24,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, counted, say, say_json, table, tell
 
 if TYPE_CHECKING:
-    from vtexport.eval.report import PlanReport, Report, Share, Summary
+    from vtexport.eval.report import PlanReport, Report, Share, Summary, Task
 
 _MOST_BAD_LINES = 20  # shown one by one
 
@@ -153,14 +153,20 @@ def say_report(report: Report) -> None:
     header = ("plan", "tokens", "a layer", "first token", "answer", "p95")
     say(table([_cost(plan) for plan in report.plans], header))
     for plan in report.plans:
-        rows: list[tuple[str, ...]] = [
-            (task, each.metric, str(each.samples), percent(each.accuracy), kept(each.retention))
+        against = report.unpruned if report.unpruned != plan.plan else None
+        rows = [
+            (task, each.metric, _right(each), *_accuracy(each.accuracy), kept(each.retention))
             for task, each in plan.tasks.items()
         ]
-        rows += [_mean(name, of) for name, of in _summaries(plan) if of is not None and of.tasks > 1]
+        rows += [
+            (name, "", "", *_accuracy(of.accuracy), kept(of.retention))
+            for name, of in _summaries(plan)
+            if of is not None and of.tasks > 1
+        ]
+        header = ("task", "metric", "right", "share", "95 % interval", f"of {against}'s, %")
+        columns = len(header) if against else len(header) - 1
         say(f"\n{plan.plan}")
-        retention = f"of {report.unpruned}'s" if report.unpruned and report.unpruned != plan.plan else ""
-        say(table(rows, ("task", "metric", "questions", "accuracy, 95 %", retention)))
+        say(table([row[:columns] for row in rows], header[:columns]))
         for task, each in plan.tasks.items():
             if each.yes_no is not None:
                 scores = each.yes_no
@@ -184,8 +190,13 @@ def _summaries(plan: PlanReport) -> list[tuple[str, Summary | None]]:
     ]
 
 
-def _mean(name: str, summary: Summary) -> tuple[str, ...]:
-    return name, "", "", percent(summary.accuracy), kept(summary.retention)
+def _right(task: Task) -> str:
+    """`148 of 150`; scores between 0 and 1 add up to tenths."""
+    return f"{round(task.accuracy.value * task.samples, 1):g} of {task.samples}"
+
+
+def _accuracy(share: Share) -> tuple[str, str]:
+    return f"{100 * share.value:.1f} %", f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
 
 
 def _cost(plan: PlanReport) -> tuple[str, ...]:
