@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from remembered_vision import remembered_vision
 
 import vtexport.eval.answering as answering
 from vtexport.bundle.reader import open_bundle
@@ -128,15 +130,15 @@ def test_settings_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: P
     assert len(record_files(tmp_path / "out")) == 4
 
 
-def test_bundles_do_not_mix(
-    tiny_checkpoint: Path, eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]
-) -> None:
-    """Another bundle of the same name with a plan of the same name, here of other weights' precision."""
-    from vtexport.build import build
-
-    other = build(str(tiny_checkpoint), tmp_path / "tiny", method="none", precision="fp16").folder
-    run(eval_bundle, ["none"], known_answers, tmp_path / "out", limit=2)
-    run(other, ["none"], known_answers, tmp_path / "out", limit=2)
+def test_bundles_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]) -> None:
+    """Another bundle of the same name with a plan of the same name, of other weights."""
+    bundle, dataset = open_bundle(eval_bundle), open_dataset(str(known_answers), 2)
+    other = open_bundle(eval_bundle)
+    for name, file in other.manifest.files.items():
+        if name.endswith(".safetensors"):
+            file.sha256 = "0" * 64
+    for each in (bundle, other):
+        evaluate(each, ["none"], dataset, SETTINGS, tmp_path / "out")
     assert len(asked) == 4
     assert len(record_files(tmp_path / "out")) == 2
 
@@ -217,7 +219,8 @@ def test_plans_that_pick_by_the_question_look_again(
 ) -> None:
     from vtexport.build import build
 
-    bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
+    with remembered_vision():
+        bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
     looks: list[Any] = []
     encode = Pipeline.encode
 
@@ -241,7 +244,8 @@ def test_plans_that_pick_by_the_question_look_again(
 def test_tokens_of_plans_that_prune_inside(tiny_checkpoint: Path, known_answers: Path, tmp_path: Path) -> None:
     from vtexport.build import build
 
-    bundle = build(str(tiny_checkpoint), tmp_path / "b", method="fastv", keep=40)
+    with remembered_vision():
+        bundle = build(str(tiny_checkpoint), tmp_path / "b", method="fastv", keep=40)
     plan = bundle.plan("fastv-40")
     result = answer_all(bundle, "fastv-40", open_dataset(str(known_answers), 1), SETTINGS, tmp_path / "out")
     (answered,) = result.answered
@@ -251,12 +255,11 @@ def test_tokens_of_plans_that_prune_inside(tiny_checkpoint: Path, known_answers:
     assert tokens_per_layer(plan, 64, kept) == pytest.approx(sum(plan.tokens_by_layer()) / 3)
 
 
-def test_routes(tiny_checkpoint: Path, known_answers: Path, tmp_path: Path) -> None:
+def test_routes(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
     """Each image gets one of the budgets, and the records say which."""
-    from vtexport.build import build
     from vtexport.runtime.calibrate import calibrate
 
-    bundle = build(str(tiny_checkpoint), tmp_path / "b", keep=[8, 16], dynamic=True)
+    bundle = open_bundle(shutil.copytree(eval_bundle, tmp_path / "b"))
     (route,) = bundle.manifest.routes
     calibrate(bundle, known_answers.parent)
     report = run(bundle.folder, [route.name], known_answers, tmp_path / "out")
