@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from remembered_vision import remembered_vision
 
+from vtexport.cli.eval import say_report
 from vtexport.cli.main import main
+from vtexport.eval.report import Report
 
 LIMITS = ("--limit", "12", "--max-new-tokens", "4", "--threads", "1")
 
@@ -65,6 +69,17 @@ def test_eval_of_scenes(eval_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     assert [plan["plan"] for plan in json.loads(out)["plans"]] == ["prunesid-16", "prunesid-8"]
 
 
+def test_the_page_on_mini_shows_the_result_that_is_kept(capsys: Any) -> None:
+    """docs/mini.md has what `vtexport eval` printed when it left benchmarks/results/mini.json."""
+    root = Path(__file__).parents[2]
+    kept = json.loads((root / "benchmarks" / "results" / "mini.json").read_text())
+    say_report(msgspec.convert(kept, Report))
+    printed = "".join(f"    {line}\n" if line else "\n" for line in capsys.readouterr().out.splitlines())
+    page = (root / "docs" / "mini.md").read_text()
+    assert f"    {kept['command']}\n" in page
+    assert printed in page, f"docs/mini.md does not show this result:\n{printed}"
+
+
 def test_eval_with_bad_lines(eval_bundle: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
     good = {"image": str(photo), "question": "What is this?", "answer": "x"}
     lines = [json.dumps(good), *["x"] * 25, json.dumps({**good, "image": "nowhere.png"})]
@@ -78,6 +93,21 @@ def test_eval_with_bad_lines(eval_bundle: Path, photo: Path, tmp_path: Path, cap
         "vtexport: 26 of d.jsonl's lines could not be used; the result is of the others"
     )
     assert len(json.loads((tmp_path / "tiny-eval" / "eval.json").read_text())["bad_lines"]) == 26
+
+
+@pytest.mark.parametrize("verb", [["eval"], ["sweep", "--no-plot"]])
+def test_a_plan_that_fails(eval_bundle: Path, tmp_path: Path, capsys: Any, verb: list[str]) -> None:
+    """The others are in the result, and the exit code is the failed one's."""
+    broken = tmp_path / "broken"
+    shutil.copytree(eval_bundle, broken)
+    graph = broken / "onnx" / "prunesid-8.prune.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    code, out, err = call(capsys, verb[0], broken, *verb[1:], *LIMITS, "--json")
+    assert code == 4
+    result = json.loads(out)
+    assert {plan["plan"] for plan in result["plans"]} == {"none", "prunesid-16"}
+    assert [failed["plan"] for failed in result["failed"]] == ["prunesid-8"]
+    assert err.strip().splitlines()[-1].startswith("vtexport: prunesid-8 is not in the result: ")
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from remembered_vision import remembered_vision
 
 import vtexport.eval.answering as answering
+import vtexport.eval.evaluate as evaluating
 from vtexport.bundle.reader import open_bundle
-from vtexport.errors import InputError, MissingDependencyError, UsageError
+from vtexport.errors import BundleError, InputError, MissingDependencyError, UsageError, VtexportError
 from vtexport.eval.answering import Settings, answer_all, tokens_per_layer
 from vtexport.eval.dataset import open_dataset
 from vtexport.eval.evaluate import evaluate
-from vtexport.eval.records import Records
+from vtexport.eval.records import Header, Records, RecordsInUseError
 from vtexport.eval.report import Report
 from vtexport.runtime.answers import Answer
 from vtexport.runtime.pipeline import Pipeline
@@ -302,3 +306,100 @@ def test_without_joblib(
     blocked_import("joblib")
     with pytest.raises(MissingDependencyError, match=r"pip install 'vtexport\[jobs\]' or leave --jobs out"):
         run(eval_bundle, ["none"], known_answers, tmp_path / "out", dataclasses.replace(SETTINGS, jobs=2))
+
+
+def break_plan(bundle: Path, folder: Path, plan: str) -> Path:
+    """A copy of the bundle in which one plan's pruning graph is of the right size and no graph."""
+    copy = Path(shutil.copytree(bundle, folder))
+    graph = copy / open_bundle(copy).manifest.graphs[f"{plan}.prune"].file
+    graph.write_bytes(bytes(graph.stat().st_size))
+    return copy
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_plan_that_fails_does_not_lose_the_others(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, jobs: int
+) -> None:
+    if jobs > 1:
+        pytest.importorskip("joblib", reason="joblib is not installed")
+    broken = break_plan(eval_bundle, tmp_path / "b", "prunesid-8")
+    settings = dataclasses.replace(SETTINGS, jobs=jobs)
+    report = run(broken, ["none", "prunesid-8", "prunesid-16"], known_answers, tmp_path / "out", settings)
+    assert [plan.plan for plan in report.plans] == ["none", "prunesid-16"]
+    assert report.samples == 9
+    (failed,) = report.failed
+    assert (failed.plan, failed.exit_code) == ("prunesid-8", 4)
+    assert "prunesid-8.prune.onnx" in failed.reason
+    with pytest.raises(BundleError, match=r"prunesid-8\.prune\.onnx"):
+        run(broken, ["prunesid-8"], known_answers, tmp_path / "out", settings)
+
+
+def test_unexpected_errors_are_of_one_plan_too(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = Pipeline.generate
+
+    def failing(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        if self.name == "prunesid-8":
+            raise RuntimeError("the operator failed")
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "generate", failing)
+    report = run(eval_bundle, ["none", "prunesid-8"], known_answers, tmp_path / "out")
+    assert [plan.plan for plan in report.plans] == ["none"]
+    assert report.failed[0].exit_code == 1
+    assert report.failed[0].reason == (
+        f"unexpected RuntimeError: the operator failed; run `vtexport eval {eval_bundle} --plan prunesid-8 --debug` "
+        "and report this with its output"
+    )
+    with pytest.raises(VtexportError, match="unexpected RuntimeError") as caught:
+        run(eval_bundle, ["prunesid-8"], known_answers, tmp_path / "out")
+    assert isinstance(caught.value.__cause__, RuntimeError)  # for --debug
+
+
+def test_plans_that_another_process_asks_are_asked_last_or_named(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = ["prunesid-8", "prunesid-16"]
+    first = run(eval_bundle, plans[:1], known_answers, tmp_path / "out")
+    held: list[Records] = []
+
+    def hold() -> None:
+        path = Path(first.plans[0].records)
+        header = msgspec.json.decode(path.read_bytes().splitlines()[0], type=Header)
+        held.append(Records(path.parent, header))
+
+    hold()
+    report = run(eval_bundle, plans, known_answers, tmp_path / "out")
+    assert [plan.plan for plan in report.plans] == plans[1:]
+    assert "is being written by another process" in report.failed[0].reason
+    with pytest.raises(RecordsInUseError, match="is being written by another process"):
+        run(eval_bundle, plans[:1], known_answers, tmp_path / "out")
+    # It ends while the other plan is asked.
+    asked_one = evaluating.answer_all
+
+    def ending(bundle: Any, plan: str, *args: Any) -> Any:
+        if plan == "prunesid-16":
+            held.pop().__exit__(None, None, None)
+        return asked_one(bundle, plan, *args)
+
+    monkeypatch.setattr(evaluating, "answer_all", ending)
+    report = run(eval_bundle, plans, known_answers, tmp_path / "out")
+    assert [plan.plan for plan in report.plans] == plans
+    assert report.failed == []
+
+
+def test_a_killed_process_is_said(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does it where memory runs out."""
+    pytest.importorskip("joblib", reason="joblib is not installed")
+    monkeypatch.setattr(evaluating, "_in_worker", lambda *asked: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(VtexportError, match="often because memory ran out; give fewer --jobs"):
+        run(
+            eval_bundle,
+            ["none", "prunesid-8"],
+            known_answers,
+            tmp_path / "out",
+            dataclasses.replace(SETTINGS, jobs=2),
+        )

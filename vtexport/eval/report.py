@@ -222,7 +222,10 @@ class _Table:
 
     def __init__(self, answered: Sequence[Answered], draws: _Draws):
         self._draws = draws
-        self.metrics: dict[str, Metric] = {each.question.task: each.question.metric for each in answered}
+        # In the order in which the result's file has them: that of the questions is a matter of chance.
+        self.metrics: dict[str, Metric] = dict(
+            sorted({q.task: q.metric for q in (a.question for a in answered)}.items())
+        )
         self._column = {task: number for number, task in enumerate(self.metrics)}
         self._scores = np.zeros((len(draws.images), len(self.metrics)))
         self._counts = np.zeros_like(self._scores)
