@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,11 +275,14 @@ def test_routes(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
     assert {line["plan"] for line in lines} <= {"prunesid-8", "prunesid-16"}
 
 
-def test_several_processes_give_the_same(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
+def test_several_processes_give_the_same(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("joblib", reason="joblib is not installed")
     plans = ["none", "prunesid-8", "prunesid-16"]
     alone = run(eval_bundle, plans, known_answers, tmp_path / "alone")
-    done: dict[str, int] = {}
+    monkeypatch.setattr(evaluating, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    done: Counter[str] = Counter()
     together = evaluate(
         open_bundle(eval_bundle),
         plans,

@@ -154,7 +154,7 @@ def say_report(report: Report) -> None:
     say(table([_cost(plan) for plan in report.plans], header))
     for plan in report.plans:
         against = report.unpruned if report.unpruned != plan.plan else None
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (task, each.metric, _right(each), *_accuracy(each.accuracy), kept(each.retention))
             for task, each in plan.tasks.items()
         ]
@@ -183,11 +183,8 @@ def questions(report: Report) -> str:
 
 
 def _summaries(plan: PlanReport) -> list[tuple[str, Summary | None]]:
-    return [
-        ("mean of question answering", plan.question_answering),
-        ("mean of grounding", plan.grounding),
-        ("mean of all tasks", plan.all_tasks),
-    ]
+    kinds = [("mean of question answering", plan.question_answering), ("mean of grounding", plan.grounding)]
+    return [*kinds, ("mean of all tasks", plan.all_tasks)] if all(of for _, of in kinds) else kinds
 
 
 def _right(task: Task) -> str:

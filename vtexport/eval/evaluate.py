@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import datetime
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,14 @@ from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.eval.answering import PlanRun, Settings, answer_all
 from vtexport.eval.dataset import Dataset
 from vtexport.eval.machine import describe_machine
-from vtexport.eval.records import RecordsInUseError
+from vtexport.eval.records import LineCounter, RecordsInUseError, plan_digest, records_path
 from vtexport.eval.report import UNPRUNED, FailedPlan, Report, make_report
 from vtexport.eval.workers import check_joblib, worker_pool
 
 MOST_JOBS = 256
 RECORDS = "records"  # folder of the records in an output folder
+
+_SECONDS_BETWEEN_LOOKS = 1.0  # at what several processes have recorded
 
 # Called with a plan's name and a count of its questions done.
 Progress = Callable[[str, int], object]
@@ -61,7 +63,7 @@ def evaluate(
         dataset: what to ask.
         settings: how; with `jobs` above 1 so many plans are asked at the same time, a process each.
         folder: where records are kept and found again.
-        progress: called as questions are done; at the end of each plan where there are several processes.
+        progress: called as questions are done.
         command: kept in the result.
 
     Raises:
@@ -128,17 +130,33 @@ def _asked(
         for plan in plans:
             yield _outcome(bundle, plan, dataset, settings, folder, functools.partial(progress, plan))
         return
+    described = settings.described()
+    counters = {
+        plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, settings.dialect, described)))
+        for plan in plans
+    }
+    told = dict.fromkeys(plans, 0)
+
+    def tell(plan: str, count: int) -> None:
+        told[plan] += count
+        progress(plan, count)
+
     with worker_pool(processes) as pool:
         asked = {pool.submit(_in_worker, bundle.folder, plan, dataset, settings, folder): plan for plan in plans}
-        for future in concurrent.futures.as_completed(asked):
-            plan = asked[future]
-            try:
-                outcome: Outcome = future.result()
-            except concurrent.futures.BrokenExecutor:  # and with it the processes of all other plans are gone
-                outcome = Failure(plan, VtexportError(_KILLED))
-            if isinstance(outcome, PlanRun):
-                progress(plan, len(outcome.answered) + len(outcome.bad))
-            yield outcome
+        waiting = set(asked)
+        while waiting:
+            ended, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+            for future in waiting:
+                tell(asked[future], counters[asked[future]].new())
+            for future in ended:
+                plan = asked[future]
+                try:
+                    outcome: Outcome = future.result()
+                except BrokenExecutor:  # and with it the processes of all other plans are gone
+                    outcome = Failure(plan, VtexportError(_KILLED))
+                if isinstance(outcome, PlanRun):  # what had a record before is done as well
+                    tell(plan, len(outcome.answered) + len(outcome.bad) - told[plan])
+                yield outcome
 
 
 def _outcome(
