@@ -13,8 +13,10 @@ import msgspec
 import pytest
 from remembered_vision import remembered_vision
 
+import vtexport.build
 from vtexport.cli.eval import say_report
 from vtexport.cli.main import main
+from vtexport.errors import InputError
 from vtexport.eval.report import Report
 
 LIMITS = ("--limit", "12", "--max-new-tokens", "4", "--threads", "1")
@@ -180,6 +182,31 @@ def test_sweep_builds_what_is_missing(tiny_checkpoint: Path, tmp_path: Path, cap
         before.items()
         <= {path: path.stat().st_mtime_ns for path in (tmp_path / "b-eval" / "records").iterdir()}.items()
     )
+
+
+@pytest.mark.usefixtures("quick_builds")
+def test_a_build_that_fails_does_not_lose_the_others(
+    tiny_checkpoint: Path, eval_bundle: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(eval_bundle, tmp_path / "b")
+    build = vtexport.build.build
+
+    def failing(*args: Any, method: str, **given: Any) -> Any:
+        if method == "random":
+            raise InputError("the disk is on fire; call somebody")
+        return build(*args, method=method, **given)
+
+    monkeypatch.setattr(vtexport.build, "build", failing)
+    methods = ("--model", tiny_checkpoint, "--methods", "random,uniform,prunesid", "--keep", "16")
+    code, out, err = call(capsys, "sweep", "b", *methods, *LIMITS, "--no-plot", "--json")
+    assert code == 1
+    result = json.loads(out)
+    assert [plan["plan"] for plan in result["plans"]] == ["none", "prunesid-16", "uniform-16"]
+    assert "left out: random at 16: the disk is on fire; call somebody" in err
+    assert [(each["method"], each["keep"], each["exit_code"]) for each in result["left_out"]] == [("random", 16, 1)]
+    alone = ("--model", tiny_checkpoint, "--methods", "random", "--keep", "16")
+    code, _, err = call(capsys, "sweep", "b", *alone, *LIMITS, "--no-plot")
+    assert (code, err.strip().splitlines()[-1]) == (1, "vtexport: the disk is on fire; call somebody")
 
 
 def test_sweep_of_what_is_there(eval_bundle: Path, tmp_path: Path, capsys: Any) -> None:
