@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from warm_builds import WarmBuilds
 
@@ -39,6 +40,17 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from vtexport.build import build
 
     return build(str(tiny_checkpoint), tmp_path_factory.mktemp("bundles") / "tiny", keep=[16, 32]).folder
+
+
+@pytest.fixture(scope="session")
+def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans none, prunesid-8 and prunesid-16, and a route over the last two. Tests must not change it."""
+    from vtexport.build import build
+
+    folder = tmp_path_factory.mktemp("eval") / "tiny"
+    with remembered_vision():
+        build(str(tiny_checkpoint), folder, method="none")
+        return build(str(tiny_checkpoint), folder, keep=[8, 16], dynamic=True).folder
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from remembered_vision import remembered_vision
 
+import vtexport.build
+from vtexport.cli.eval import say_report
 from vtexport.cli.main import main
+from vtexport.errors import InputError
+from vtexport.eval.report import Report
 
 LIMITS = ("--limit", "12", "--max-new-tokens", "4", "--threads", "1")
 
@@ -29,55 +36,57 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plans none, prunesid-8 and random-8."""
-    from vtexport.build import build
-
-    folder = tmp_path_factory.mktemp("eval") / "tiny"
-    for method in ("none", "prunesid", "random"):
-        build(str(tiny_checkpoint), folder, method=method, keep=None if method == "none" else 8)
-    return folder
-
-
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = main([str(argument) for argument in arguments])
     shown = capsys.readouterr()
     return code, shown.out, shown.err
 
 
-def test_eval_of_scenes(bundle: Path, tmp_path: Path, capsys: Any) -> None:
-    code, out, err = call(capsys, "eval", bundle, *LIMITS)
+def test_eval_of_scenes(eval_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    code, out, err = call(capsys, "eval", eval_bundle, *LIMITS)
     assert code == 0
-    assert f"{bundle} on scenes: 12 questions about " in out
+    assert f"{eval_bundle} on scenes: 12 questions about " in out
     for said in (
         "none",
         "prunesid-8",
-        "random-8",
+        "prunesid-16",
         "existence as POPE scores it",
         "mean of question answering",
-        "of none's",
+        "of none's, %",
     ):
         assert said in out
     assert "records in tiny-eval, where the same command goes on" in err
     assert {path.name for path in (tmp_path / "tiny-eval").iterdir()} == {"records", "eval.json"}
 
-    code, out, err = call(capsys, "eval", bundle, *LIMITS, "--plan", "random-8", "--json", "--quiet")
+    code, out, err = call(capsys, "eval", eval_bundle, *LIMITS, "--plan", "prunesid-16", "--json", "--quiet")
     assert (code, err) == (0, "")
     result = json.loads(out)
-    assert [plan["plan"] for plan in result["plans"]] == ["none", "random-8"]  # with the unpruned one
+    assert [plan["plan"] for plan in result["plans"]] == ["none", "prunesid-16"]  # with the unpruned one
     assert json.loads((tmp_path / "tiny-eval" / "eval.json").read_text()) == result
     for key in ("samples", "images", "bad_lines", "settings", "machine", "unpruned"):
         assert key in result
-    code, out, _ = call(capsys, "eval", bundle, *LIMITS, "--plan", "random-8,prunesid-8", "--no-baseline", "--json")
-    assert [plan["plan"] for plan in json.loads(out)["plans"]] == ["random-8", "prunesid-8"]
+    code, out, _ = call(
+        capsys, "eval", eval_bundle, *LIMITS, "--plan", "prunesid-16,prunesid-8", "--no-baseline", "--json"
+    )
+    assert [plan["plan"] for plan in json.loads(out)["plans"]] == ["prunesid-16", "prunesid-8"]
 
 
-def test_eval_with_bad_lines(bundle: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_page_on_mini_shows_the_result_that_is_kept(capsys: Any) -> None:
+    """docs/mini.md has what `vtexport eval` printed when it left benchmarks/results/mini.json."""
+    root = Path(__file__).parents[2]
+    kept = json.loads((root / "benchmarks" / "results" / "mini.json").read_text())
+    say_report(msgspec.convert(kept, Report))
+    printed = "".join(f"    {line}\n" if line else "\n" for line in capsys.readouterr().out.splitlines())
+    page = (root / "docs" / "mini.md").read_text()
+    assert f"    {kept['command']}\n" in page
+    assert printed in page, f"docs/mini.md does not show this result:\n{printed}"
+
+
+def test_eval_with_bad_lines(eval_bundle: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
     good = {"image": str(photo), "question": "What is this?", "answer": "x"}
     lines = [json.dumps(good), *["x"] * 25, json.dumps({**good, "image": "nowhere.png"})]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
-    code, out, err = call(capsys, "eval", bundle, "--dataset", "d.jsonl", "--plan", "none", *LIMITS)
+    code, out, err = call(capsys, "eval", eval_bundle, "--dataset", "d.jsonl", "--plan", "none", *LIMITS)
     assert code == 1
     assert "d.jsonl: 1 question about 1 image\n" in out
     assert "line 2: it is not JSON in UTF-8" in err
@@ -86,6 +95,21 @@ def test_eval_with_bad_lines(bundle: Path, photo: Path, tmp_path: Path, capsys: 
         "vtexport: 26 of d.jsonl's lines could not be used; the result is of the others"
     )
     assert len(json.loads((tmp_path / "tiny-eval" / "eval.json").read_text())["bad_lines"]) == 26
+
+
+@pytest.mark.parametrize("verb", [["eval"], ["sweep", "--no-plot"]])
+def test_a_plan_that_fails(eval_bundle: Path, tmp_path: Path, capsys: Any, verb: list[str]) -> None:
+    """The others are in the result, and the exit code is the failed one's."""
+    broken = tmp_path / "broken"
+    shutil.copytree(eval_bundle, broken)
+    graph = broken / "onnx" / "prunesid-8.prune.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    code, out, err = call(capsys, verb[0], broken, *verb[1:], *LIMITS, "--json")
+    assert code == 4
+    result = json.loads(out)
+    assert {plan["plan"] for plan in result["plans"]} == {"none", "prunesid-16"}
+    assert [failed["plan"] for failed in result["failed"]] == ["prunesid-8"]
+    assert err.strip().splitlines()[-1].startswith("vtexport: prunesid-8 is not in the result: ")
 
 
 @pytest.mark.parametrize(
@@ -116,9 +140,9 @@ def test_eval_with_bad_lines(bundle: Path, photo: Path, tmp_path: Path, capsys: 
     ],
 )
 def test_errors_are_one_sentence_with_the_right_code(
-    arguments: list[str], code: int, message: str, bundle: Path, tiny_checkpoint: Path, photo: Path, capsys: Any
+    arguments: list[str], code: int, message: str, eval_bundle: Path, tiny_checkpoint: Path, photo: Path, capsys: Any
 ) -> None:
-    places = {"tiny": tiny_checkpoint, "bundle": bundle, "photo": photo, "photos": photo.parent}
+    places = {"tiny": tiny_checkpoint, "bundle": eval_bundle, "photo": photo, "photos": photo.parent}
     got, out, err = call(capsys, *(argument.format(**places) for argument in arguments), "--quiet")
     last = err.strip().splitlines()[-1]
     assert (got, out) == (code, "")
@@ -126,6 +150,13 @@ def test_errors_are_one_sentence_with_the_right_code(
     assert last.startswith("vtexport: ")
 
 
+@pytest.fixture
+def quick_builds() -> Iterator[None]:
+    with remembered_vision():
+        yield
+
+
+@pytest.mark.usefixtures("quick_builds")
 def test_sweep_builds_what_is_missing(tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     methods = ("--model", tiny_checkpoint, "--methods", "random,pyramiddrop", "--keep", "16,8")
     code, out, err = call(capsys, "sweep", "b", *methods, *LIMITS, "--no-plot")
@@ -153,29 +184,54 @@ def test_sweep_builds_what_is_missing(tiny_checkpoint: Path, tmp_path: Path, cap
     )
 
 
-def test_sweep_of_what_is_there(bundle: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.usefixtures("quick_builds")
+def test_a_build_that_fails_does_not_lose_the_others(
+    tiny_checkpoint: Path, eval_bundle: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(eval_bundle, tmp_path / "b")
+    build = vtexport.build.build
+
+    def failing(*args: Any, method: str, **given: Any) -> Any:
+        if method == "random":
+            raise InputError("the disk is on fire; call somebody")
+        return build(*args, method=method, **given)
+
+    monkeypatch.setattr(vtexport.build, "build", failing)
+    methods = ("--model", tiny_checkpoint, "--methods", "random,uniform,prunesid", "--keep", "16")
+    code, out, err = call(capsys, "sweep", "b", *methods, *LIMITS, "--no-plot", "--json")
+    assert code == 1
+    result = json.loads(out)
+    assert [plan["plan"] for plan in result["plans"]] == ["none", "prunesid-16", "uniform-16"]
+    assert "left out: random at 16: the disk is on fire; call somebody" in err
+    assert [(each["method"], each["keep"], each["exit_code"]) for each in result["left_out"]] == [("random", 16, 1)]
+    alone = ("--model", tiny_checkpoint, "--methods", "random", "--keep", "16")
+    code, _, err = call(capsys, "sweep", "b", *alone, *LIMITS, "--no-plot")
+    assert (code, err.strip().splitlines()[-1]) == (1, "vtexport: the disk is on fire; call somebody")
+
+
+def test_sweep_of_what_is_there(eval_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    code, out, err = call(capsys, "sweep", bundle, *LIMITS, "--methods", "prunesid,vitcop", "--keep", "8")
+    code, out, err = call(capsys, "sweep", eval_bundle, *LIMITS, "--methods", "prunesid,vitcop", "--keep", "8")
     assert code == 0
     assert "left out: vitcop at 8: " in err
     assert "give --model to build it" in err
     assert [line.split()[0] for line in out.splitlines()[3:5]] == ["none", "prunesid-8"]
     assert out.strip().endswith("tiny-eval/sweep.json, tiny-eval/sweep.png")
     assert (tmp_path / "tiny-eval" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    code, out, _ = call(capsys, "sweep", bundle, *LIMITS, "--plot", "x.svg", "--json")
-    assert [plan["plan"] for plan in json.loads(out)["plans"]] == ["none", "prunesid-8", "random-8"]
+    code, out, _ = call(capsys, "sweep", eval_bundle, *LIMITS, "--plot", "x.svg", "--json")
+    assert [plan["plan"] for plan in json.loads(out)["plans"]] == ["none", "prunesid-16", "prunesid-8"]
     assert (tmp_path / "x.svg").exists()
 
 
 def test_what_is_missing_is_said_before_the_work(
-    bundle: Path, tmp_path: Path, capsys: Any, blocked_import: Callable[[str], None]
+    eval_bundle: Path, tmp_path: Path, capsys: Any, blocked_import: Callable[[str], None]
 ) -> None:
     blocked_import("matplotlib")
-    code, out, err = call(capsys, "sweep", bundle, *LIMITS)
+    code, out, err = call(capsys, "sweep", eval_bundle, *LIMITS)
     assert (code, out) == (3, "")
     assert "pip install 'vtexport[plot]' or give --no-plot" in err
     blocked_import("joblib")
-    for verb in (["eval", bundle], ["sweep", bundle, "--no-plot"]):
+    for verb in (["eval", eval_bundle], ["sweep", eval_bundle, "--no-plot"]):
         code, out, err = call(capsys, *verb, *LIMITS, "--jobs", 2)
         assert (code, out) == (3, "")
         assert "pip install 'vtexport[jobs]'" in err

@@ -19,14 +19,9 @@ NEW_TOKENS = 5  # that the tests ask for
 WriteLines = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plans none, prunesid-8 and prunesid-16; tests must not change it."""
-    from vtexport.build import build
-
-    folder = tmp_path_factory.mktemp("eval") / "tiny"
-    build(str(tiny_checkpoint), folder, method="none")
-    return build(str(tiny_checkpoint), folder, keep=[8, 16]).folder
+def image(number: int) -> np.ndarray:
+    """[H, W, 3] uint8, not square, different everywhere."""
+    return np.random.default_rng(number).integers(0, 256, (90, 130, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -35,8 +30,7 @@ def write_lines(tmp_path: Path) -> WriteLines:
 
     def write(*lines: Any, name: str = "data.jsonl") -> Path:
         for number in range(3):
-            pixels = np.random.default_rng(number).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+            Image.fromarray(image(number)).save(tmp_path / f"{number}.png")
         shown = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         path = tmp_path / name
         path.write_text("\n".join(shown) + "\n", encoding="utf-8")
@@ -45,15 +39,22 @@ def write_lines(tmp_path: Path) -> WriteLines:
     return write
 
 
-@pytest.fixture
-def known_answers(eval_bundle: Path, write_lines: WriteLines) -> Path:
-    """Nine questions that the unpruned plan answers right, but for one in three."""
-    write_lines()
+@pytest.fixture(scope="session")
+def unpruned_answers(eval_bundle: Path) -> list[list[str]]:
+    """What the unpruned plan says of each image of `write_lines` to each of `QUESTIONS`."""
     pipeline = Pipeline.open(eval_bundle, "none")
+    return [
+        [pipeline.generate(image(number), question, max_new_tokens=NEW_TOKENS).text for question in QUESTIONS]
+        for number in range(3)
+    ]
+
+
+@pytest.fixture
+def known_answers(unpruned_answers: list[list[str]], write_lines: WriteLines) -> Path:
+    """Nine questions that the unpruned plan answers right, but for one in three."""
     lines = []
-    for image in range(3):
-        for number, question in enumerate(QUESTIONS):
-            said = pipeline.generate(write_lines().parent / f"{image}.png", question, max_new_tokens=NEW_TOKENS).text
-            answer = "something else" if number == 2 else said.strip() or "-"
-            lines.append({"image": f"{image}.png", "question": question, "answer": answer, "id": f"{image}-{number}"})
+    for number, said in enumerate(unpruned_answers):
+        for place, (question, text) in enumerate(zip(QUESTIONS, said, strict=True)):
+            answer = "something else" if place == 2 else text.strip() or "-"
+            lines.append({"image": f"{number}.png", "question": question, "answer": answer, "id": f"{number}-{place}"})
     return write_lines(*lines)

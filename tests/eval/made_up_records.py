@@ -69,4 +69,4 @@ def report(runs: dict[str, Sequence[Answered]], bad: dict[str, list[BadLine]] | 
     bundle: Any = FakeBundle(Path("b"), FakeManifest([plan(name) for name in runs]))
     made = [PlanRun(name, tuple(each), tuple((bad or {}).get(name, ())), Path("r"), {}) for name, each in runs.items()]
     described = {"settings": {}, "machine": {}, "command": "", "created_at": ""}
-    return make_report(bundle, "data", [], made, described)
+    return make_report(bundle, "data", [], made, [], described)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from remembered_vision import remembered_vision
 
 import vtexport.eval.answering as answering
+import vtexport.eval.evaluate as evaluating
 from vtexport.bundle.reader import open_bundle
-from vtexport.errors import InputError, MissingDependencyError, UsageError
+from vtexport.errors import BundleError, InputError, MissingDependencyError, UsageError, VtexportError
 from vtexport.eval.answering import Settings, answer_all, tokens_per_layer
 from vtexport.eval.dataset import open_dataset
 from vtexport.eval.evaluate import evaluate
-from vtexport.eval.records import Records
+from vtexport.eval.records import Header, Records, RecordsInUseError
 from vtexport.eval.report import Report
 from vtexport.runtime.answers import Answer
 from vtexport.runtime.pipeline import Pipeline
@@ -132,15 +135,15 @@ def test_settings_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: P
     assert len(record_files(tmp_path / "out")) == 4
 
 
-def test_bundles_do_not_mix(
-    tiny_checkpoint: Path, eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]
-) -> None:
-    """Another bundle of the same name with a plan of the same name, here of other weights' precision."""
-    from vtexport.build import build
-
-    other = build(str(tiny_checkpoint), tmp_path / "tiny", method="none", precision="fp16").folder
-    run(eval_bundle, ["none"], known_answers, tmp_path / "out", limit=2)
-    run(other, ["none"], known_answers, tmp_path / "out", limit=2)
+def test_bundles_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]) -> None:
+    """Another bundle of the same name with a plan of the same name, of other weights."""
+    bundle, dataset = open_bundle(eval_bundle), open_dataset(str(known_answers), 2)
+    other = open_bundle(eval_bundle)
+    for name, file in other.manifest.files.items():
+        if name.endswith(".safetensors"):
+            file.sha256 = "0" * 64
+    for each in (bundle, other):
+        evaluate(each, ["none"], dataset, SETTINGS, tmp_path / "out")
     assert len(asked) == 4
     assert len(record_files(tmp_path / "out")) == 2
 
@@ -221,7 +224,8 @@ def test_plans_that_pick_by_the_question_look_again(
 ) -> None:
     from vtexport.build import build
 
-    bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
+    with remembered_vision():
+        bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
     looks: list[Any] = []
     encode = Pipeline.encode
 
@@ -245,7 +249,8 @@ def test_plans_that_pick_by_the_question_look_again(
 def test_tokens_of_plans_that_prune_inside(tiny_checkpoint: Path, known_answers: Path, tmp_path: Path) -> None:
     from vtexport.build import build
 
-    bundle = build(str(tiny_checkpoint), tmp_path / "b", method="fastv", keep=40)
+    with remembered_vision():
+        bundle = build(str(tiny_checkpoint), tmp_path / "b", method="fastv", keep=40)
     plan = bundle.plan("fastv-40")
     result = answer_all(bundle, "fastv-40", open_dataset(str(known_answers), 1), SETTINGS, tmp_path / "out")
     (answered,) = result.answered
@@ -255,12 +260,11 @@ def test_tokens_of_plans_that_prune_inside(tiny_checkpoint: Path, known_answers:
     assert tokens_per_layer(plan, 64, kept) == pytest.approx(sum(plan.tokens_by_layer()) / 3)
 
 
-def test_routes(tiny_checkpoint: Path, known_answers: Path, tmp_path: Path) -> None:
+def test_routes(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
     """Each image gets one of the budgets, and the records say which."""
-    from vtexport.build import build
     from vtexport.runtime.calibrate import calibrate
 
-    bundle = build(str(tiny_checkpoint), tmp_path / "b", keep=[8, 16], dynamic=True)
+    bundle = open_bundle(shutil.copytree(eval_bundle, tmp_path / "b"))
     (route,) = bundle.manifest.routes
     calibrate(bundle, known_answers.parent)
     report = run(bundle.folder, [route.name], known_answers, tmp_path / "out")
@@ -271,11 +275,14 @@ def test_routes(tiny_checkpoint: Path, known_answers: Path, tmp_path: Path) -> N
     assert {line["plan"] for line in lines} <= {"prunesid-8", "prunesid-16"}
 
 
-def test_several_processes_give_the_same(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
+def test_several_processes_give_the_same(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("joblib", reason="joblib is not installed")
     plans = ["none", "prunesid-8", "prunesid-16"]
     alone = run(eval_bundle, plans, known_answers, tmp_path / "alone")
-    done: dict[str, int] = {}
+    monkeypatch.setattr(evaluating, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    done: Counter[str] = Counter()
     together = evaluate(
         open_bundle(eval_bundle),
         plans,
@@ -305,36 +312,98 @@ def test_without_joblib(
         run(eval_bundle, ["none"], known_answers, tmp_path / "out", dataclasses.replace(SETTINGS, jobs=2))
 
 
+def break_plan(bundle: Path, folder: Path, plan: str) -> Path:
+    """A copy of the bundle in which one plan's pruning graph is of the right size and no graph."""
+    copy = Path(shutil.copytree(bundle, folder))
+    graph = copy / open_bundle(copy).manifest.graphs[f"{plan}.prune"].file
+    graph.write_bytes(bytes(graph.stat().st_size))
+    return copy
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_and_resumed(eval_bundle: Path, tmp_path: Path, sent: signal.Signals, jobs: int) -> None:
-    """The process is ended amid its answers, its workers with it; what it answered is kept, and the next goes on."""
+def test_a_plan_that_fails_does_not_lose_the_others(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, jobs: int
+) -> None:
     if jobs > 1:
         pytest.importorskip("joblib", reason="joblib is not installed")
-    command = [sys.executable, "-m", "vtexport", "eval", str(eval_bundle), "--limit", "100000", "--threads", "1"]
-    command += ["--plan", "prunesid-8", "--plan", "prunesid-16", "--no-baseline", "--max-new-tokens", "2"]
-    command += ["--jobs", str(jobs), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    records = tmp_path / "out" / "records"
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 2000 for path in records.glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(sent)
-    process.communicate(timeout=60)
-    assert process.returncode == (130 if sent == signal.SIGINT else -9)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:  # workers let go of their files
-        try:
-            limit = len(record_files(tmp_path / "out")[0].read_bytes().splitlines()) + 5
-            settings = Settings(max_new_tokens=2, threads=1, jobs=jobs)
-            bundle, dataset = open_bundle(eval_bundle), open_dataset("scenes", limit)
-            before = {path.name: path.read_bytes() for path in record_files(tmp_path / "out")}
-            result = answer_all(bundle, "prunesid-8", dataset, settings, records)
-            break
-        except InputError:  # written by another process
-            time.sleep(0.2)
-    else:
-        pytest.fail("a worker outlived the process that it worked for")
-    assert [each.question.number for each in result.answered] == list(range(1, limit + 1))
-    kept = before[result.records.name]
-    assert result.records.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    broken = break_plan(eval_bundle, tmp_path / "b", "prunesid-8")
+    settings = dataclasses.replace(SETTINGS, jobs=jobs)
+    report = run(broken, ["none", "prunesid-8", "prunesid-16"], known_answers, tmp_path / "out", settings)
+    assert [plan.plan for plan in report.plans] == ["none", "prunesid-16"]
+    assert report.samples == 9
+    (failed,) = report.failed
+    assert (failed.plan, failed.exit_code) == ("prunesid-8", 4)
+    assert "prunesid-8.prune.onnx" in failed.reason
+    with pytest.raises(BundleError, match=r"prunesid-8\.prune\.onnx"):
+        run(broken, ["prunesid-8"], known_answers, tmp_path / "out", settings)
+
+
+def test_unexpected_errors_are_of_one_plan_too(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = Pipeline.generate
+
+    def failing(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        if self.name == "prunesid-8":
+            raise RuntimeError("the operator failed")
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "generate", failing)
+    report = run(eval_bundle, ["none", "prunesid-8"], known_answers, tmp_path / "out")
+    assert [plan.plan for plan in report.plans] == ["none"]
+    assert report.failed[0].exit_code == 1
+    assert report.failed[0].reason == (
+        f"unexpected RuntimeError: the operator failed; run `vtexport eval {eval_bundle} --plan prunesid-8 --debug` "
+        "and report this with its output"
+    )
+    with pytest.raises(VtexportError, match="unexpected RuntimeError") as caught:
+        run(eval_bundle, ["prunesid-8"], known_answers, tmp_path / "out")
+    assert isinstance(caught.value.__cause__, RuntimeError)  # for --debug
+
+
+def test_plans_that_another_process_asks_are_asked_last_or_named(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = ["prunesid-8", "prunesid-16"]
+    first = run(eval_bundle, plans[:1], known_answers, tmp_path / "out")
+    held: list[Records] = []
+
+    def hold() -> None:
+        path = Path(first.plans[0].records)
+        header = msgspec.json.decode(path.read_bytes().splitlines()[0], type=Header)
+        held.append(Records(path.parent, header))
+
+    hold()
+    report = run(eval_bundle, plans, known_answers, tmp_path / "out")
+    assert [plan.plan for plan in report.plans] == plans[1:]
+    assert "is being written by another process" in report.failed[0].reason
+    with pytest.raises(RecordsInUseError, match="is being written by another process"):
+        run(eval_bundle, plans[:1], known_answers, tmp_path / "out")
+    # It ends while the other plan is asked.
+    asked_one = evaluating.answer_all
+
+    def ending(bundle: Any, plan: str, *args: Any) -> Any:
+        if plan == "prunesid-16":
+            held.pop().__exit__(None, None, None)
+        return asked_one(bundle, plan, *args)
+
+    monkeypatch.setattr(evaluating, "answer_all", ending)
+    report = run(eval_bundle, plans, known_answers, tmp_path / "out")
+    assert [plan.plan for plan in report.plans] == plans
+    assert report.failed == []
+
+
+def test_a_killed_process_is_said(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does it where memory runs out."""
+    pytest.importorskip("joblib", reason="joblib is not installed")
+    monkeypatch.setattr(evaluating, "_in_worker", lambda *asked: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(VtexportError, match="often because memory ran out; give fewer --jobs"):
+        run(
+            eval_bundle,
+            ["none", "prunesid-8"],
+            known_answers,
+            tmp_path / "out",
+            dataclasses.replace(SETTINGS, jobs=2),
+        )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import InputError
-from vtexport.eval.records import SCHEMA_VERSION, Header, Record, Records, plan_digest
+from vtexport.eval.records import SCHEMA_VERSION, Header, LineCounter, Record, Records, plan_digest, records_path
 
 
 def header(**changed: Any) -> Header:
@@ -114,6 +114,21 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"a" * 64, b"a" * 63 + b"b"))
     with pytest.raises(InputError, match="holds the records of another run"):
         Records(tmp_path, header())
+
+
+def test_records_of_another_process_are_counted(tmp_path: Path) -> None:
+    counter = LineCounter(records_path(tmp_path, "none", "a" * 64))
+    assert counter.new() == 0
+    with Records(tmp_path, header()) as records:
+        assert counter.new() == 0
+        records.add(record("x"))
+        records.add(record("y"))
+        assert (counter.new(), counter.new()) == (2, 0)
+        later = LineCounter(records.path)
+        records.add(record("z"))
+        with records.path.open("ab") as file:
+            file.write(b"half a line")
+        assert (counter.new(), later.new()) == (1, 1)
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

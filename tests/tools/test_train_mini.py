@@ -20,6 +20,7 @@ from vtexport.eval.drawing import draw
 from vtexport.eval.questions import TASKS
 from vtexport.eval.scenes import HELD_OUT_SEED
 
+STEPS = 4  # of a whole training
 SMALL = Layout(pictures=2, side=8, max_shapes=2)
 PHASES = (
     schedule.Phase("tower", 0.5, ((SMALL, 1.0),), 0, 1.0, (1.0, 0.5), 1.0),
@@ -186,7 +187,7 @@ def train(output: Path, steps: int) -> tuple[train_mini.Trainer, list[dict[str, 
     trainer, saved, lines = train_mini.Trainer(1), output / "checkpoint.pt", []
     if saved.exists():
         trainer.load(torch.load(saved, weights_only=True))
-    clock = schedule.Steps(8, trainer.step)
+    clock = schedule.Steps(STEPS, trainer.step)
     ends = trainer.step + steps
 
     def stopping(
@@ -203,11 +204,20 @@ def train(output: Path, steps: int) -> tuple[train_mini.Trainer, list[dict[str, 
     return trainer, lines
 
 
-@pytest.mark.parametrize("pause", [2, 4, 5])
-def test_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, pause: int) -> None:
-    whole, losses = train(tmp_path / "whole", 8)
+@pytest.fixture(scope="module")
+def trained_at_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[train_mini.Trainer, list[dict[str, Any]]]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the tests have it: sums depend on it
+    made = train(tmp_path_factory.mktemp("whole"), STEPS)
+    torch.set_num_threads(before)
+    return made
+
+
+@pytest.mark.parametrize("pause", [1, STEPS // 2, STEPS // 2 + 1])  # in a phase, between both, in the next
+def test_stopped_training_goes_on_as_if_it_had_not_stopped(trained_at_once: Any, tmp_path: Path, pause: int) -> None:
+    whole, losses = trained_at_once
     _, first = train(tmp_path / "parts", pause)
-    parts, second = train(tmp_path / "parts", 8 - pause)
+    parts, second = train(tmp_path / "parts", STEPS - pause)
     assert [figures["loss"] for figures in losses] == [figures["loss"] for figures in first + second]
     assert (whole.progress, whole.step, whole.pictures) == (parts.progress, parts.step, parts.pictures)
     assert whole.progress == 1
@@ -219,9 +229,9 @@ def test_losses_fall_and_every_part_learns() -> None:
     trainer = train_mini.Trainer(1)
     start = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     batch, losses = make_batch(1, 1, SMALL, 80), []
-    for _ in range(12):
+    for _ in range(6):
         losses.append(trainer.train_step(PHASES[1], 0.0, batch)["loss"])
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert all(not torch.equal(start[name], parameter) for name, parameter in trainer.model.named_parameters())
 
 
@@ -239,7 +249,7 @@ def test_the_command_line_trains_exports_and_starts_from_what_it_exported(
     from vtexport.checkpoint.resolve import open_checkpoint
 
     monkeypatch.setattr(train_mini, "PHASES", PHASES)
-    train_mini.main(["--steps", "3", "--output", str(tmp_path / "one"), "--threads", "1"])
+    train_mini.main(["--steps", "2", "--output", str(tmp_path / "one"), "--threads", "1"])
     exported = tmp_path / "one" / "model"
     found = open_checkpoint(str(exported), notify=lambda line: None)
     assert (found.source.weights, found.config.text_config.vocab_size) == ("stored", words.SIZE)

@@ -24,7 +24,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, counted, say, say_json, table, tell
 
 if TYPE_CHECKING:
-    from vtexport.eval.report import PlanReport, Report, Share, Summary
+    from vtexport.eval.report import PlanReport, Report, Share, Summary, Task
 
 _MOST_BAD_LINES = 20  # shown one by one
 
@@ -76,9 +76,11 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks and reports."""
-    from vtexport.eval.evaluate import check_jobs, unpruned_plan
+    from vtexport.eval.evaluate import unpruned_plan
+    from vtexport.eval.workers import check_joblib
 
-    check_jobs(args.jobs)
+    if args.jobs > 1:
+        check_joblib()
     bundle = open_bundle(args.bundle)
     named = [name for names in args.plan or () for name in names]
     plans = list(dict.fromkeys(named or [plan.name for plan in bundle.manifest.plans]))
@@ -132,7 +134,7 @@ def save(args: argparse.Namespace, name: str, report: Report, **further: Any) ->
 
 
 def finish(report: Report, saved: Path) -> int:
-    """Tells of lines that could not be used; the exit code."""
+    """Tells of lines that could not be used and plans that could not be asked; the exit code."""
     bad = report.bad_lines
     for line in bad[:_MOST_BAD_LINES]:
         tell(f"line {line['line']}: {line['reason']}")
@@ -140,7 +142,9 @@ def finish(report: Report, saved: Path) -> int:
         tell(f"and {len(bad) - _MOST_BAD_LINES} more, in {saved}")
     if bad:
         tell(f"vtexport: {len(bad)} of {report.dataset}'s lines could not be used; the result is of the others")
-    return 1 if bad else 0
+    for failed in report.failed:
+        tell(f"vtexport: {failed.plan} is not in the result: {failed.reason}")
+    return report.failed[0].exit_code if report.failed else int(bool(bad))
 
 
 def say_report(report: Report) -> None:
@@ -149,14 +153,20 @@ def say_report(report: Report) -> None:
     header = ("plan", "tokens", "a layer", "first token", "answer", "p95")
     say(table([_cost(plan) for plan in report.plans], header))
     for plan in report.plans:
+        against = report.unpruned if report.unpruned != plan.plan else None
         rows: list[tuple[str, ...]] = [
-            (task, each.metric, str(each.samples), percent(each.accuracy), kept(each.retention))
+            (task, each.metric, _right(each), *_accuracy(each.accuracy), kept(each.retention))
             for task, each in plan.tasks.items()
         ]
-        rows += [_mean(name, of) for name, of in _summaries(plan) if of is not None and of.tasks > 1]
+        rows += [
+            (name, "", "", *_accuracy(of.accuracy), kept(of.retention))
+            for name, of in _summaries(plan)
+            if of is not None and of.tasks > 1
+        ]
+        header = ("task", "metric", "right", "share", "95 % interval", f"of {against}'s, %")
+        columns = len(header) if against else len(header) - 1
         say(f"\n{plan.plan}")
-        retention = f"of {report.unpruned}'s" if report.unpruned and report.unpruned != plan.plan else ""
-        say(table(rows, ("task", "metric", "questions", "accuracy, 95 %", retention)))
+        say(table([row[:columns] for row in rows], header[:columns]))
         for task, each in plan.tasks.items():
             if each.yes_no is not None:
                 scores = each.yes_no
@@ -173,15 +183,17 @@ def questions(report: Report) -> str:
 
 
 def _summaries(plan: PlanReport) -> list[tuple[str, Summary | None]]:
-    return [
-        ("mean of question answering", plan.question_answering),
-        ("mean of grounding", plan.grounding),
-        ("mean of all tasks", plan.all_tasks),
-    ]
+    kinds = [("mean of question answering", plan.question_answering), ("mean of grounding", plan.grounding)]
+    return [*kinds, ("mean of all tasks", plan.all_tasks)] if all(of for _, of in kinds) else kinds
 
 
-def _mean(name: str, summary: Summary) -> tuple[str, ...]:
-    return name, "", "", percent(summary.accuracy), kept(summary.retention)
+def _right(task: Task) -> str:
+    """`148 of 150`; scores between 0 and 1 add up to tenths."""
+    return f"{round(task.accuracy.value * task.samples, 1):g} of {task.samples}"
+
+
+def _accuracy(share: Share) -> tuple[str, str]:
+    return f"{100 * share.value:.1f} %", f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
 
 
 def _cost(plan: PlanReport) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import vtexport
 from vtexport.bundle.publish import discard_unfinished
 from vtexport.cli.console import tell
 from vtexport.errors import MissingDependencyError, VtexportError
+from vtexport.eval.workers import end_workers
 
 VERBS = (
     *("build", "export", "compile", "calibrate", "run", "show", "eval", "sweep"),
@@ -61,9 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; errors are one sentence on stderr."""
-    args = make_parser().parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    args = make_parser().parse_args(arguments)
     try:
         return int(args.run(args) or 0)
     except BrokenPipeError:
@@ -96,11 +97,12 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Ctrl-C and a polite kill: remove what is half-written and end at once.
+    """Ctrl-C and a polite kill: end the workers, remove what is half-written and end at once.
 
     Not by an exception: one that is raised while a C++ library calls back into Python can crash the process (seen with
     PyTorch's import and exporter), and then nothing would be removed.
     """
+    end_workers()
     removed = discard_unfinished()
     # not print(): the signal may have come while it was printing
     os.write(2, b"\nvtexport: interrupted" + (b"; what was half-written is removed\n" if removed else b"\n"))

@@ -43,6 +43,7 @@ class Left:
     method: str
     keep: int
     reason: str
+    exit_code: int = 0  # of a build that failed; a budget that the method cannot give is no failure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds what is missing, asks, and shows."""
     from vtexport.eval.dataset import open_dataset
-    from vtexport.eval.evaluate import check_jobs, unpruned_plan
+    from vtexport.eval.evaluate import unpruned_plan
     from vtexport.eval.plot import check_plot, draw
+    from vtexport.eval.workers import check_joblib
 
     # What would be refused after the work is refused before it.
-    check_jobs(args.jobs)
+    if args.jobs > 1:
+        check_joblib()
     open_dataset(args.dataset, args.limit)
     if args.plot and args.no_plot:
         raise UsageError("--plot and --no-plot exclude each other; give one of them")
@@ -99,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         say_sweep(report, left)
         say(f"{output_folder(args) / 'sweep.json'}" + (f", {plot}" if plot is not None else ""))
-    return finish(report, output_folder(args) / "sweep.json")
+    code = finish(report, output_folder(args) / "sweep.json")
+    return code or next((each.exit_code for each in left if each.exit_code), 0)
 
 
 def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
@@ -110,6 +114,7 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
     progress.stage("loading the exporter")
     from vtexport.build import Report as BuildReport
     from vtexport.build import build
+    from vtexport.cli.main import explain
     from vtexport.export.plan import make_plans
     from vtexport.pruning import list_methods
 
@@ -131,6 +136,7 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
     if not any(plan.method == "none" for plan in bundle.manifest.plans):
         bundle = add("none", None, precision)
     left: list[Left] = []
+    failures: list[Exception] = []
     for method in methods:
         missing = []
         for keep in args.keep or _BUDGETS:
@@ -146,7 +152,17 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
                 if not _has(bundle.manifest, plan.name):
                     missing.append(keep)
         if missing:
-            bundle = add(method, missing, precision)
+            try:
+                bundle = add(method, missing, precision)
+            except UsageError:  # of the command, so of every method
+                raise
+            except Exception as error:  # the others are worth their sweep
+                failures.append(error)
+                reason, code = explain(error)
+                left += [Left(method, keep, reason, code) for keep in missing]
+                tell(f"left out: {method} at {', '.join(map(str, missing))}: {reason}")
+    if failures and not _chosen(bundle, args.methods, args.keep):
+        raise failures[0]
     return bundle, left
 
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ _METRICS: dict[str, Metric] = {"answer": "exact match", "answers": "VQA accuracy
 _TASKS: dict[Metric, str] = {"exact match": "questions", "VQA accuracy": "vqa", "IoU >= 0.5": "grounding"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """One sample: what is asked, and what is right."""
 
@@ -138,41 +139,44 @@ def _scenes(most: int) -> Iterator[ImageGroup | BadLine]:
 
 
 def _open_jsonl(path: Path, limit: int | None) -> Dataset:
+    questions: list[tuple[str, Question]] = []
+    bad: list[BadLine] = []
+    metrics: dict[str, tuple[Metric, int]] = {}  # of each task, and the line that set it
     try:
-        data = path.read_bytes()
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if limit is not None and len(questions) == limit:
+                    break
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if not line.strip():
+                    continue
+                try:
+                    image, question = _parse(number, line)
+                    metric, first = metrics.setdefault(question.task, (question.metric, number))
+                    if metric != question.metric:
+                        raise _BadLineError(
+                            f"task {question.task!r} is scored by {metric} since line {first} and this line by "
+                            f"{question.metric}; give it another task"
+                        )
+                except _BadLineError as error:
+                    bad.append(BadLine(number, str(error)))
+                else:
+                    questions.append((image, question))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a JSONL file, or scenes for the rendered ones") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a JSONL file") from error
-    questions: list[tuple[Path, Question]] = []
-    bad: list[BadLine] = []
-    metrics: dict[str, tuple[Metric, int]] = {}  # of each task, and the line that set it
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if limit is not None and len(questions) == limit:
-            break
-        if not line.strip():
-            continue
-        try:
-            image, question = _parse(number, line)
-            metric, first = metrics.setdefault(question.task, (question.metric, number))
-            if metric != question.metric:
-                raise _BadLineError(
-                    f"task {question.task!r} is scored by {metric} since line {first} and this line by "
-                    f"{question.metric}; give it another task"
-                )
-        except _BadLineError as error:
-            bad.append(BadLine(number, str(error)))
-        else:
-            questions.append((path.parent / image, question))
     if not questions:
         first_bad = f": line {bad[0].number}: {bad[0].reason}" if bad else ", it is empty"
         raise InputError(f"{path} holds no line that can be used{first_bad}")
-    groups = functools.partial(_files, questions)
+    groups = functools.partial(_files, path.parent, questions)
     return Dataset(str(path), limit, len(questions), tuple(bad), groups)
 
 
-def _files(questions: list[tuple[Path, Question]]) -> Iterator[ImageGroup | BadLine]:
-    for path, lines in itertools.groupby(questions, key=lambda each: each[0]):
+def _files(folder: Path, questions: list[tuple[str, Question]]) -> Iterator[ImageGroup | BadLine]:
+    for image, lines in itertools.groupby(questions, key=lambda each: each[0]):
+        path = folder / image
         asked = tuple(question for _, question in lines)
         try:
             # Not read where it is no plain file: a pipe would wait for ever.
@@ -205,7 +209,9 @@ def _parse(number: int, line: bytes) -> tuple[str, Question]:
     metric = _METRICS[given[0]]
     task = _text(value, "task") if value.get("task") is not None else _TASKS[metric]
     name = None if value.get("id") is None else str(value["id"])
-    return image, Question(number, task, metric, question, id=name, **_reference(value, given[0]))
+    return sys.intern(image), Question(
+        number, sys.intern(task), metric, question, id=name, **_reference(value, given[0])
+    )
 
 
 def _reference(value: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -220,7 +226,7 @@ def _reference(value: dict[str, Any], kind: str) -> dict[str, Any]:
                 f"answers holds {len(given)}, and VQA accuracy needs {FEWEST_ANSWERS} or more (the benchmarks have "
                 "10); give a single reference as answer"
             )
-        return {"answers": tuple(given)}
+        return {"answers": tuple(map(sys.intern, given))}  # the same few words in hundreds of thousands of lines
     # NaN is in no range, so the comparisons refuse it.
     numbers = isinstance(given, list) and len(given) == 4 and all(_is_number(each) for each in given)
     if not numbers or not (0 <= given[0] < given[2] <= 1 and 0 <= given[1] < given[3] <= 1):

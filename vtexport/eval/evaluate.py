@@ -6,25 +6,42 @@ import dataclasses
 import datetime
 import functools
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import InputError, MissingDependencyError, UsageError
+from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.eval.answering import PlanRun, Settings, answer_all
 from vtexport.eval.dataset import Dataset
 from vtexport.eval.machine import describe_machine
-from vtexport.eval.report import UNPRUNED, Report, make_report
+from vtexport.eval.records import LineCounter, RecordsInUseError, plan_digest, records_path
+from vtexport.eval.report import UNPRUNED, FailedPlan, Report, make_report
+from vtexport.eval.workers import check_joblib, worker_pool
 
 MOST_JOBS = 256
 RECORDS = "records"  # folder of the records in an output folder
 
+_SECONDS_BETWEEN_LOOKS = 1.0  # at what several processes have recorded
+
 # Called with a plan's name and a count of its questions done.
 Progress = Callable[[str, int], object]
+_KILLED = (
+    "a process was killed while it asked, often because memory ran out; give fewer --jobs, and the same command goes on"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a plan could not be asked."""
+
+    plan: str
+    error: VtexportError
+    is_busy: bool = False  # another process asks it into the same records
+
+
+Outcome = PlanRun | Failure
 
 
 def evaluate(
@@ -38,19 +55,21 @@ def evaluate(
 ) -> Report:
     """Asks plans and routes what they have no record of yet, and reports on all of it.
 
+    A plan that cannot be asked is named in the report and does not keep others from being asked.
+
     Args:
         bundle: an opened bundle.
         plans: names of plans and routes; retention is against the first whose method is `none`.
         dataset: what to ask.
         settings: how; with `jobs` above 1 so many plans are asked at the same time, a process each.
         folder: where records are kept and found again.
-        progress: called as questions are done; at the end of each plan where there are several processes.
+        progress: called as questions are done.
         command: kept in the result.
 
     Raises:
         UsageError: no such plan, or a setting is out of range.
-        InputError: nothing could be answered, or the records cannot be written.
         MissingDependencyError: several processes, and joblib is not installed.
+        VtexportError: no plan could be asked; what kept the first one, as from `answer_all`.
     """
     if not plans:
         raise UsageError("there is no plan to ask; name one")
@@ -61,17 +80,24 @@ def evaluate(
         raise UsageError(f"jobs is {settings.jobs}; give a whole number from 1 to {MOST_JOBS}")
     if settings.jobs > 1 and settings.threads is None:  # or each process would start a thread for every core
         settings = dataclasses.replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // settings.jobs))
-    runs = _spread(bundle, plans, dataset, settings, folder / RECORDS, progress)
+    if settings.jobs > 1:
+        check_joblib()
+    outcomes = _spread(bundle, plans, dataset, settings, folder / RECORDS, progress)
+    runs = [outcome for outcome in outcomes if isinstance(outcome, PlanRun)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    if not runs:
+        raise failures[0].error
     described = {
         "settings": settings.described(),
         "machine": describe_machine(),
         "command": command,
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    report = make_report(bundle, dataset.name, dataset.bad, runs, described)
+    failed = [FailedPlan(each.plan, str(each.error), each.error.exit_code) for each in failures]
+    report = make_report(bundle, dataset.name, dataset.bad, runs, failed, described)
     if not report.samples:
         raise InputError(
-            f"no question of {dataset.name} was answered by every one of {', '.join(plans)}; "
+            f"no question of {dataset.name} was answered by every one of {', '.join(run.plan for run in runs)}; "
             f"line {report.bad_lines[0]['line']}: {report.bad_lines[0]['reason']}"
         )
     return report
@@ -82,59 +108,79 @@ def unpruned_plan(bundle: Bundle) -> str | None:
     return next((plan.name for plan in bundle.manifest.plans if plan.method == UNPRUNED), None)
 
 
-def check_jobs(jobs: int) -> None:
-    """Refuses several processes where joblib is not installed.
-
-    Raises:
-        MissingDependencyError: it is not.
-    """
-    if jobs > 1:
-        _joblib()
-
-
 def _spread(
     bundle: Bundle, plans: Sequence[str], dataset: Dataset, settings: Settings, folder: Path, progress: Progress
-) -> list[PlanRun]:
-    if settings.jobs == 1:
-        return [
-            answer_all(bundle, plan, dataset, settings, folder, functools.partial(progress, plan)) for plan in plans
-        ]
-    joblib = _joblib()
-    tasks = (joblib.delayed(_in_worker)(bundle.folder, plan, dataset, settings, folder) for plan in plans)
-    done: dict[str, PlanRun] = {}
-    parallel = joblib.Parallel(n_jobs=settings.jobs, backend="loky", return_as="generator_unordered")
-    for run in parallel(tasks):
-        done[run.plan] = run
-        progress(run.plan, len(run.answered) + len(run.bad))
+) -> list[Outcome]:
+    """What became of each plan. Those whose records another process writes come last: by then it may have ended."""
+    done: dict[str, Outcome] = {}
+    for outcome in _asked(bundle, plans, dataset, settings, folder, progress):
+        done[outcome.plan] = outcome
+    busy = [plan for plan in plans if isinstance(outcome := done[plan], Failure) and outcome.is_busy]
+    if busy and len(busy) < len(plans):
+        for outcome in _asked(bundle, busy, dataset, settings, folder, progress):
+            done[outcome.plan] = outcome
     return [done[plan] for plan in plans]
 
 
-def _joblib() -> Any:
+def _asked(
+    bundle: Bundle, plans: Sequence[str], dataset: Dataset, settings: Settings, folder: Path, progress: Progress
+) -> Iterator[Outcome]:
+    processes = min(settings.jobs, len(plans))
+    if processes == 1:
+        for plan in plans:
+            yield _outcome(bundle, plan, dataset, settings, folder, functools.partial(progress, plan))
+        return
+    described = settings.described()
+    counters = {
+        plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, settings.dialect, described)))
+        for plan in plans
+    }
+    told = dict.fromkeys(plans, 0)
+
+    def tell(plan: str, count: int) -> None:
+        told[plan] += count
+        progress(plan, count)
+
+    with worker_pool(processes) as pool:
+        asked = {pool.submit(_in_worker, bundle.folder, plan, dataset, settings, folder): plan for plan in plans}
+        waiting = set(asked)
+        while waiting:
+            ended, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+            for future in waiting:
+                tell(asked[future], counters[asked[future]].new())
+            for future in ended:
+                plan = asked[future]
+                try:
+                    outcome: Outcome = future.result()
+                except BrokenExecutor:  # and with it the processes of all other plans are gone
+                    outcome = Failure(plan, VtexportError(_KILLED))
+                if isinstance(outcome, PlanRun):  # what had a record before is done as well
+                    tell(plan, len(outcome.answered) + len(outcome.bad) - told[plan])
+                yield outcome
+
+
+def _outcome(
+    bundle: Bundle,
+    plan: str,
+    dataset: Dataset,
+    settings: Settings,
+    folder: Path,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Outcome:
+    """One plan's answers, or why there are none: the others go on."""
     try:
-        import joblib
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"several processes take joblib, which is not installed ({error}); run pip install 'vtexport[jobs]' or "
-            "leave --jobs out"
-        ) from error
-    return joblib
+        return answer_all(bundle, plan, dataset, settings, folder, progress)
+    except VtexportError as error:
+        return Failure(plan, error, is_busy=isinstance(error, RecordsInUseError))
+    except Exception as error:  # such as ONNX Runtime's own, which are as many as its operators
+        kind = type(error).__name__
+        wrapped = VtexportError(
+            f"unexpected {kind}: {error}; run `vtexport eval {bundle.folder} --plan {plan} --debug` and report this "
+            "with its output"
+        )
+        wrapped.__cause__ = error
+        return Failure(plan, wrapped)
 
 
-def _in_worker(folder: Path, plan: str, dataset: Dataset, settings: Settings, records: Path) -> PlanRun:
-    """One plan in a process of its own, which ends when the one that waits for it does."""
-    _end_with_parent()
-    return answer_all(open_bundle(folder), plan, dataset, settings, records)
-
-
-@functools.cache
-def _end_with_parent() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent says so, and this one ends when it has."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _in_worker(folder: Path, plan: str, dataset: Dataset, settings: Settings, records: Path) -> Outcome:
+    return _outcome(open_bundle(folder), plan, dataset, settings, records)

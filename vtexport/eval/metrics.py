@@ -73,9 +73,10 @@ def _area(box: Box) -> float:
 def says_yes(text: str) -> bool:
     """Whether POPE (Li et al., arXiv 2305.10355) takes an answer for a yes: its evaluate.py, step by step.
 
-    Only the first sentence counts, and everything that holds none of the words No, no and not is a yes.
+    Only the first sentence counts, and everything that holds none of the words No, no and not is a yes. It is given
+    answers without the space around them (LLaVA's model_vqa_loader.py), or "no" and a line end would be a yes.
     """
-    words = text.split(".")[0].replace(",", "").split(" ")
+    words = text.strip().split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 
 

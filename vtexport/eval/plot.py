@@ -63,11 +63,13 @@ def draw(report: Report, path: Path, title: str) -> None:
     ]
     panels = [(name, of) for name, of in wanted if any(of(plan) for plan in report.plans)]
     figure = _figure_class()(figsize=(4.6 * (len(panels) + 1), 4.6), layout="constrained")
-    axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
+    axes = figure.subplots(1, len(panels) + 1, squeeze=False, sharey=True)[0]
     for axis, (name, of) in zip(axes[:-1], panels, strict=True):
         _against_tokens(axis, report, of)
         axis.set_title(name)
     _against_time(axes[-1], report)
+    for axis in axes:
+        axis.label_outer()
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)), frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)

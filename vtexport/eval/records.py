@@ -26,6 +26,10 @@ SCHEMA_VERSION = 1
 _DIGITS = 16  # of the digest in a file's name
 
 
+class RecordsInUseError(InputError):
+    """Another process adds to the same records."""
+
+
 class Record(msgspec.Struct, kw_only=True):
     """One answer and what it cost."""
 
@@ -66,8 +70,7 @@ class Records:
     """
 
     def __init__(self, folder: Path, header: Header):
-        name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in header.plan)
-        self.path = folder / f"{name}.{header.digest[:_DIGITS]}.jsonl"
+        self.path = records_path(folder, header.plan, header.digest)
         self._header = header
         self.machine = header.machine  # that the first of the records was made on
         self.known: dict[str, Record] = {}
@@ -81,8 +84,9 @@ class Records:
             self._read()
         except BlockingIOError as error:
             self._file.close()
-            raise InputError(
-                f"{self.path} is being written by another process; wait for it or choose another -o/--output"
+            raise RecordsInUseError(
+                f"{self.path} is being written by another process; give the same command again when that has ended, or "
+                "choose another -o/--output"
             ) from error
         except BaseException:
             self._file.close()
@@ -128,6 +132,37 @@ class Records:
             self._file.flush()
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror}); free some space") from error
+
+
+def records_path(folder: Path, plan: str, digest: str) -> Path:
+    """Where the records of a plan are."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in plan)
+    return folder / f"{name}.{digest[:_DIGITS]}.jsonl"
+
+
+class LineCounter:
+    """Counts the lines that another process appends to a file which need not be there yet."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+        self._header = self._read == 0  # the first line is no record
+
+    def new(self) -> int:
+        """Whole records since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                added = file.read()
+        except FileNotFoundError:
+            return 0
+        whole = added[: added.rfind(b"\n") + 1]
+        self._read += len(whole)
+        count = whole.count(b"\n")
+        if self._header and count:
+            self._header = False
+            return count - 1
+        return count
 
 
 def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, Any]) -> str:

@@ -93,6 +93,14 @@ class PlanReport(msgspec.Struct, kw_only=True):
     records: str
 
 
+class FailedPlan(msgspec.Struct):
+    """A plan that could not be asked."""
+
+    plan: str
+    reason: str
+    exit_code: int
+
+
 class Report(msgspec.Struct, kw_only=True):
     """An evaluation's result."""
 
@@ -108,10 +116,16 @@ class Report(msgspec.Struct, kw_only=True):
     settings: dict[str, Any]
     machine: dict[str, Any]
     plans: list[PlanReport]
+    failed: list[FailedPlan] = []
 
 
 def make_report(
-    bundle: Bundle, dataset: str, bad: Sequence[BadLine], runs: Sequence[PlanRun], described: Mapping[str, Any]
+    bundle: Bundle,
+    dataset: str,
+    bad: Sequence[BadLine],
+    runs: Sequence[PlanRun],
+    failed: Sequence[FailedPlan],
+    described: Mapping[str, Any],
 ) -> Report:
     """The figures of several plans over the samples that all of them answered.
 
@@ -119,6 +133,7 @@ def make_report(
         bundle, dataset: what was run on what.
         bad: lines of the dataset that could not be read.
         runs: one for each plan, at least one.
+        failed: plans that are not among them.
         described: `settings`, `machine`, `command` and `created_at`.
     """
     reasons = {line.number: line.reason for line in bad}
@@ -148,6 +163,7 @@ def make_report(
             )
             for run in runs
         ],
+        failed=list(failed),
         **described,
     )
 
@@ -206,7 +222,10 @@ class _Table:
 
     def __init__(self, answered: Sequence[Answered], draws: _Draws):
         self._draws = draws
-        self.metrics: dict[str, Metric] = {each.question.task: each.question.metric for each in answered}
+        # In the order in which the result's file has them: that of the questions is a matter of chance.
+        self.metrics: dict[str, Metric] = dict(
+            sorted({q.task: q.metric for q in (a.question for a in answered)}.items())
+        )
         self._column = {task: number for number, task in enumerate(self.metrics)}
         self._scores = np.zeros((len(draws.images), len(self.metrics)))
         self._counts = np.zeros_like(self._scores)
