@@ -79,13 +79,42 @@ def test_the_switch_takes_the_function_bodies(
 def test_a_library_of_other_sources_is_not_taken(folder: Path, compiled: list[Any]) -> None:
     record = building.build().folder / libraries.RECORD
     content = json.loads(record.read_text())
-    for change, reason in (({"sources": "0" * 64}, "other sources"), ({"abi_version": 0}, "another version")):
+    others = {"sources": {libraries.ORT_LIBRARY: "0" * 64}}
+    for change, reason in ((others, "other sources"), ({"abi_version": 0}, "another version")):
         record.write_text(json.dumps(content | change))
         choice = libraries.choose_library()
         assert choice.library is None
         assert reason in choice.reason
     record.write_text("{")
     assert "cannot be read" in libraries.choose_library().reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "library", "is_stale"),
+    [
+        ("cpu/eigen.cpp", libraries.ORT_LIBRARY, True),
+        ("common/check.h", libraries.ORT_LIBRARY, True),
+        ("CMakeLists.txt", libraries.ORT_LIBRARY, True),
+        ("onnxruntime/exports.map", libraries.ORT_LIBRARY, True),
+        ("kernels/eigen.cu", libraries.ORT_LIBRARY, False),
+        ("tensorrt/plugin.cpp", libraries.ORT_LIBRARY, False),
+        ("cuda.cmake", libraries.ORT_LIBRARY, False),
+        ("README.md", libraries.ORT_LIBRARY, False),
+        ("kernels/eigen.cu", building.KERNELS, True),
+        ("tensorrt/plugin.cpp", building.KERNELS, False),
+        ("cpu/eigen.cpp", building.PLUGIN, False),
+        ("tensorrt/ops/nuwa.cpp", building.PLUGIN, True),
+    ],
+)
+def test_a_library_is_stale_after_changes_of_what_it_is_built_from(
+    changed: str, library: str, is_stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = shutil.copytree(libraries.data_folder("plugins"), tmp_path / "sources")
+    monkeypatch.setattr(libraries, "data_folder", lambda name: sources)
+    before = libraries.sources_hash(library)
+    with (sources / changed).open("a") as file:
+        file.write("\n")
+    assert (libraries.sources_hash(library) != before) == is_stale
 
 
 def test_the_folder_names_what_is_in_it() -> None:

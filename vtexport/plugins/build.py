@@ -14,9 +14,8 @@ from pathlib import Path
 
 from vtexport.data_files import data_folder
 from vtexport.errors import InputError, MissingDependencyError
-from vtexport.plugins.libraries import ORT_LIBRARY, default_folder, write_record
+from vtexport.plugins.libraries import KERNELS, ORT_LIBRARY, PLUGIN, REGISTER, default_folder, write_record
 
-KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
 NEEDS_KERNELS = "it needs the CUDA kernels"
 _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
