@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from vtexport.errors import InputError, MissingDependencyError
 from vtexport.plugins.libraries import KERNELS, ORT_LIBRARY, PLUGIN, REGISTER, default_folder, write_record
 
 NEEDS_KERNELS = "it needs the CUDA kernels"
+OLDEST_TENSORRT = 10, 3
 _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
 
@@ -53,7 +56,8 @@ def build(
 
     Raises:
         MissingDependencyError: There is no C++ compiler or no CMake.
-        InputError: The library for ONNX Runtime does not compile, or `tensorrt_include` has no headers of TensorRT.
+        InputError: The library for ONNX Runtime does not compile, `tensorrt_include` has no headers of a TensorRT that
+            the plugin is for, or a folder cannot be written to.
     """
     sources, output = data_folder("plugins"), output if output is not None else default_folder()
     cmake, generator = _cmake()
@@ -63,8 +67,9 @@ def build(
     arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release"]
     if tensorrt_include is not None:
         arguments.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
-    work = output / f".work-{platform.machine()}"
-    work.mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
+    work = default_folder() / f".work-{platform.machine()}"  # never in a bundle, which is to be copied as it is
+    _forget_settings(work)
     tell(f"configuring in {work}")
     configure = [cmake, "-S", str(sources), "-B", str(work), *arguments]
     found: dict[str, str] = {}
@@ -75,8 +80,7 @@ def build(
             said = _run([*configure, "-DVTX_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"], f"configuring with {nvcc}")
         except InputError as error:
             missing[KERNELS] = str(error)
-            shutil.rmtree(work)  # CMake would remember the compiler
-            work.mkdir()
+            _forget_settings(work)
     if not said:
         _run([*configure, "-DVTX_CUDA=OFF"], "configuring the native libraries")
     tell("compiling the library for ONNX Runtime's CPU provider")
@@ -85,7 +89,7 @@ def build(
     if not cpu_only:
         _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
     built = Built(output / folder_name(said, found, tensorrt), found, missing)
-    built.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(built.folder)
     for library in found:
         unfinished = built.folder / f".{library}.{os.getpid()}"
         shutil.copy2(work / library, unfinished)
@@ -139,6 +143,28 @@ def _build_cuda(
         return
     found[PLUGIN] = f"the ops as plugins of TensorRT {tensorrt}"
     found[REGISTER] = "registers them in tools that only open a library (polygraphy run --plugins)"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be written to ({error.strerror}); give another one with --output, or set "
+            "VTEXPORT_CACHE where it is the installation's own"
+        ) from error
+
+
+def _forget_settings(work: Path) -> None:
+    """Makes CMake look for the compilers and headers anew, and keeps what is compiled.
+
+    CMake would go on with the compiler and TensorRT's headers of the build before, whatever is named now.
+    """
+    _make_folder(work)
+    (work / "CMakeCache.txt").unlink(missing_ok=True)
+    shutil.rmtree(work / "CMakeFiles", ignore_errors=True)
 
 
 def folder_name(said: str, libraries: dict[str, str], tensorrt: str | None) -> str:
@@ -207,8 +233,13 @@ def _tensorrt_version(include: Path) -> str:
         found = re.search(rf"#define\s+(?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)?\s+(\d+)", text)
         if found is None:
             raise InputError(f"{header} does not say TensorRT's version; give the folder of TensorRT's headers")
-        numbers[part] = found[1]
-    return f"{numbers['MAJOR']}.{numbers['MINOR']}"
+        numbers[part] = int(found[1])
+    version = f"{numbers['MAJOR']}.{numbers['MINOR']}"
+    if (numbers["MAJOR"], numbers["MINOR"]) < OLDEST_TENSORRT:
+        raise InputError(
+            f"{include} has the headers of TensorRT {version}, and the plugin takes those of 10.3 or newer"
+        )
+    return version
 
 
 def _jobs() -> list[str]:
@@ -219,7 +250,15 @@ def _run(command: list[str], what: str) -> str:
     """What the command says; raises InputError with the errors in it where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _path()})
     if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"\berror\b|CMake Error", line)][:3] or lines[-3:]
-        raise InputError(f"{what} failed: {' | '.join(errors)} (the command was: {' '.join(command)})")
+        reason = _reason(done.stdout + done.stderr)
+        raise InputError(f"{what} failed: {reason} (the command was: {' '.join(command)})")
     return done.stdout
+
+
+def _reason(said: str) -> str:
+    """The errors in what CMake or a compiler said, in one line."""
+    # Of CMake's errors the first line is a place, and the indented ones below it are the sentence.
+    if found := re.search(r"^CMake Error[^\n]*\n((?:[ \t]+[^\n]*\n|\n)+)", said, re.MULTILINE):
+        return textwrap.shorten(found[1], 300, placeholder=" ...")
+    lines = [line for line in said.splitlines() if line.strip()]
+    return " | ".join([line for line in lines if re.search(r"\berror\b|CMake Error", line)][:3] or lines[-3:])
