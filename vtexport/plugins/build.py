@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import platform
 import re
@@ -10,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,33 +71,37 @@ def build(
         arguments.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
     _make_folder(output)
     work = default_folder() / f".work-{platform.machine()}"  # never in a bundle, which is to be copied as it is
-    _forget_settings(work)
-    tell(f"configuring in {work}")
-    configure = [cmake, "-S", str(sources), "-B", str(work), *arguments]
-    found: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    said = ""
-    if nvcc:
-        try:
-            said = _run([*configure, "-DVTX_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"], f"configuring with {nvcc}")
-        except InputError as error:
-            missing[KERNELS] = str(error)
-            _forget_settings(work)
-    if not said:
-        _run([*configure, "-DVTX_CUDA=OFF"], "configuring the native libraries")
-    tell("compiling the library for ONNX Runtime's CPU provider")
-    _run([cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()], "compiling the library for ONNX Runtime")
-    found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
-    if not cpu_only:
-        _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
-    built = Built(output / folder_name(said, found, tensorrt), found, missing)
-    _make_folder(built.folder)
-    for library in found:
-        unfinished = built.folder / f".{library}.{os.getpid()}"
-        shutil.copy2(work / library, unfinished)
-        unfinished.replace(built.folder / library)
-    write_record(built.folder, found)
-    return built
+    with _alone_in(work):
+        _forget_settings(work)
+        tell(f"configuring in {work}")
+        configure = [cmake, "-S", str(sources), "-B", str(work), *arguments]
+        found: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        said = ""
+        if nvcc:
+            try:
+                said = _run([*configure, "-DVTX_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"], f"configuring with {nvcc}")
+            except InputError as error:
+                missing[KERNELS] = str(error)
+                _forget_settings(work)
+        if not said:
+            _run([*configure, "-DVTX_CUDA=OFF"], "configuring the native libraries")
+        tell("compiling the library for ONNX Runtime's CPU provider")
+        _run(
+            [cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()],
+            "compiling the library for ONNX Runtime",
+        )
+        found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
+        if not cpu_only:
+            _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
+        built = Built(output / folder_name(said, found, tensorrt), found, missing)
+        _make_folder(built.folder)
+        for library in found:
+            unfinished = built.folder / f".{library}.{os.getpid()}"
+            shutil.copy2(work / library, unfinished)
+            unfinished.replace(built.folder / library)
+        write_record(built.folder, found)
+        return built
 
 
 def _build_cuda(
@@ -157,12 +163,20 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
+@contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Waits until no other build compiles in the folder."""
+    _make_folder(work)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _forget_settings(work: Path) -> None:
     """Makes CMake look for the compilers and headers anew, and keeps what is compiled.
 
     CMake would go on with the compiler and TensorRT's headers of the build before, whatever is named now.
     """
-    _make_folder(work)
     (work / "CMakeCache.txt").unlink(missing_ok=True)
     shutil.rmtree(work / "CMakeFiles", ignore_errors=True)
 
