@@ -1,8 +1,9 @@
 # Enables CUDA for everything from the including folder down, for the architectures that this nvcc knows. Included by the
 # top folder of a build, because a language is enabled for a folder and those below it.
 #
-# CMAKE_CUDA_ARCHITECTURES  compute capabilities, such as "87;90", or "native" for the GPU that is here; left out, those
-#                           among VTX_KNOWN_ARCHITECTURES that this nvcc compiles for
+# CMAKE_CUDA_ARCHITECTURES  compute capabilities, such as "87;90", or "native" for the GPU that is here; left out, the
+#                           environment's CUDAARCHS, and without it those among VTX_KNOWN_ARCHITECTURES that this nvcc
+#                           compiles for
 # VTX_PTXAS_REPORT          nvcc says of every kernel how many registers it takes and what it spills
 option(VTX_PTXAS_REPORT "nvcc reports registers and spills of every kernel" OFF)
 # Ampere, its GeForce cards, Orin, Ada, Hopper, Blackwell, Thor, Blackwell's GeForce cards.
@@ -14,7 +15,8 @@ check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   message(FATAL_ERROR "no nvcc is on the path; install a CUDA toolkit from ${VTX_OLDEST_NVCC} on, or set CUDACXX to its nvcc")
 endif()
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)  # before the language is enabled, which would take a default of CMake's own
+# Before the language is enabled, which would take a default of CMake's own where the environment has none.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND "$ENV{CUDAARCHS}" STREQUAL "")
   execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-code
     OUTPUT_VARIABLE VTX_NVCC_CODES RESULT_VARIABLE VTX_NVCC_FAILED)
   if(VTX_NVCC_FAILED)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -93,6 +94,28 @@ def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:
         whole = {plan.graphs[dialect].decoder[0] for plan in manifest.plans if not plan.steps}
         assert whole == {f"decoder_0.{dialect}"}
     assert len([name for name in manifest.files if name.endswith(".safetensors")]) == 1
+
+
+def test_the_plugins_graphs_of_steps_are_the_same_without_functions(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+
+    def load(name: str) -> onnx.ModelProto:
+        return onnx.load(opened.path(opened.manifest.graphs[name].file), load_external_data=False)
+
+    stepped = [each for each in opened.manifest.plans if each.steps]
+    assert stepped
+    for each in opened.manifest.plans:
+        classic, modern = each.graphs["classic"], each.graphs["modern"]
+        assert modern.prune_llm_plugin == []
+        assert set(classic.prune_llm_plugin) <= each.graph_names()
+        for name, bare_name in zip(classic.prune_llm, classic.prune_llm_plugin, strict=True):
+            whole, bare = load(name), load(bare_name)
+            assert len(whole.functions) == 1
+            assert list(bare.functions) == []
+            assert whole.graph == bare.graph
+            assert [(op.domain, op.op_type) for op in bare.graph.node if op.domain] == [
+                (whole.functions[0].domain, whole.functions[0].name)
+            ]
 
 
 def test_tensorrt_rtx_builds_every_graph(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,21 +1,11 @@
 // The leading eigenpairs of a small symmetric matrix, directly and in double: Householder reflections make it
-// tridiagonal, bisection finds the eigenvalues, inverse iteration the vectors. Compiled as kernels.cpp is.
-#include "kernels.h"
-
-#ifndef VTX_KERNELS
-#error "VTX_KERNELS names the instruction set"
-#endif
+// tridiagonal, bisection finds the eigenvalues, inverse iteration the vectors. Compiled once for each instruction set
+// (registers.h).
+#include "registers.h"
 
 namespace vtx {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr size_t kBytes = 64;
-#elif defined(__AVX2__)
-constexpr size_t kBytes = 32;
-#else
-constexpr size_t kBytes = 16;
-#endif
 typedef double Doubles __attribute__((vector_size(kBytes)));
 constexpr size_t kWide = kBytes / sizeof(double);
 
@@ -25,13 +15,7 @@ constexpr int kIterations = 2, kStarts = 4;
 
 inline double magnitude(double x) { return x < 0 ? -x : x; }
 
-inline Doubles load(const double* from) {
-  Doubles value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
-inline void store(double* to, const Doubles& value) { __builtin_memcpy(to, &value, sizeof value); }
+inline Doubles load(const double* from) { return load<Doubles>(from); }
 
 inline double across(const Doubles& value) {
   double sum = 0;
@@ -253,16 +237,11 @@ bool make_orthonormal(double* x, size_t n, size_t first, size_t which, const dou
 
 }  // namespace
 
-#define VTX_JOIN_AGAIN(a, b) a##b
-#define VTX_JOIN(a, b) VTX_JOIN_AGAIN(a, b)
-
-void VTX_JOIN(dense_values_, VTX_KERNELS)(double*, size_t, size_t, double*, double*);
-void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double*, size_t, size_t, size_t, double*, double*, const double*,
-                                           double*);
+namespace VTX_KERNELS {
 
 // values[count], descending, of the symmetric matrix[n][n], whose largest entry should be near 1. The matrix, and
 // `work` of 6 n numbers, then hold what dense_vectors needs.
-void VTX_JOIN(dense_values_, VTX_KERNELS)(double* matrix, size_t n, size_t count, double* values, double* work) {
+void dense_values(double* matrix, size_t n, size_t count, double* values, double* work) {
   double *diagonal = work, *beside = work + n, *beta = work + 2 * n, *v = work + 3 * n;
   make_tridiagonal(matrix, n, diagonal, beside, beta, v, work + 4 * n, work + 5 * n);
   bisect(diagonal, beside, n, count, values, v);
@@ -270,8 +249,8 @@ void VTX_JOIN(dense_values_, VTX_KERNELS)(double* matrix, size_t n, size_t count
 
 // vectors[first .. last][n] of norm 1, the values made more exact. The eigenvalue before the first has to be apart from
 // it (kDenseApart). `scratch` has 5 n numbers.
-void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double* matrix, size_t n, size_t first, size_t last, double* values,
-                                           double* vectors, const double* work, double* scratch) {
+void dense_vectors(const double* matrix, size_t n, size_t first, size_t last, double* values, double* vectors,
+                   const double* work, double* scratch) {
   const double *diagonal = work, *beside = work + n, *beta = work + 2 * n;
   bool* is_exchanged = reinterpret_cast<bool*>(scratch + 4 * n);
   Factors factors = {scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, is_exchanged};
@@ -314,4 +293,5 @@ void VTX_JOIN(dense_vectors_, VTX_KERNELS)(const double* matrix, size_t n, size_
   }
 }
 
+}  // namespace VTX_KERNELS
 }  // namespace vtx

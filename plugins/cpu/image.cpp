@@ -27,7 +27,7 @@ Patches prepare(const Executor& executor, Memory& memory, const Rows& features, 
   executor.each(panels.count(), [&](size_t index) {
     for (size_t start = 0; start < panels.rows_of(index); start += kGroup) {
       const size_t count = std::min(kGroup, panels.rows_of(index) - start), first = index * kPanel + start;
-      float* group = changed + (by_feature ? first : index * kGroup) * width;
+      float* group = is_changed ? changed + (by_feature ? first : index * kGroup) * width : nullptr;
       for (size_t row = 0; row < count; ++row) {
         const float* x = as_float(features, first + row, converted ? converted + (first + row) * width : nullptr);
         kernels().dots(x, &x, 1, width, squares + first + row);

@@ -58,6 +58,7 @@ def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
         (["plans", 0, "segments"], [], "segments"),
         (["plans", 0, "segments", 0, "layers"], 2, "segments that do not fit its steps and layers"),
         (["plans", 0, "graphs", "modern", "decoder"], [], "0 decoder graphs"),
+        (["plans", 0, "graphs", "classic", "prune_llm_plugin"], ["decoder_0.classic"], "1 graphs for plugins"),
         (
             ["plans", 0, "steps"],
             [{"layer": 1, "tokens": 16, "keep": 4, "op": "VtxAttentionTopK", "positions": "original"}],

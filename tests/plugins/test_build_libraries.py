@@ -79,13 +79,42 @@ def test_the_switch_takes_the_function_bodies(
 def test_a_library_of_other_sources_is_not_taken(folder: Path, compiled: list[Any]) -> None:
     record = building.build().folder / libraries.RECORD
     content = json.loads(record.read_text())
-    for change, reason in (({"sources": "0" * 64}, "other sources"), ({"abi_version": 0}, "another version")):
+    others = {"sources": {libraries.ORT_LIBRARY: "0" * 64}}
+    for change, reason in ((others, "other sources"), ({"abi_version": 0}, "another version")):
         record.write_text(json.dumps(content | change))
         choice = libraries.choose_library()
         assert choice.library is None
         assert reason in choice.reason
     record.write_text("{")
     assert "cannot be read" in libraries.choose_library().reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "library", "is_stale"),
+    [
+        ("cpu/eigen.cpp", libraries.ORT_LIBRARY, True),
+        ("common/check.h", libraries.ORT_LIBRARY, True),
+        ("CMakeLists.txt", libraries.ORT_LIBRARY, True),
+        ("onnxruntime/exports.map", libraries.ORT_LIBRARY, True),
+        ("kernels/eigen.cu", libraries.ORT_LIBRARY, False),
+        ("tensorrt/plugin.cpp", libraries.ORT_LIBRARY, False),
+        ("cuda.cmake", libraries.ORT_LIBRARY, False),
+        ("README.md", libraries.ORT_LIBRARY, False),
+        ("kernels/eigen.cu", building.KERNELS, True),
+        ("tensorrt/plugin.cpp", building.KERNELS, False),
+        ("cpu/eigen.cpp", building.PLUGIN, False),
+        ("tensorrt/ops/nuwa.cpp", building.PLUGIN, True),
+    ],
+)
+def test_a_library_is_stale_after_changes_of_what_it_is_built_from(
+    changed: str, library: str, is_stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = shutil.copytree(libraries.data_folder("plugins"), tmp_path / "sources")
+    monkeypatch.setattr(libraries, "data_folder", lambda name: sources)
+    before = libraries.sources_hash(library)
+    with (sources / changed).open("a") as file:
+        file.write("\n")
+    assert (libraries.sources_hash(library) != before) == is_stale
 
 
 def test_the_folder_names_what_is_in_it() -> None:
@@ -106,6 +135,39 @@ def test_the_version_of_tensorrts_headers(macro: str, version: str, tmp_path: Pa
     lines = [f"#define {macro.format(part)} {number} //!< text" for part, number in (("MAJOR", 10), ("MINOR", 13))]
     (tmp_path / "NvInferVersion.h").write_text("\n".join(lines))
     assert building._tensorrt_version(tmp_path) == version
+    (tmp_path / "NvInferVersion.h").write_text("\n".join(lines).replace("13", "2"))
+    with pytest.raises(InputError, match=r"TensorRT 10\.2, and the plugin takes those of 10\.3"):
+        building._tensorrt_version(tmp_path)
+
+
+def test_a_plugin_that_was_asked_for_and_is_not_built_is_a_failure(
+    tmp_path: Path, folder: Path, compiled: list[Any], capsys: Any
+) -> None:
+    (tmp_path / "NvInferRuntime.h").write_text("")
+    (tmp_path / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 11\n#define NV_TENSORRT_MINOR 1\n")
+    assert main(["plugins", "build", "--tensorrt-include", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert f"not built: {building.PLUGIN}: {building.NEEDS_KERNELS}" in shown
+    assert (folder / platform.machine() / libraries.ORT_LIBRARY).is_file()
+
+
+def test_a_bundle_gets_libraries_and_nothing_else(tmp_path: Path, folder: Path, compiled: list[Any]) -> None:
+    output = tmp_path / "bundle" / "plugins"
+    built = building.build(output, cpu_only=True).folder
+    assert list(output.iterdir()) == [built]
+    assert {each.name for each in built.iterdir()} == {libraries.ORT_LIBRARY, libraries.RECORD}
+
+
+@pytest.mark.parametrize("below", ["", "further/below"])
+def test_a_folder_that_cannot_be_written_to_is_said(below: str, tmp_path: Path, folder: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("kept")
+    output = tmp_path / "file" / below
+    assert main(["plugins", "build", "--cpu-only", "--output", str(output)]) == 1
+    shown = capsys.readouterr().err
+    assert f"the folder {output} cannot be written to" in shown
+    assert "give another one with --output" in shown
+    assert not folder.exists()
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +184,33 @@ def test_missing_tools_are_said(tool: str, advice: str, monkeypatch: pytest.Monk
         building.build(tmp_path)
 
 
-def test_a_compiler_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_said_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself CMake would go on with the compiler and the headers of the build before."""
+    run = building._run
+
+    def configure_only(command: list[str], what: str) -> str:
+        if "--build" in command:
+            raise InputError("configured")
+        return run(command, what)
+
+    monkeypatch.setattr(building, "_run", configure_only)
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(InputError, match="configuring the native libraries failed"):
-        building.build(tmp_path)
+    with pytest.raises(InputError, match="is not able to compile a simple test program"):
+        building.build(cpu_only=True)
+    monkeypatch.delenv("CXX")
+    with pytest.raises(InputError, match="configured"):
+        building.build(cpu_only=True)
+    assert [each.name for each in folder.iterdir()] == [f".work-{platform.machine()}"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("-- found\nCMake Error at a/b.cmake:63 (message):\n  The compiler\n\n    \"x\"\n\n  fails.\n\nCall Stack:\n",
+         'The compiler "x" fails.'),
+        ("[1/2] c++\na.cpp:1:2: error: no\n  code\nninja: build stopped\n", "a.cpp:1:2: error: no"),
+        ("one\ntwo\n\nthree\nfour\n", "two | three | four"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_failure_is_one_line(said: str, reason: str) -> None:
+    assert building._reason(said) == reason

@@ -28,10 +28,16 @@ def configure(folder: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_every_known_architecture_is_taken(nvcc: str, tmp_path: Path) -> None:
+def test_every_known_architecture_is_taken(nvcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDAARCHS", raising=False)
     codes = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     expected = ";".join(f"{each}-real" for each in WANTED if f"sm_{each}" in codes)
     assert f"CUDA kernels for {expected} by nvcc" in configure(tmp_path)
+
+
+def test_the_environment_can_choose_architectures(nvcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDAARCHS", "87")
+    assert "CUDA kernels for 87 by nvcc" in configure(tmp_path)
 
 
 def test_architectures_can_be_chosen(nvcc: str, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class Graph(msgspec.Struct, kw_only=True):
 class PlanGraphs(msgspec.Struct, kw_only=True):
     """The graphs that one plan runs, as keys of `Manifest.graphs`.
 
-    `prune_plugin` is `prune` without the function body of its op: TensorRT 9.0 to 10.6 takes a plugin only then.
+    `prune_plugin` and `prune_llm_plugin` are `prune` and `prune_llm` without the function bodies of their ops: TensorRT
+    9.0 to 10.6 takes a plugin only then.
     """
 
     vision: str
@@ -51,6 +52,7 @@ class PlanGraphs(msgspec.Struct, kw_only=True):
     decoder: list[str]  # by segment
     prune_llm: list[str] = []  # by step
     prune_plugin: str | None = None
+    prune_llm_plugin: list[str] = []  # by step
 
 
 class Segment(msgspec.Struct, kw_only=True):
@@ -105,7 +107,7 @@ class Plan(msgspec.Struct, kw_only=True):
         """Keys of `Manifest.graphs` that the plan runs, in any dialect."""
         names = set()
         for graphs in self.graphs.values():
-            names |= {graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm}
+            names |= {graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm, *graphs.prune_llm_plugin}
             names |= {graphs.prune_plugin} if graphs.prune_plugin else set()
         return names
 
@@ -289,6 +291,11 @@ def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) 
     if any(step.tokens != before or step.keep > before for step, before in zip(plan.steps, tokens, strict=False)):
         refuse(f"has plan {plan.name!r} with steps whose numbers of visual tokens do not follow each other")
     for graphs in plan.graphs.values():
+        if graphs.prune_llm_plugin and len(graphs.prune_llm_plugin) != len(plan.steps):
+            refuse(
+                f"has plan {plan.name!r} with {len(graphs.prune_llm_plugin)} graphs for plugins between "
+                f"{len(plan.segments)} segments"
+            )
         if len(graphs.decoder) != len(plan.segments) or len(graphs.prune_llm) != len(plan.steps):
             refuse(
                 f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs and {len(graphs.prune_llm)} between "

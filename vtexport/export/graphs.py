@@ -48,14 +48,15 @@ class GraphExporter:
     def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
         """All graphs of one plan, by dialect."""
         prune, without_function = self._prune(plan)
-        between = [self._prune_llm(plan, number) for number in range(len(plan.steps))]
+        steps = [self._prune_llm(plan, number) for number in range(len(plan.steps))]
         return {
             name: schema.PlanGraphs(
                 vision=self._vision(plan.vision_signals, dialect),
                 prune=prune,
                 decoder=[self._decoder(first, layers, dialect) for first, layers in plan.segments],
-                prune_llm=between,
+                prune_llm=[whole for whole, _ in steps],
                 prune_plugin=without_function if name == "classic" else None,
+                prune_llm_plugin=[bare for _, bare in steps] if name == "classic" else [],
             )
             for name, dialect in DIALECTS.items()
         }
@@ -89,22 +90,21 @@ class GraphExporter:
                 self._dtype,
             )
 
-        def without_function() -> ir.Model:
-            model = export()
-            model.functions.clear()
-            return model
-
         whole = self._once(f"{plan.name}.prune", export)
-        return whole, self._once(f"{plan.name}.prune_plugin", without_function) if plan.encoder.has_plugin else None
+        if not plan.encoder.has_plugin:
+            return whole, None
+        return whole, self._once(f"{plan.name}.prune_plugin", lambda: _without_function(export()))
 
-    def _prune_llm(self, plan: Plan, number: int) -> str:
-        """The op between two segments; one for every dialect."""
-        return self._once(
-            f"{plan.name}.prune_llm_{number}",
-            lambda: prune_llm_graph(
+    def _prune_llm(self, plan: Plan, number: int) -> tuple[str, str]:
+        """The op between two segments, with and without its function; one for every dialect."""
+
+        def export() -> ir.Model:
+            return prune_llm_graph(
                 plan.steps[number], self._spec.decoder, self._weights, self._weights_base, self._dtype
-            ),
-        )
+            )
+
+        name = f"{plan.name}.prune_llm_{number}"
+        return self._once(name, export), self._once(f"{name}.plugin", lambda: _without_function(export()))
 
     def _decoder(self, first: int, layers: int, dialect: Dialect) -> str:
         """A run of decoder layers, shared by every plan that is cut there; the whole decoder is `decoder_0`."""
@@ -130,6 +130,11 @@ class GraphExporter:
                 outputs=_tensors(model.graph.outputs),
             )
         return name
+
+
+def _without_function(model: ir.Model) -> ir.Model:
+    model.functions.clear()
+    return model
 
 
 def _tensors(values: Any) -> list[schema.Tensor]:

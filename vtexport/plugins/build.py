@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtexport.data_files import data_folder
 from vtexport.errors import InputError, MissingDependencyError
-from vtexport.plugins.libraries import ORT_LIBRARY, default_folder, write_record
+from vtexport.plugins.libraries import KERNELS, ORT_LIBRARY, PLUGIN, REGISTER, default_folder, write_record
 
-KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
 NEEDS_KERNELS = "it needs the CUDA kernels"
+OLDEST_TENSORRT = 10, 3
 _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
 
@@ -54,7 +58,8 @@ def build(
 
     Raises:
         MissingDependencyError: There is no C++ compiler or no CMake.
-        InputError: The library for ONNX Runtime does not compile, or `tensorrt_include` has no headers of TensorRT.
+        InputError: The library for ONNX Runtime does not compile, `tensorrt_include` has no headers of a TensorRT that
+            the plugin is for, or a folder cannot be written to.
     """
     sources, output = data_folder("plugins"), output if output is not None else default_folder()
     cmake, generator = _cmake()
@@ -64,35 +69,39 @@ def build(
     arguments = [*generator, "-DCMAKE_BUILD_TYPE=Release"]
     if tensorrt_include is not None:
         arguments.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
-    work = output / f".work-{platform.machine()}"
-    work.mkdir(parents=True, exist_ok=True)
-    tell(f"configuring in {work}")
-    configure = [cmake, "-S", str(sources), "-B", str(work), *arguments]
-    found: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    said = ""
-    if nvcc:
-        try:
-            said = _run([*configure, "-DVTX_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"], f"configuring with {nvcc}")
-        except InputError as error:
-            missing[KERNELS] = str(error)
-            shutil.rmtree(work)  # CMake would remember the compiler
-            work.mkdir()
-    if not said:
-        _run([*configure, "-DVTX_CUDA=OFF"], "configuring the native libraries")
-    tell("compiling the library for ONNX Runtime's CPU provider")
-    _run([cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()], "compiling the library for ONNX Runtime")
-    found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
-    if not cpu_only:
-        _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
-    built = Built(output / folder_name(said, found, tensorrt), found, missing)
-    built.folder.mkdir(parents=True, exist_ok=True)
-    for library in found:
-        unfinished = built.folder / f".{library}.{os.getpid()}"
-        shutil.copy2(work / library, unfinished)
-        unfinished.replace(built.folder / library)
-    write_record(built.folder, found)
-    return built
+    _make_folder(output)
+    work = default_folder() / f".work-{platform.machine()}"  # never in a bundle, which is to be copied as it is
+    with _alone_in(work):
+        _forget_settings(work)
+        tell(f"configuring in {work}")
+        configure = [cmake, "-S", str(sources), "-B", str(work), *arguments]
+        found: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        said = ""
+        if nvcc:
+            try:
+                said = _run([*configure, "-DVTX_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"], f"configuring with {nvcc}")
+            except InputError as error:
+                missing[KERNELS] = str(error)
+                _forget_settings(work)
+        if not said:
+            _run([*configure, "-DVTX_CUDA=OFF"], "configuring the native libraries")
+        tell("compiling the library for ONNX Runtime's CPU provider")
+        _run(
+            [cmake, "--build", str(work), "--target", "vtexport_ort", *_jobs()],
+            "compiling the library for ONNX Runtime",
+        )
+        found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
+        if not cpu_only:
+            _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
+        built = Built(output / folder_name(said, found, tensorrt), found, missing)
+        _make_folder(built.folder)
+        for library in found:
+            unfinished = built.folder / f".{library}.{os.getpid()}"
+            shutil.copy2(work / library, unfinished)
+            unfinished.replace(built.folder / library)
+        write_record(built.folder, found)
+        return built
 
 
 def _build_cuda(
@@ -140,6 +149,36 @@ def _build_cuda(
         return
     found[PLUGIN] = f"the ops as plugins of TensorRT {tensorrt}"
     found[REGISTER] = "registers them in tools that only open a library (polygraphy run --plugins)"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be written to ({error.strerror}); give another one with --output, or set "
+            "VTEXPORT_CACHE where it is the installation's own"
+        ) from error
+
+
+@contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Waits until no other build compiles in the folder."""
+    _make_folder(work)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _forget_settings(work: Path) -> None:
+    """Makes CMake look for the compilers and headers anew, and keeps what is compiled.
+
+    CMake would go on with the compiler and TensorRT's headers of the build before, whatever is named now.
+    """
+    (work / "CMakeCache.txt").unlink(missing_ok=True)
+    shutil.rmtree(work / "CMakeFiles", ignore_errors=True)
 
 
 def folder_name(said: str, libraries: dict[str, str], tensorrt: str | None) -> str:
@@ -208,8 +247,13 @@ def _tensorrt_version(include: Path) -> str:
         found = re.search(rf"#define\s+(?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)?\s+(\d+)", text)
         if found is None:
             raise InputError(f"{header} does not say TensorRT's version; give the folder of TensorRT's headers")
-        numbers[part] = found[1]
-    return f"{numbers['MAJOR']}.{numbers['MINOR']}"
+        numbers[part] = int(found[1])
+    version = f"{numbers['MAJOR']}.{numbers['MINOR']}"
+    if (numbers["MAJOR"], numbers["MINOR"]) < OLDEST_TENSORRT:
+        raise InputError(
+            f"{include} has the headers of TensorRT {version}, and the plugin takes those of 10.3 or newer"
+        )
+    return version
 
 
 def _jobs() -> list[str]:
@@ -220,7 +264,15 @@ def _run(command: list[str], what: str) -> str:
     """What the command says; raises InputError with the errors in it where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _path()})
     if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"\berror\b|CMake Error", line)][:3] or lines[-3:]
-        raise InputError(f"{what} failed: {' | '.join(errors)} (the command was: {' '.join(command)})")
+        reason = _reason(done.stdout + done.stderr)
+        raise InputError(f"{what} failed: {reason} (the command was: {' '.join(command)})")
     return done.stdout
+
+
+def _reason(said: str) -> str:
+    """The errors in what CMake or a compiler said, in one line."""
+    # Of CMake's errors the first line is a place, and the indented ones below it are the sentence.
+    if found := re.search(r"^CMake Error[^\n]*\n((?:[ \t]+[^\n]*\n|\n)+)", said, re.MULTILINE):
+        return textwrap.shorten(found[1], 300, placeholder=" ...")
+    lines = [line for line in said.splitlines() if line.strip()]
+    return " | ".join([line for line in lines if re.search(r"\berror\b|CMake Error", line)][:3] or lines[-3:])

@@ -20,9 +20,18 @@ from vtexport.data_files import data_folder, is_packaged
 from vtexport.plugins.structures import ABI_VERSION
 
 ORT_LIBRARY = "libvtexport_ort.so"
+KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
 RECORD = "built.json"
 SWITCH = "VTEXPORT_NATIVE"  # 0 makes runtimes use the function bodies
-_SOURCES = {".h", ".cpp", ".cu", ".cuh", ".map", ".txt", ".cmake"}
+_SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".map", ".txt", ".cmake"}
+# What of the folder of sources each library is built from: a change elsewhere leaves it up to date.
+_CUDA = ("CMakeLists.txt", "cuda.cmake", "common", "include", "kernels")
+_SOURCES = {
+    ORT_LIBRARY: ("CMakeLists.txt", "common", "cpu", "include", "onnxruntime"),
+    KERNELS: _CUDA,
+    PLUGIN: (*_CUDA, "tensorrt"),
+    REGISTER: (*_CUDA, "tensorrt"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,15 +66,15 @@ def choose_library() -> Choice:
 
 
 def _unfit(path: Path) -> str:
-    """Why libraries with this record are not to be used; empty where they are."""
+    """Why the library for ONNX Runtime with this record is not to be used; empty where it is."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        abi, sources = record["abi_version"], record["sources"]
+        abi, sources = record["abi_version"], record["sources"][ORT_LIBRARY]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path} cannot be read ({error})"
     if abi != ABI_VERSION:
         return f"{path.parent} was built for another version of vtexport"
-    if sources != sources_hash():
+    if sources != sources_hash(ORT_LIBRARY):
         return f"{path.parent} was built from other sources than are here now"
     return ""
 
@@ -79,11 +88,13 @@ def default_folder() -> Path:
     return cache / vtexport.__version__ / "plugins"
 
 
-def sources_hash() -> str:
-    """SHA-256 over names and contents of the native sources."""
+def sources_hash(library: str) -> str:
+    """SHA-256 over names and contents of the sources that a library is built from."""
     root = data_folder("plugins")
     digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.suffix in _SOURCES):
+    parts = [root / part for part in _SOURCES[library]]
+    files = [path for part in parts for path in ([part] if part.is_file() else part.rglob("*"))]
+    for path in sorted(path for path in files if path.suffix in _SUFFIXES):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -93,7 +104,7 @@ def write_record(folder: Path, libraries: dict[str, Any]) -> None:
     record = {
         "vtexport": vtexport.__version__,
         "abi_version": ABI_VERSION,
-        "sources": sources_hash(),
+        "sources": {library: sources_hash(library) for library in libraries},
         "machine": platform.machine(),
         "libraries": libraries,
     }
