@@ -38,7 +38,7 @@ demo: native
 
 # Two workers, each with whole files: fixtures that build bundles and libraries are made once a file.
 test: native
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

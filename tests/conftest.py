@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import worker_cores  # noqa: F401 (it counts for what is imported behind it)
+
+# isort: split
+
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +17,28 @@ import pytest
 from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from warm_builds import WarmBuilds
+
+# What takes longest comes first, so that of several test processes none is left alone with it at the end.
+LONG = (
+    "tests/test_packaging.py",
+    "tests/test_llm_pruning.py",
+    "tests/test_build.py",
+    "tests/plugins/test_sanitizers.py",
+    "tests/test_faults.py",
+    "tests/test_methods_in_bundles.py",
+    "tests/plugins/test_kernels_compile.py",
+    "tests/test_link_weights.py",
+    "tests/test_bfloat16.py",
+    "tests/plugins/test_emulated_kernels.py",
+    "tests/export/test_vision.py",
+    "tests/engines/test_rtx.py",
+    "tests/test_parity.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((at for at, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG)))
+
 
 # No test is a matter of time: a loaded machine must not fail one.
 hypothesis.settings.register_profile("vtexport", deadline=None)

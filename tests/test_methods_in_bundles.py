@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import build
@@ -37,8 +38,9 @@ def plan(name: str) -> str:
 
 def bundle_of_all(checkpoint: Path, folder: Path, precision: str) -> Path:
     """One bundle with a plan of every method; each build adds its graphs to what stands there."""
-    for name in METHODS:
-        build(str(checkpoint), folder, method=name, keep=budget(name), precision=precision)
+    with remembered_vision():
+        for name in METHODS:
+            build(str(checkpoint), folder, method=name, keep=budget(name), precision=precision)
     return folder
 
 
