@@ -91,8 +91,12 @@ def test_killed_at_any_moment(
 def test_a_run_after_a_kill_finishes(
     warm_builds: WarmBuilds, span: float, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    target = Path(shutil.copytree(tiny_bundle, tmp_path / "work" / "b"))
-    assert stop_at(warm_builds, 0.7 * span, signal.SIGKILL, tiny_checkpoint, target)[0] == -signal.SIGKILL
+    for part in (0.7, 0.5, 0.3, 0.1):  # a build may be quicker now than when the span was measured
+        target = Path(shutil.copytree(tiny_bundle, tmp_path / f"work-{part}" / "b"))
+        if stop_at(warm_builds, part * span, signal.SIGKILL, tiny_checkpoint, target)[0] == -signal.SIGKILL:
+            break
+    else:
+        pytest.fail("every build ended before it was killed")
     assert warm_builds.run("build", "--model", tiny_checkpoint, "--keep", 24, "-o", target).code == 0
     assert plans(target)[-1] == "prunesid-24"
     assert [path.name for path in target.parent.iterdir()] == ["b"]
