@@ -31,7 +31,7 @@ struct Task {
   float scale;  // 1 / trace
   int tokens, block, count, members, member, first, last;
   float *x, *image, *c1, *c2, *own, *partial, *small, *squares, *values, *residual;
-  float *point, *first_factor, *second_factor;  // [block] in shared memory: coefficients of the corrections, 0 where a
+  float *point, *first_factor, *second_factor;  // [block], this block's own: coefficients of the corrections, 0 where a
                                                 // vector needs none
   float* eigenvalue;                            // [block] there too, 0 for lost vectors
   float correction_scale;
@@ -104,8 +104,10 @@ __device__ VTX_NOINLINE void times_gram(const Task& t, const float* in, unsigned
     }
 }
 
-// Rows that are staged at once: four arrays of them take less than 50 KB.
-__device__ int staged_rows(int block) { return block <= 128 ? kRows : larger(1, kRows * 128 / block); }
+// Rows that are staged at once: four arrays of them take less than 50 KB up to 3072 vectors.
+__host__ __device__ constexpr int staged_rows(int block) {
+  return block <= 128 ? kRows : larger(1, kRows * 128 / block);
+}
 
 // The own rows' part of aᵀ b into own_partial(which), on and above the diagonal; of all entries where `whole`.
 __device__ void add_products(const Task& t, const float* a, const float* b, int which, int rows, bool first_rows,
