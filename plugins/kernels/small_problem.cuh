@@ -36,8 +36,9 @@ struct alignas(16) Turn {
   short p, q;
 };
 
-// The rotation that makes [[pp, pq], [pq, qq]] diagonal. It need not do so to the last bit, since the next sweep finds
-// what is left, so that the quick reciprocals will do: on them a round of rotations waits.
+// The rotation that makes [[pp, pq], [pq, qq]] diagonal. Its angle need not do so to the last bit, since the next sweep
+// finds what is left, so that the quick reciprocals will do: on them a round of rotations waits. But it has to be a
+// rotation: what cosine and sine lack of it grows with every round, so the cosine gets a step of Newton's method.
 __device__ inline void set_turn(Turn& turn, float pp, float qq, float pq, float least) {
   turn.cosine = 1.0f;
   turn.sine = turn.tangent = 0.0f;
@@ -45,7 +46,8 @@ __device__ inline void set_turn(Turn& turn, float pp, float qq, float pq, float 
   const float theta = __fdividef(qq - pp, 2.0f * pq);
   const float square = fmaf(theta, theta, 1.0f);
   turn.tangent = __fdividef(copysignf(1.0f, theta), fabsf(theta) + square * rsqrtf(square));
-  turn.cosine = rsqrtf(fmaf(turn.tangent, turn.tangent, 1.0f));
+  const float secant_square = fmaf(turn.tangent, turn.tangent, 1.0f), quick = rsqrtf(secant_square);
+  turn.cosine = fmaf(0.5f * quick, fmaf(-secant_square * quick, quick, 1.0f), quick);
   turn.sine = turn.tangent * turn.cosine;
 }
 
