@@ -3,14 +3,14 @@
     make gpu-check
     PYTHONPATH=.:tests:benchmarks python3 -m gpu_check --quick --only parity
 
-Exit codes: 0 done; 1 an answer is wrong, or a part could not be finished; 3 there is no GPU, nvcc or PyTorch here.
+Exit codes: 0 done; 1 an answer is wrong, or a part could not be finished; 3 there is no GPU, nvcc or PyTorch here, or
+the driver is too old for this nvcc.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 import traceback
@@ -22,8 +22,9 @@ from gpu_check import array_api
 array_api.install()  # before anything imports the references
 
 from gpu_check.build import ROOT, BuildError, build  # noqa: E402
-from gpu_check.environment import NotHereError, check_gpu, find_tools  # noqa: E402
+from gpu_check.environment import NotHereError, check_driver, check_gpu, find_tools  # noqa: E402
 from gpu_check.parts import PARTS, RUN  # noqa: E402
+from gpu_check.processes import run_within  # noqa: E402
 from gpu_check.report import targets_text, times_text, write  # noqa: E402
 from gpu_check.targets import targets  # noqa: E402
 
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_gpu()
         tools = find_tools()
+        check_driver(tools)
     except NotHereError as error:
         print(error, file=sys.stderr)
         return 3
@@ -104,11 +106,9 @@ def part_in_process(part: str, library: Path, folder: Path, quick: bool, seconds
     output = folder / f"{part}.json"
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "gpu_check", "--part", part, "--library", str(library), "-o", str(output)]
-    error = None
-    try:
-        code = subprocess.run([*command, *(["--quick"] if quick else [])], timeout=max(1.0, seconds)).returncode
-        error = f"{part} ended with exit code {code}" if code not in (0, 1) else None
-    except subprocess.TimeoutExpired:
+    code, _ = run_within(max(1.0, seconds), [*command, *(["--quick"] if quick else [])])
+    error = f"{part} ended with exit code {code}" if code not in (0, 1) else None
+    if code is None:
         error = f"{part} was stopped after {max(1.0, seconds):.0f} seconds"
     found: dict[str, Any] = {"done": False}
     if output.exists():

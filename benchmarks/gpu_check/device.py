@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,18 @@ class GpuRunner(Runner):
         return captured(lambda: [self.launch(each) for _ in range(repeats) for each in prepared])
 
 
+@functools.lru_cache(maxsize=1)
+def _capture_stream() -> Any:
+    return torch.cuda.Stream()
+
+
 def captured(enqueue: Callable[[], Any]) -> torch.cuda.CUDAGraph:
     """A CUDA graph of what `enqueue` puts on the current stream, which is run once before.
 
     By `capture_begin` and `capture_end`: the context manager `torch.cuda.graph` empties caches at every capture, and
-    here there are thousands.
+    here there are thousands. All on one stream, since PyTorch keeps freed memory for the stream that it was had on.
     """
-    stream = torch.cuda.Stream()
+    stream = _capture_stream()
     stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
@@ -88,6 +94,11 @@ def selection_by(runner: GpuRunner, grid: tuple[int, int]) -> Any:
         graph.replay()
         shape, _ = outputs["kept_features"]
         kept = prepared.buffers["kept_features"][:-GUARD].view(torch.float16).view(shape)
-        return graph.replay, kept
+
+        def replay() -> None:
+            assert prepared  # whose workspace and other outputs the graph writes: they live as long as it does
+            graph.replay()
+
+        return replay, kept
 
     return select

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -76,6 +78,32 @@ def check_gpu() -> None:
         )
 
 
+def check_driver(tools: Tools) -> None:
+    """Programs of one CUDA generation run on drivers of that generation or a later one.
+
+    Raises:
+        NotHereError: nvcc is of a later generation than the driver, so nothing that it builds would run.
+    """
+    release = re.search(r"release (\d+)", _output([str(tools.nvcc), "--version"]))
+    driver = driver_cuda()
+    if release and driver and int(release[1]) > driver[0]:
+        raise NotHereError(
+            f"gpu-check needs an nvcc no newer than the driver: {tools.nvcc} is of CUDA {release[1]}, and this driver "
+            f"knows CUDA up to {driver[0]}.{driver[1]}; set CUDA_HOME to an older toolkit (12.6 or newer), or update "
+            "the driver"
+        )
+
+
+def driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
+    """The newest CUDA that the driver knows, such as (12, 6); None where it cannot be asked."""
+    found = ctypes.c_int(0)
+    try:
+        failed = ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(found))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not found.value else (found.value // 1000, found.value % 1000 // 10)
+
+
 def describe(tools: Tools) -> dict[str, Any]:
     """The machine, for the results file."""
     import numpy as np
@@ -93,6 +121,7 @@ def describe(tools: Tools) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "driver": values.get("driver_version", ""),
         "nvidia_smi": values,
+        "cuda_of_driver": ".".join(map(str, driver_cuda() or ())),
         "cuda_of_torch": torch.version.cuda,
         "nvcc": _output([str(tools.nvcc), "--version"]).strip().split("\n")[-1],
         "torch": torch.__version__,

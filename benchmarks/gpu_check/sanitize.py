@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from gpu_check.build import ROOT
+from gpu_check.processes import run_within
 
 TOOLS = ("memcheck", "racecheck")
 FOUND = 86  # compute-sanitizer's exit code when it has found something
@@ -30,10 +30,8 @@ def _run(sanitizer: Path, tool: str, library: Path) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
-        output, outcome = done.stdout + done.stderr, outcome_of(done.returncode, done.stdout + done.stderr)
-    except subprocess.TimeoutExpired:
-        output, outcome = "", "unfinished"
+        code, output = run_within(SECONDS, command, quiet=True, environment=environment)
+        outcome = "unfinished" if code is None else outcome_of(code, output)
     except OSError as error:
         output, outcome = str(error), "failed"
     tail = "\n".join(output.strip().split("\n")[-40:])

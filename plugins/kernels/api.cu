@@ -8,7 +8,7 @@ thread_local const char* last_error = "";
 
 }  // namespace
 
-void remember_error(const char* name) { last_error = name; }
+void remember_error(const char* text) { last_error = text; }
 
 vtx_status check_workspace(const void* workspace, size_t given, size_t needed) {
   if (!workspace) return VTX_NULL_POINTER;

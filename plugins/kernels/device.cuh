@@ -113,16 +113,20 @@ __device__ __forceinline__ double warp_sum(double value) {
   return value;
 }
 __device__ __forceinline__ int warp_sum(int value) {
-  for (int step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
+  return static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(value)));
 }
-// Largest and smallest as orders (NaN lowest).
+// The least of the warp's numbers: of the upper halves first, then of the lower halves that go with it.
 __device__ __forceinline__ uint64_t warp_least(uint64_t value) {
-  for (int step = kWarp / 2; step; step /= 2) {
-    const uint64_t other = __shfl_xor_sync(kAllLanes, value, step);
-    value = smaller(value, other);
-  }
-  return value;
+  const unsigned upper = static_cast<unsigned>(value >> 32), least = __reduce_min_sync(kAllLanes, upper);
+  const unsigned lower = upper == least ? static_cast<unsigned>(value) : ~0u;
+  return (static_cast<uint64_t>(least) << 32) | __reduce_min_sync(kAllLanes, lower);
+}
+
+__device__ __forceinline__ void add_to(float4& sum, const float4& value) {
+  sum.x += value.x;
+  sum.y += value.y;
+  sum.z += value.z;
+  sum.w += value.w;
 }
 
 // Sums over the block, the same in every thread; `scratch` holds one element a warp. Called by all threads.
@@ -201,25 +205,36 @@ struct Grid {
   int x, y;
 };
 
-// The first error of this thread's CUDA calls, by name.
-void remember_error(const char* name);
+constexpr size_t kSharedUnasked = 48 * 1024;  // shared memory that a block may have without more ado
+constexpr size_t kMostShared = 99 * 1024;     // what every GPU from compute capability 8.0 on gives a block that asks
+constexpr int kMostGridY = 65535;
+
+// What the last CUDA call of this thread that failed was.
+void remember_error(const char* text);
 
 #ifdef __CUDACC__
 inline vtx_status checked(cudaError_t error) {
   if (error == cudaSuccess) return VTX_OK;
+  cudaGetLastError();  // it is reported here; a caller with the same runtime shall not find it again
   remember_error(cudaGetErrorString(error));
   return VTX_DEVICE_ERROR;
+}
+
+// Lets a kernel have more than kSharedUnasked of dynamic shared memory: always up to kMostShared. An amount that went
+// by the call could be lowered by another thread's call between here and the launch.
+template <class... Parameters>
+vtx_status allow_shared(void (*kernel)(Parameters...), size_t shared) {
+  if (shared <= kSharedUnasked) return VTX_OK;
+  return checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostShared)));
 }
 
 // Enqueues kernel(arguments...). With `together` all blocks run at the same time, so that they may wait for each other.
 template <class... Parameters, class... Arguments>
 vtx_status launch(void (*kernel)(Parameters...), Grid grid, int threads, size_t shared, vtx_stream stream,
                   bool together, Arguments... arguments) {
-  if (shared > 48 * 1024) {
-    const auto status = checked(cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-    if (status != VTX_OK) return status;
-  }
+  const vtx_status allowed = allow_shared(kernel, shared);
+  if (allowed != VTX_OK) return allowed;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
   config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -239,9 +254,7 @@ vtx_status blocks_at_once(void (*kernel)(Parameters...), int threads, size_t sha
   int device = 0, processors = 0, each = 0;
   auto status = checked(cudaGetDevice(&device));
   if (status == VTX_OK) status = checked(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  if (status == VTX_OK && shared > 48 * 1024)
-    status = checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  if (status == VTX_OK) status = allow_shared(kernel, shared);
   if (status == VTX_OK) status = checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared));
   *count = larger(1, processors * each);
   return status;

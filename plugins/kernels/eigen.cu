@@ -45,13 +45,17 @@ __device__ VTX_NOINLINE void rotate(Task& t, bool has_image, unsigned attempt, u
   float* turned_image = turned + step * block;
   float* values = turned_image + step * block;
   float* squares = values + block;
+  float* rotation = squares + block;  // [block, block], where the small matrices lie in shared memory
+  const bool is_near = block <= kSharedBlock;
   for (int i = thread_id(); i < block; i += kThreads) {
     values[i] = __ldcg(t.values + i);
     squares[i] = 0.0f;
   }
+  if (is_near)
+    for (int e = 4 * thread_id(); e < block * block; e += 4 * kThreads)
+      *reinterpret_cast<float4*>(rotation + e) = __ldcg(reinterpret_cast<const float4*>(t.small + e));
   __syncthreads();
   set_corrections(t, values);
-  const float* rotation = t.small;
   for (int row0 = t.first; row0 < t.last; row0 += step) {
     const int rows = smaller(step, t.last - row0);
     const size_t from = static_cast<size_t>(row0) * block;
@@ -64,7 +68,8 @@ __device__ VTX_NOINLINE void rotate(Task& t, bool has_image, unsigned attempt, u
       const int r = e / block, c = e % block;
       float value = 0.0f, image = 0.0f;
       for (int j = 0; j < block; ++j) {
-        const float turn = __ldcg(rotation + static_cast<size_t>(j) * block + c);
+        const size_t at = static_cast<size_t>(j) * block + c;
+        const float turn = is_near ? rotation[at] : __ldcg(t.small + at);
         value = fmaf(z[r * block + j], turn, value);
         if (has_image) image = fmaf(w[r * block + j], turn, image);
       }
@@ -104,6 +109,7 @@ __device__ VTX_NOINLINE float worst_residual(const Task& t, unsigned char* share
   const float unit = 1.0f / fmaxf(__ldcg(t.values), kTiny);
   for (int c = thread_id(); c < t.block; c += kThreads) {
     float square = 0.0f;
+#pragma unroll 8
     for (int member = 0; member < t.members; ++member)
       square += __ldcg(t.squares + static_cast<size_t>(member) * t.block + c);
     found[c] = sqrtf(square) * unit;
@@ -122,12 +128,15 @@ __device__ VTX_NOINLINE const float* summed_parts(Task& t, int first, int count,
   const int size = t.block * t.block;
   const bool fits = t.block <= kSharedInside;
   float* out = fits ? reinterpret_cast<float*>(shared + kProductShared) : t.small + size;
-  const int step = fits ? kThreads : kThreads * t.members;
-  for (int e = thread_id() + (fits ? 0 : t.member * kThreads); e < count * size; e += step) {
-    float sum = 0.0f;
-    for (int member = 0; member < t.members; ++member)
-      sum += __ldcg(t.partial + (static_cast<size_t>(member) * kParts + first) * size + e);
-    out[e] = sum;
+  const int start = thread_id() + (fits ? 0 : t.member * kThreads), step = fits ? kThreads : kThreads * t.members;
+  for (int e = 4 * start; e < count * size; e += 4 * step) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+    for (int member = 0; member < t.members; ++member) {
+      const float* part = t.partial + (static_cast<size_t>(member) * kParts + first) * size + e;
+      add_to(sum, __ldcg(reinterpret_cast<const float4*>(part)));
+    }
+    *reinterpret_cast<float4*>(out + e) = sum;
   }
   if (!fits) t.sync();
   __syncthreads();
@@ -252,7 +261,8 @@ __global__ void __launch_bounds__(kThreads, 1) leading_vectors(Eigen plan, int u
     t.residual = plan.residual + image;
     t.arrived = plan.arrived_ + image;
     t.round = 0;
-    t.point = reinterpret_cast<float*>(shared + used);
+    t.point = plan.coefficients_ ? plan.coefficients_ + static_cast<size_t>(blockIdx.x) * 4 * plan.block
+                                 : reinterpret_cast<float*>(shared + used);
     t.first_factor = t.point + plan.block;
     t.second_factor = t.first_factor + plan.block;
     t.eigenvalue = t.second_factor + plan.block;
@@ -265,17 +275,24 @@ __global__ void reset(unsigned* arrived, int count) {
   for (int i = thread_id(); i < count; i += thread_count()) arrived[i] = 0;
 }
 
-size_t shared_bytes(int block) {
+// What the parts use by turns: rows in rotate(), a product with two matrices behind it, the small problem.
+constexpr size_t shared_bytes(int block) {
   const size_t square = static_cast<size_t>(block) * block * sizeof(float);
-  const size_t rows = block <= 128 ? kRows : larger(1, kRows * 128 / block);
-  const size_t staged = (4 * rows + 2) * block * sizeof(float);
+  const size_t staged = (4 * staged_rows(block) + 2) * block * sizeof(float) + (block <= kSharedBlock ? square : 0);
   const size_t with_inside = kProductShared + (block <= kSharedInside ? 2 * square : 0);
   const size_t small = small_problem_shared(block, kSharedBlock);
   return round_up<size_t>(larger(larger(staged, with_inside), small), 16);
 }
 
-// The coefficients of the corrections lie behind what the parts use by turns.
-size_t coefficient_bytes(int block) { return 4 * block * sizeof(float); }
+// The coefficients of the corrections lie behind that, or in the workspace where there is no room.
+constexpr size_t coefficient_bytes(int block) { return 4 * sizeof(float) * block; }
+constexpr bool coefficients_fit(int block) { return shared_bytes(block) + coefficient_bytes(block) <= kMostShared; }
+constexpr bool every_block_fits() {
+  for (int block = 16; block < VTX_MOST_TOKENS + 16; block += 16)
+    if (shared_bytes(block) > kMostShared || (block <= kSharedBlock && !coefficients_fit(block))) return false;
+  return true;
+}
+static_assert(every_block_fits(), "the eigenvectors of any size fit into every GPU's shared memory");
 
 }  // namespace eigen_kernels
 
@@ -300,11 +317,14 @@ Eigen plan_eigen(Workspace& workspace, int batch, int tokens, int count) {
   plan.small_ = workspace.take<float>(batch * 4 * square);
   plan.squares_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * plan.block);
   plan.arrived_ = workspace.take<unsigned>(batch);
+  if (!coefficients_fit(plan.block))
+    plan.coefficients_ = workspace.take<float>(static_cast<size_t>(batch) * plan.members * 4 * plan.block);
   return plan;
 }
 
 vtx_status leading_eigenvectors(const Eigen& plan, const float* gram, vtx_stream stream) {
-  const size_t used = shared_bytes(plan.block), shared = used + coefficient_bytes(plan.block);
+  const size_t used = shared_bytes(plan.block);
+  const size_t shared = used + (coefficients_fit(plan.block) ? coefficient_bytes(plan.block) : 0);
   int most = 0;
   VTX_TRY(blocks_at_once(leading_vectors, kThreads, shared, &most));
   Eigen placed = plan;

@@ -13,14 +13,14 @@ constexpr int kColumns = 32;  // of a tile
 constexpr int kRowsOfLane = 6, kColumnsOfLane = 4;
 constexpr int kDepth = 192;  // summands staged at a time
 constexpr int kPitch = kRows + 2;
-constexpr int kSharedBlock = 80;   // up to here the small matrices lie in shared memory: 3 x 80 x 80 floats
-constexpr int kSharedInside = 64;  // up to here two of them lie there beside a product
-constexpr int kOversampling = 16;  // vectors beyond the wanted ones; they set the rate of convergence
-constexpr int kParts = 3;          // matrices that a member adds its rows' part to
-constexpr int kMostCorrections = 14;
-constexpr float kResidual = 1e-6f;  // of the largest eigenvalue
-constexpr float kSettled = 3e-7f;   // the same for one vector, which is then left as it is: near float32's rounding
-constexpr float kWideRange = 1e5f;  // of the largest eigenvalue over half of the block's smallest
+constexpr int kSharedBlock = 80;      // up to here the small matrices lie in shared memory: 3 x 80 x 80 floats
+constexpr int kSharedInside = 64;     // up to here two of them lie there beside a product
+constexpr int kOversampling = 16;     // vectors beyond the wanted ones; they set the rate of convergence
+constexpr int kParts = 3;             // matrices that a member adds its rows' part to
+constexpr int kMostCorrections = 40;  // nearly equal eigenvalues took 26, features like a tower's 6 at most
+constexpr float kResidual = 1e-6f;    // of the largest eigenvalue
+constexpr float kSettled = 3e-7f;     // the same for one vector, which is then left as it is: near float32's rounding
+constexpr float kWideRange = 1e5f;    // of the largest eigenvalue over half of the block's smallest
 constexpr size_t kMostPartial = size_t{1} << 22;
 constexpr size_t kProductShared =
     larger<size_t>((kDepth * kColumns + kDepth * kPitch) * sizeof(float), kWarps * kRows * kColumns * sizeof(float));
@@ -31,7 +31,7 @@ struct Task {
   float scale;  // 1 / trace
   int tokens, block, count, members, member, first, last;
   float *x, *image, *c1, *c2, *own, *partial, *small, *squares, *values, *residual;
-  float *point, *first_factor, *second_factor;  // [block] in shared memory: coefficients of the corrections, 0 where a
+  float *point, *first_factor, *second_factor;  // [block], this block's own: coefficients of the corrections, 0 where a
                                                 // vector needs none
   float* eigenvalue;                            // [block] there too, 0 for lost vectors
   float correction_scale;
@@ -104,8 +104,10 @@ __device__ VTX_NOINLINE void times_gram(const Task& t, const float* in, unsigned
     }
 }
 
-// Rows that are staged at once: four arrays of them take less than 50 KB.
-__device__ int staged_rows(int block) { return block <= 128 ? kRows : larger(1, kRows * 128 / block); }
+// Rows that are staged at once: four arrays of them take less than 50 KB up to 3072 vectors.
+__host__ __device__ constexpr int staged_rows(int block) {
+  return block <= 128 ? kRows : larger(1, kRows * 128 / block);
+}
 
 // The own rows' part of aᵀ b into own_partial(which), on and above the diagonal; of all entries where `whole`.
 __device__ void add_products(const Task& t, const float* a, const float* b, int which, int rows, bool first_rows,

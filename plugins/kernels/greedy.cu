@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(256)
   if (lane_id() == 0) nearest[image * tokens + token] = tokens > 1 ? row[best & 0xffffffffu] : -2.0f;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     farthest(const float* __restrict__ cosine, const float* __restrict__ nearest, int tokens, int keep,
              int64_t* __restrict__ order, int* __restrict__ rows) {
   VTX_SHARED(shared);
@@ -136,7 +136,7 @@ struct Relevance {
   float exponent;
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     most_diverse(const float* __restrict__ cosine, const float* __restrict__ similarity, Relevance by, int tokens,
                  int keep, float* __restrict__ cholesky, float* __restrict__ relevance, int64_t* __restrict__ order,
                  int* __restrict__ rows) {
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
       share[i] -= factor * factor;
     }
     gains(gain);
-    __syncthreads();  // factors of this round are read by others in the next
+    // Others read this round's factors, and write `column`, behind the barrier of the next pick.
   };
   pick(tokens, keep, b.scratch, order + image * keep, b.taken, start, step);
   list_taken(b.taken, tokens, keep, b.sums, rows + image * keep);

@@ -67,6 +67,7 @@ struct Eigen {
   float* small_;                              // [B, 4, block, block]: rotation, and what does not fit in shared memory
   float* squares_;                            // [B, members, block]
   unsigned* arrived_;                         // [B]
+  float* coefficients_;                       // [B x members, 4, block]; null where they fit in shared memory
 };
 
 // Sizes of the problem, with arrays from the workspace.
@@ -77,6 +78,9 @@ vtx_status leading_eigenvectors(const Eigen& plan, const float* gram, vtx_stream
 
 // rank [B, count]: how many of the image's keys are smaller. Keys are different from each other.
 vtx_status ranks(const uint64_t* keys, int batch, int count, int* rank, vtx_stream stream);
+
+// order [B, count]: the keys' numbers, by ascending key.
+vtx_status order_by_keys(const uint64_t* keys, int batch, int count, int* order, vtx_stream stream);
 
 // keys [B, count] of values by descending value, then ascending index; NaN last.
 vtx_status best_first_keys(const float* values, int batch, int count, uint64_t* keys, vtx_stream stream);

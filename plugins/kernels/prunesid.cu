@@ -50,13 +50,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) invert(const int* __restrict__ rank, int tokens, int* __restrict__ order) {
-  const int token = static_cast<int>(blockIdx.x) * kThreads + thread_id();
-  if (token >= tokens) return;
-  const size_t image = static_cast<size_t>(blockIdx.y) * tokens;
-  order[image + rank[image + token]] = token;
-}
-
 // Step 3, pairs: bit q of row p is set where the token at place p of the order suppresses the one at a later place q of
 // its group. Words of other groups are not written.
 __global__ void __launch_bounds__(kThreads)
@@ -153,6 +146,12 @@ struct Budget {
   bool bounded, raster;
 };
 
+// Six numbers a group behind one a warp, and a byte a token.
+constexpr size_t share_bytes(int groups, int tokens) {
+  return (kShareThreads / kWarp + 6 * static_cast<size_t>(groups)) * sizeof(int) + tokens;
+}
+static_assert(share_bytes(VTX_MOST_TOKENS, VTX_MOST_TOKENS) <= kMostShared, "as many groups as tokens");
+
 __device__ int capacity(const int* upper, const int* sizes, int rounds, int groups, int* sums) {
   int sum = 0;
   for (int g = thread_id(); g < groups; g += kShareThreads) sum += smaller(upper[g] + rounds, sizes[g]);
@@ -171,10 +170,10 @@ __global__ void __launch_bounds__(kShareThreads)
   int* survivors = sizes + groups;
   int* upper = survivors + groups;
   int* taken = upper + groups;
-  int* until = taken + groups;          // then the room left
-  int* start = until + groups;          // of the group in the order
-  int* offset = start + groups;         // of the group in the output
-  int* alive_before = offset + groups;  // survivors at places before the group
+  int* until = taken + groups;         // then the room left
+  int* alive_before = until + groups;  // survivors at places before the group
+  int* start = upper;                  // of the group in the order, when the room is given away
+  int* offset = until;                 // of the group in the output, then too
   unsigned char* marked = reinterpret_cast<unsigned char*>(alive_before + groups);  // [tokens]
   const size_t image = blockIdx.x;
   order += image * tokens;
@@ -279,7 +278,7 @@ struct Plan {
   float *y, *means, *partial, *grams;
   double* tile_sums;
   Eigen eigen;
-  int *group, *rank, *order, *sizes, *survivors, *taken, *rows;
+  int *group, *order, *sizes, *survivors, *taken, *rows;
   float *score, *rho, *tau;
   uint64_t* keys;
   unsigned* conflicts;
@@ -304,7 +303,6 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_prunesid& parameters, void* base)
   p.tile_sums = space.take<double>(2 * batch * p.tiles);
   p.eigen = plan_eigen(space, p.batch, p.tokens, smaller(parameters.groups, p.tokens));
   p.group = space.take<int>(all);
-  p.rank = space.take<int>(all);
   p.order = space.take<int>(all);
   p.score = space.take<float>(all);
   p.keys = space.take<uint64_t>(all);
@@ -355,18 +353,15 @@ extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunes
                  by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
                  static_cast<const double*>(p.tile_sums + static_cast<size_t>(p.batch) * p.tiles), cosine, p.tiles,
                  by.threshold_scale, by.redundancy == VTX_TRIANGLE, p.group, p.score, p.keys, p.rho, p.tau));
-  VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));
-  VTX_TRY(launch(invert, Grid{divide_up(p.tokens, kThreads), p.batch}, kThreads, 0, stream, false, p.rank, p.tokens,
-                 p.order));
+  VTX_TRY(order_by_keys(p.keys, p.batch, p.tokens, p.order, stream));
   VTX_TRY(launch(find_conflicts, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads, 0, stream, false, cosine,
                  p.order, p.group, p.tau, p.tokens, p.words, p.conflicts));
   const size_t sweep_shared = (2 * kSweepThreads / kWarp + kWarp * static_cast<size_t>(p.words)) * sizeof(int);
   VTX_TRY(launch(suppress, Grid{groups, p.batch}, kSweepThreads, sweep_shared, stream, false, p.conflicts, p.order,
                  p.group, p.score, p.tokens, p.words, groups, p.survives, p.sizes, p.survivors));
   const Budget budget = {p.keep, slot, groups, p.tokens, by.shares == VTX_BOUNDED, by.order == VTX_ORDER_RASTER};
-  const size_t share_shared = (kShareThreads / kWarp + 8 * static_cast<size_t>(groups)) * sizeof(int) + p.tokens;
-  VTX_TRY(launch(share, Grid{p.batch, 1}, kShareThreads, share_shared, stream, false, budget, p.sizes, p.survivors,
-                 p.survives, p.order, p.group, p.taken, p.rows));
+  VTX_TRY(launch(share, Grid{p.batch, 1}, kShareThreads, share_bytes(groups, p.tokens), stream, false, budget, p.sizes,
+                 p.survivors, p.survives, p.order, p.group, p.taken, p.rows));
   VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, slot + p.tokens, p.width, p.rows, p.keep, slot,
                       tensors->kept_features, tensors->keep_indices, stream));
   VTX_TRY(report(p.group, p.batch * p.tokens, tensors->groups, stream));

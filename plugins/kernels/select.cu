@@ -6,8 +6,10 @@ namespace select_kernels {
 
 constexpr int kThreads = 256;  // a warp a key
 
+// A key's rank, or at its rank its number.
+template <bool by_rank>
 __global__ void __launch_bounds__(kThreads)
-    count_smaller(const uint64_t* __restrict__ keys, int count, int* __restrict__ rank) {
+    count_smaller(const uint64_t* __restrict__ keys, int count, int* __restrict__ out) {
   const int own = static_cast<int>(blockIdx.x) * (kThreads / kWarp) + warp_id();
   if (own >= count) return;
   const uint64_t* image = keys + static_cast<size_t>(blockIdx.y) * count;
@@ -15,7 +17,8 @@ __global__ void __launch_bounds__(kThreads)
   int smaller_keys = 0;
   for (int i = lane_id(); i < count; i += kWarp) smaller_keys += image[i] < key;
   smaller_keys = warp_sum(smaller_keys);
-  if (lane_id() == 0) rank[static_cast<size_t>(blockIdx.y) * count + own] = smaller_keys;
+  out += static_cast<size_t>(blockIdx.y) * count;
+  if (lane_id() == 0) out[by_rank ? smaller_keys : own] = by_rank ? own : smaller_keys;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -81,8 +84,13 @@ vtx_status report(const int64_t* from, int count, int64_t* to, vtx_stream stream
 }
 
 vtx_status ranks(const uint64_t* keys, int batch, int count, int* rank, vtx_stream stream) {
-  return launch(count_smaller, Grid{divide_up(count, kThreads / kWarp), batch}, kThreads, 0, stream, false, keys, count,
-                rank);
+  return launch(count_smaller<false>, Grid{divide_up(count, kThreads / kWarp), batch}, kThreads, 0, stream, false, keys,
+                count, rank);
+}
+
+vtx_status order_by_keys(const uint64_t* keys, int batch, int count, int* order, vtx_stream stream) {
+  return launch(count_smaller<true>, Grid{divide_up(count, kThreads / kWarp), batch}, kThreads, 0, stream, false, keys,
+                count, order);
 }
 
 vtx_status best_first_keys(const float* values, int batch, int count, uint64_t* keys, vtx_stream stream) {

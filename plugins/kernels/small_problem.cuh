@@ -12,9 +12,10 @@ constexpr float kLeastPivot = 1e-5f, kLeastPivotWithImage = 1e-3f;
 constexpr int kMostSweeps = 12;
 constexpr int kScratch = 36;  // floats
 
-inline size_t small_problem_shared(int block, int shared_block) {
-  const size_t square = static_cast<size_t>(block) * block;
-  return ((block <= shared_block ? 3 * square : 0) + 4 * block + kScratch) * sizeof(float);
+// Shared memory: three numbers a vector, a turn for every two, and up to `shared_block` vectors the matrices.
+constexpr size_t small_problem_shared(int block, int shared_block) {
+  const size_t n = block;
+  return ((n <= static_cast<size_t>(shared_block) ? 3 * n * n : 0) + 5 * n + kScratch) * sizeof(float);
 }
 
 // The pair number `pair` of round `round` when `n` (even) players all meet each other once.
@@ -29,17 +30,25 @@ __device__ inline void pair_of_round(int n, int round, int pair, int* p, int* q)
   *q = larger(a, b);
 }
 
-struct Turn {
+// A rotation of rows p and q.
+struct alignas(16) Turn {
   float cosine, sine, tangent;
+  short p, q;
 };
 
-// The rotation that makes [[pp, pq], [pq, qq]] diagonal.
-__device__ inline Turn turn_of(float pp, float qq, float pq, float least) {
-  if (!(fabsf(pq) > least)) return {1.0f, 0.0f, 0.0f};
-  const float theta = (qq - pp) / (2.0f * pq);
-  const float tangent = copysignf(1.0f, theta) / (fabsf(theta) + sqrtf(fmaf(theta, theta, 1.0f)));
-  const float cosine = 1.0f / sqrtf(fmaf(tangent, tangent, 1.0f));
-  return {cosine, tangent * cosine, tangent};
+// The rotation that makes [[pp, pq], [pq, qq]] diagonal. Its angle need not do so to the last bit, since the next sweep
+// finds what is left, so that the quick reciprocals will do: on them a round of rotations waits. But it has to be a
+// rotation: what cosine and sine lack of it grows with every round, so the cosine gets a step of Newton's method.
+__device__ inline void set_turn(Turn& turn, float pp, float qq, float pq, float least) {
+  turn.cosine = 1.0f;
+  turn.sine = turn.tangent = 0.0f;
+  if (!(fabsf(pq) > least)) return;
+  const float theta = __fdividef(qq - pp, 2.0f * pq);
+  const float square = fmaf(theta, theta, 1.0f);
+  turn.tangent = __fdividef(copysignf(1.0f, theta), fabsf(theta) + square * rsqrtf(square));
+  const float secant_square = fmaf(turn.tangent, turn.tangent, 1.0f), quick = rsqrtf(secant_square);
+  turn.cosine = fmaf(0.5f * quick, fmaf(-secant_square * quick, quick, 1.0f), quick);
+  turn.sine = turn.tangent * turn.cosine;
 }
 
 // From the parts of m = zᵀ z and, where `has_image`, h = zᵀ w of block x block (on and above the diagonal, summed over
@@ -50,76 +59,87 @@ __device__ inline Turn turn_of(float pp, float qq, float pq, float least) {
 __device__ VTX_NOINLINE inline void solve_small(const float* partial, int members, int parts, int block, bool has_image,
                                                 float angle, float* work, float* values, unsigned char* shared,
                                                 int shared_block) {
-  const int size = block * block, threads = thread_count(), n = block;
+  // A warp has rows, its lanes their entries: no thread divides by the number of vectors.
+  const int size = block * block, threads = thread_count(), n = block, warps = threads / kWarp;
   const bool fits = block <= shared_block;
-  float* vectors_of_use = reinterpret_cast<float*>(shared);
-  float* scale = vectors_of_use;                    // [n]
-  float* pivot = scale + n;                         // [n]: 1 / sqrt of the pivot, 0 for a dependent column
-  float* place = pivot + n;                         // [n]
-  float* largest = place + n;                       // [1]
-  int* sums = reinterpret_cast<int*>(largest + 1);  // [warps]
-  float* matrices = fits ? scale + 4 * n + kScratch : work + size;
+  float* scale = reinterpret_cast<float*>(shared);   // [n]
+  float* pivot = scale + n;                          // [n]: 1 / sqrt of the pivot, 0 for a dependent column
+  float* place = pivot + n;                          // [n]
+  Turn* turns = reinterpret_cast<Turn*>(place + n);  // [n / 2]
+  float* largest = place + 3 * n;                    // [1]
+  int* sums = reinterpret_cast<int*>(largest + 1);   // [warps]
+  float* matrices = fits ? scale + 5 * n + kScratch : work + size;
   float *m = matrices, *h = m + size, *v = h + size;  // rows of v are vectors
 
-  for (int e = thread_id(); e < size; e += threads) {
-    const int i = e / n, j = e % n;
-    if (i > j) continue;
-    float a = 0.0f, b = 0.0f;
+  for (int e = 4 * thread_id(); e < size; e += 4 * threads) {
+    const int i = e / n, j = e % n;  // and the three behind it, in the same row
+    if (i > j + 3) continue;
+    float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f), b = a;
+#pragma unroll 8
     for (int member = 0; member < members; ++member) {
       const float* part = partial + static_cast<size_t>(member) * parts * size + e;
-      a += __ldcg(part);
-      if (has_image) b += __ldcg(part + size);
+      add_to(a, __ldcg(reinterpret_cast<const float4*>(part)));
+      if (has_image) add_to(b, __ldcg(reinterpret_cast<const float4*>(part + size)));
     }
-    m[e] = m[j * n + i] = a;
-    h[e] = h[j * n + i] = b;
+    const float as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (i > j + k) continue;
+      m[e + k] = m[(j + k) * n + i] = as[k];
+      h[e + k] = h[(j + k) * n + i] = bs[k];
+    }
   }
   __syncthreads();
   for (int i = thread_id(); i < n; i += threads) scale[i] = 1.0f / sqrtf(fmaxf(m[i * n + i], kTiny));
   __syncthreads();
-  for (int e = thread_id(); e < size; e += threads) {
-    const float by = scale[e / n] * scale[e % n];
-    m[e] *= by;
-    h[e] *= by;
-    v[e] = e / n == e % n ? scale[e / n] : 0.0f;
-  }
+  for (int i = warp_id(); i < n; i += warps)
+    for (int k = lane_id(); k < n; k += kWarp) {
+      const float by = scale[i] * scale[k];
+      m[i * n + k] *= by;
+      h[i * n + k] *= by;
+      v[i * n + k] = i == k ? scale[i] : 0.0f;
+    }
   __syncthreads();
 
-  // Elimination from the left: m = L D Lᵀ, h <- L⁻¹ h, v <- L⁻¹ v.
+  // Elimination from the left: m = L D Lᵀ, h <- L⁻¹ h, v <- L⁻¹ v. L⁻¹ has nothing above the diagonal, so there L lies,
+  // by columns.
   for (int j = 0; j < n; ++j) {
     const float diagonal = m[j * n + j];
     const bool independent = diagonal > (has_image ? kLeastPivotWithImage : kLeastPivot);
     if (thread_id() == 0) pivot[j] = independent ? 1.0f / sqrtf(diagonal) : 0.0f;
-    const int below = n - j - 1;
     if (independent)
-      for (int e = thread_id(); e < below * n; e += threads) {
-        const int i = j + 1 + e / n, k = e % n;
+      for (int i = j + 1 + warp_id(); i < n; i += warps) {
         const float factor = m[i * n + j] / diagonal;
-        if (k > j) m[i * n + k] = fmaf(-factor, m[j * n + k], m[i * n + k]);
-        if (k <= j) v[i * n + k] = fmaf(-factor, v[j * n + k], v[i * n + k]);
-        h[i * n + k] = fmaf(-factor, h[j * n + k], h[i * n + k]);
+        if (lane_id() == 0) v[j * n + i] = factor;
+        for (int k = lane_id(); k < n; k += kWarp) {
+          if (k > j)
+            m[i * n + k] = fmaf(-factor, m[j * n + k], m[i * n + k]);
+          else
+            v[i * n + k] = fmaf(-factor, v[j * n + k], v[i * n + k]);
+          h[i * n + k] = fmaf(-factor, h[j * n + k], h[i * n + k]);
+        }
       }
     __syncthreads();
   }
-  // And from the right: h <- h L⁻ᵀ.
+  // And from the right: h <- h L⁻ᵀ, every row by itself.
   if (has_image)
     for (int j = 0; j < n; ++j) {
-      const int below = n - j - 1;
-      if (pivot[j] > 0.0f)
-        for (int e = thread_id(); e < below * n; e += threads) {
-          const int r = e / below, i = j + 1 + e % below;
-          h[r * n + i] = fmaf(-(m[i * n + j] / m[j * n + j]), h[r * n + j], h[r * n + i]);
-        }
-      __syncthreads();
+      if (!(pivot[j] > 0.0f)) continue;
+      for (int r = warp_id(); r < n; r += warps) {
+        const float own = h[r * n + j];
+        for (int i = j + 1 + lane_id(); i < n; i += kWarp) h[r * n + i] = fmaf(-v[j * n + i], own, h[r * n + i]);
+      }
+      __syncwarp();
     }
+  __syncthreads();
   // m becomes the symmetric matrix of the orthonormal vectors.
   float own_largest = 0.0f;
-  for (int e = thread_id(); e < size; e += threads) v[e] *= pivot[e / n];
-  __syncthreads();
-  for (int e = thread_id(); e < size; e += threads) {
-    const int i = e / n, j = e % n;
-    m[e] = 0.5f * (h[e] + h[j * n + i]) * pivot[i] * pivot[j];
-    if (i == j) own_largest = fmaxf(own_largest, fabsf(m[e]));
-  }
+  for (int i = warp_id(); i < n; i += warps)
+    for (int k = lane_id(); k < n; k += kWarp) {
+      v[i * n + k] = k > i ? 0.0f : v[i * n + k] * pivot[i];
+      m[i * n + k] = 0.5f * (h[i * n + k] + h[k * n + i]) * pivot[i] * pivot[k];
+      if (i == k) own_largest = fmaxf(own_largest, fabsf(m[i * n + k]));
+    }
   for (int step = kWarp / 2; step; step /= 2)
     own_largest = fmaxf(own_largest, __shfl_xor_sync(kAllLanes, own_largest, step));
   if (lane_id() == 0) place[warp_id() % n] = own_largest;
@@ -132,44 +152,51 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
   __syncthreads();
 
   float *from = m, *to = h;
+  const int pairs = n / 2;
   if (has_image)
     for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
-      const float least = 3e-8f * *largest;
+      const float least = fmaxf(3e-8f * *largest, kTiny);
       int turned_far = 0;
       for (int round = 0; round < n - 1; ++round) {
-        const int pairs = n / 2;
-        for (int e = thread_id(); e < pairs * pairs; e += threads) {
-          int p, q, r, s;
-          pair_of_round(n, round, e / pairs, &p, &q);
-          pair_of_round(n, round, e % pairs, &r, &s);
-          if (p > r) continue;  // the mirror image is written with its counterpart
-          const Turn left = turn_of(from[p * n + p], from[q * n + q], from[p * n + q], least);
-          if (p == r) {
-            const float pq = from[p * n + q];
-            const bool turned = left.sine != 0.0f;
-            to[p * n + p] = from[p * n + p] - left.tangent * (turned ? pq : 0.0f);
-            to[q * n + q] = from[q * n + q] + left.tangent * (turned ? pq : 0.0f);
-            to[p * n + q] = to[q * n + p] = turned ? 0.0f : pq;
-            if (fabsf(left.tangent) > angle) turned_far = 1;
-            continue;
-          }
-          const Turn right = turn_of(from[r * n + r], from[s * n + s], from[r * n + s], least);
-          const float pr = from[p * n + r], ps = from[p * n + s], qr = from[q * n + r], qs = from[q * n + s];
-          const float a = left.cosine * pr - left.sine * qr, b = left.cosine * ps - left.sine * qs;
-          const float c = left.sine * pr + left.cosine * qr, d = left.sine * ps + left.cosine * qs;
-          to[p * n + r] = to[r * n + p] = right.cosine * a - right.sine * b;
-          to[p * n + s] = to[s * n + p] = right.sine * a + right.cosine * b;
-          to[q * n + r] = to[r * n + q] = right.cosine * c - right.sine * d;
-          to[q * n + s] = to[s * n + q] = right.sine * c + right.cosine * d;
-        }
-        for (int e = thread_id(); e < pairs * n; e += threads) {
+        for (int pair = thread_id(); pair < pairs; pair += threads) {
           int p, q;
-          pair_of_round(n, round, e / n, &p, &q);
-          const Turn turn = turn_of(from[p * n + p], from[q * n + q], from[p * n + q], least);
-          const int k = e % n;
-          const float x = v[p * n + k], y = v[q * n + k];
-          v[p * n + k] = turn.cosine * x - turn.sine * y;
-          v[q * n + k] = turn.sine * x + turn.cosine * y;
+          pair_of_round(n, round, pair, &p, &q);
+          Turn turn;
+          turn.p = static_cast<short>(p);
+          turn.q = static_cast<short>(q);
+          set_turn(turn, from[p * n + p], from[q * n + q], from[p * n + q], least);
+          turns[pair] = turn;
+          if (fabsf(turn.tangent) > angle) turned_far = 1;
+        }
+        __syncthreads();
+        for (int own = warp_id(); own < pairs; own += warps) {
+          const Turn left = turns[own];
+          const int p = left.p, q = left.q;
+          for (int other = lane_id(); other < pairs; other += kWarp) {
+            const Turn right = turns[other];
+            const int r = right.p, s = right.q;
+            if (p > r) continue;  // the mirror image is written with its counterpart
+            if (p == r) {
+              const float pq = from[p * n + q];
+              const bool turned = left.sine != 0.0f;
+              to[p * n + p] = from[p * n + p] - left.tangent * (turned ? pq : 0.0f);
+              to[q * n + q] = from[q * n + q] + left.tangent * (turned ? pq : 0.0f);
+              to[p * n + q] = to[q * n + p] = turned ? 0.0f : pq;
+              continue;
+            }
+            const float pr = from[p * n + r], ps = from[p * n + s], qr = from[q * n + r], qs = from[q * n + s];
+            const float a = left.cosine * pr - left.sine * qr, b = left.cosine * ps - left.sine * qs;
+            const float c = left.sine * pr + left.cosine * qr, d = left.sine * ps + left.cosine * qs;
+            to[p * n + r] = to[r * n + p] = right.cosine * a - right.sine * b;
+            to[p * n + s] = to[s * n + p] = right.sine * a + right.cosine * b;
+            to[q * n + r] = to[r * n + q] = right.cosine * c - right.sine * d;
+            to[q * n + s] = to[s * n + q] = right.sine * c + right.cosine * d;
+          }
+          for (int k = lane_id(); k < n; k += kWarp) {
+            const float x = v[p * n + k], y = v[q * n + k];
+            v[p * n + k] = left.cosine * x - left.sine * y;
+            v[q * n + k] = left.sine * x + left.cosine * y;
+          }
         }
         float* const swap = from;
         from = to;
@@ -191,8 +218,9 @@ __device__ VTX_NOINLINE inline void solve_small(const float* partial, int member
     values[before] = pivot[i] > 0.0f ? fmaxf(scale[i], 0.0f) : -1.0f;
   }
   __syncthreads();
-  for (int e = thread_id(); e < size; e += threads)
-    work[static_cast<size_t>(e % n) * n + static_cast<int>(place[e / n])] = v[e];
+  for (int k = warp_id(); k < n; k += warps)
+    for (int i = lane_id(); i < n; i += kWarp)
+      work[static_cast<size_t>(k) * n + static_cast<int>(place[i])] = v[i * n + k];
 }
 
 }  // namespace vtx

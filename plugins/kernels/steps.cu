@@ -45,10 +45,11 @@ __global__ void __launch_bounds__(kThreads)
   keys[i] = best_first(largest || !(value == value) ? value : -value, static_cast<unsigned>(i));
 }
 
-// logits [H, S] of the last row's query, scaled.
-__global__ void __launch_bounds__(kThreads) logits(vtx_step_sizes sizes, const void* __restrict__ keys,
+// logits [H, S] of the last row's query, scaled, from head `first_head` on.
+__global__ void __launch_bounds__(kThreads) logits(vtx_step_sizes sizes, int first_head, const void* __restrict__ keys,
                                                    const void* __restrict__ query, float* __restrict__ out) {
-  const int row = static_cast<int>(blockIdx.x) * kRowsOfBlock + warp_id(), head = static_cast<int>(blockIdx.y);
+  const int row = static_cast<int>(blockIdx.x) * kRowsOfBlock + warp_id();
+  const int head = first_head + static_cast<int>(blockIdx.y);
   if (row >= sizes.rows) return;
   const size_t group = head / (sizes.query_heads / sizes.key_heads);
   const size_t key = (static_cast<size_t>(row) * sizes.key_heads + group) * sizes.head_width;
@@ -227,8 +228,10 @@ extern "C" vtx_status vtx_cuda_attention_topk(const vtx_step_sizes* sizes, const
   VTX_TRY(check_attention_topk(sizes, tensors));
   const Plan p = plan_of(*sizes, true, false, workspace);
   VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  VTX_TRY(launch(logits, Grid{divide_up(sizes->rows, kRowsOfBlock), sizes->query_heads}, kThreads, 0, stream, false,
-                 *sizes, tensors->keys, tensors->query, p.logits));
+  for (int first = 0; first < sizes->query_heads; first += kMostGridY) {  // once, but for 65,536 heads of width 1
+    const Grid heads = {divide_up(sizes->rows, kRowsOfBlock), smaller(sizes->query_heads - first, kMostGridY)};
+    VTX_TRY(launch(logits, heads, kThreads, 0, stream, false, *sizes, first, tensors->keys, tensors->query, p.logits));
+  }
   VTX_TRY(launch(softmax_sums, Grid{sizes->query_heads, 1}, kThreads, kRowsOfBlock * sizeof(float), stream, false,
                  p.logits, sizes->rows, p.sums));
   VTX_TRY(launch(attention, Grid{divide_up(sizes->visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false, *sizes,

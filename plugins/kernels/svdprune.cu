@@ -13,14 +13,20 @@ struct Rule {
   int rank, bound;
 };
 
-// Steps 2 and 3 of one image: the rank, what it holds, and every token's leverage with its key.
-__global__ void __launch_bounds__(kThreads)
+constexpr int kMeasureThreads = 256;  // a warp a token
+constexpr int kTokensOfBlock = kMeasureThreads / kWarp;
+
+// Steps 2 and 3: the rank, what it holds, and every token's leverage with its key. Every block finds the rank for
+// itself.
+__global__ void __launch_bounds__(kMeasureThreads)
     measure(Eigen eigen, Rule rule, float* __restrict__ leverages, uint64_t* __restrict__ keys,
             int64_t* __restrict__ rank_out, float* __restrict__ energy_out) {
   VTX_SHARED(shared);
   int* rank = reinterpret_cast<int*>(shared);
-  const size_t image = blockIdx.x;
-  const float* values = eigen.values + image * eigen.block;
+  float* values = reinterpret_cast<float*>(rank + 1);  // [bound]
+  const size_t image = blockIdx.y;
+  for (int i = thread_id(); i < rule.bound; i += kMeasureThreads) values[i] = eigen.values[image * eigen.block + i];
+  __syncthreads();
   if (thread_id() == 0) {
     float held = 0.0f;
     int count = 0;
@@ -31,21 +37,23 @@ __global__ void __launch_bounds__(kThreads)
       ++count;
     }
     *rank = count;
-    rank_out[image] = count;
-    energy_out[image] = held;
+    if (blockIdx.x == 0) {
+      rank_out[image] = count;
+      energy_out[image] = held;
+    }
   }
   __syncthreads();
+  const int token = static_cast<int>(blockIdx.x) * kTokensOfBlock + warp_id();
+  if (token >= eigen.tokens) return;
   const float by = 1.0f / static_cast<float>(*rank);
-  for (int token = warp_id(); token < eigen.tokens; token += kThreads / kWarp) {
-    const float* row = eigen.vectors + (image * eigen.tokens + token) * eigen.block;
-    float mass = 0.0f;
-    for (int c = lane_id(); c < *rank; c += kWarp) mass += row[c] * row[c];
-    mass = warp_sum(mass) * by;
-    if (!(mass >= 0.0f)) mass = 0.0f;
-    if (lane_id() == 0) {
-      leverages[image * eigen.tokens + token] = mass;
-      keys[image * eigen.tokens + token] = best_first(mass, static_cast<unsigned>(token));
-    }
+  const float* row = eigen.vectors + (image * eigen.tokens + token) * eigen.block;
+  float mass = 0.0f;
+  for (int c = lane_id(); c < *rank; c += kWarp) mass += row[c] * row[c];
+  mass = warp_sum(mass) * by;
+  if (!(mass >= 0.0f)) mass = 0.0f;
+  if (lane_id() == 0) {
+    leverages[image * eigen.tokens + token] = mass;
+    keys[image * eigen.tokens + token] = best_first(mass, static_cast<unsigned>(token));
   }
 }
 
@@ -147,8 +155,9 @@ extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdpru
   VTX_TRY(gram(p.y, p.batch, p.tokens, p.width, p.partial, p.gram, nullptr, stream));
   VTX_TRY(leading_eigenvectors(p.eigen, p.gram, stream));
   const Rule rule = {by.energy, by.leverage, by.rank, by.rank_bound};
-  VTX_TRY(launch(measure, Grid{p.batch, 1}, kThreads, sizeof(int), stream, false, p.eigen, rule, p.leverages, p.keys,
-                 tensors->rank, tensors->energy));
+  const size_t measured = (1 + static_cast<size_t>(by.rank_bound)) * sizeof(float);
+  VTX_TRY(launch(measure, Grid{divide_up(p.tokens, kTokensOfBlock), p.batch}, kMeasureThreads, measured, stream, false,
+                 p.eigen, rule, p.leverages, p.keys, tensors->rank, tensors->energy));
   VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));
   const size_t shared = (kThreads / kWarp + 1 + static_cast<size_t>(p.keep)) * sizeof(int);
   VTX_TRY(launch(choose, Grid{p.batch, 1}, kThreads, shared, stream, false, p.rank, p.leverages, p.tokens, p.keep,

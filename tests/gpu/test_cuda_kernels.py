@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gpu_check.build import build
-from gpu_check.environment import NotHereError, Tools, check_gpu, find_tools
+from gpu_check.environment import NotHereError, Tools, check_driver, check_gpu, find_tools
 from gpu_check.hostile import hostile_cases
 from gpu_check.parity import BATCH, common_calls, hostile_calls, step_calls
 from gpu_check.sanitize import TOOLS, sanitize
@@ -26,7 +26,9 @@ SEEDS = 84  # of every kind of random case
 def tools() -> Tools:
     try:
         check_gpu()
-        return find_tools()
+        found = find_tools()
+        check_driver(found)
+        return found
     except NotHereError as error:
         pytest.skip(str(error))
 

@@ -43,6 +43,17 @@ def test_random_inputs_as_the_reference_where_margins_decide(kind: str, runner: 
     assert [wrong for seed in range(SEEDS) for wrong in check(runner, random_case(seed, kind))] == []
 
 
+@pytest.mark.parametrize("seed", [115, 132])
+def test_rotations_bear_the_error_of_quick_reciprocals(seed: int, runner: HostRunner) -> None:
+    """The emulation gives them all the error that CUDA allows; vectors whose cosines had it lost their residual."""
+    assert check(runner, random_case(seed, "prunesid")) == []
+
+
+def test_eigenvalues_that_are_nearly_equal_converge(runner: HostRunner) -> None:
+    """Forty within some percent of each other, of which sixteen are wanted and the block holds thirty-two."""
+    assert check(runner, random_case(156, "svdprune")) == []
+
+
 ENCODER_KINDS = [kind for kind in RANDOM_KINDS if kind not in STEPS]
 
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -220,6 +221,28 @@ unsigned vote(bool value) {
   return result;
 }
 
+unsigned reduce(unsigned value, Reduction by) {
+  Warp& warp = current->block->warps[current->thread / kLanes];
+  warp.values[current->thread % kLanes] = value;
+  warp_barrier();
+  unsigned result = static_cast<unsigned>(warp.values[0]);
+  for (unsigned lane = 1; lane < warp.size; ++lane) {
+    const unsigned other = static_cast<unsigned>(warp.values[lane]);
+    result = by == Reduction::sum ? result + other : std::min(result, other);
+  }
+  warp_barrier();
+  return result;
+}
+
+float off_in_last_bits(float value) {
+  if (!std::isnormal(value)) return value;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits += (bits * 0x9e3779b1u >> 16) % 5 - 2;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
 void yield() { to_scheduler(); }
 
 int blocks_at_once() {
@@ -231,7 +254,7 @@ void run(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared, bool
          const std::function<void()>& kernel) {
   ++vtx_emulation_launches;
   if (current) fail("a kernel was launched from a kernel");
-  if (!grid_x || !grid_y || !threads || threads > 1024 || threads % kLanes) fail("bad launch sizes");
+  if (!grid_x || !grid_y || grid_y > 65535 || !threads || threads > 1024 || threads % kLanes) fail("bad launch sizes");
   if (shared > 99 * 1024) fail("more shared memory than every GPU has");
   const char* seed = std::getenv("VTX_EMULATION_SEED");
   random_state = seed ? std::strtoull(seed, nullptr, 10) * 0x9e3779b97f4a7c15ull : 0;

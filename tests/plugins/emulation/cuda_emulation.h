@@ -37,6 +37,10 @@ void yield();
 // Puts `bytes` of `value` where the warp's lane `lane` is read from, for the operation going on.
 uint64_t exchange(uint64_t value, unsigned source_lane);
 unsigned vote(bool value);
+enum class Reduction { sum, least };
+unsigned reduce(unsigned value, Reduction by);
+// As far off as CUDA allows its quick functions to be: by up to two of the last bit's units, up or down.
+float off_in_last_bits(float value);
 
 // Runs body() in every thread of the grid; with `together` all blocks at the same time.
 void run(unsigned grid_x, unsigned grid_y, unsigned threads, size_t shared, bool together,
@@ -79,6 +83,12 @@ T __shfl_up_sync(unsigned, T value, unsigned delta) {
   return vtx::emulation::exchange_as(value, lane < delta ? lane : lane - delta);
 }
 inline unsigned __ballot_sync(unsigned, bool value) { return vtx::emulation::vote(value); }
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  return vtx::emulation::reduce(value, vtx::emulation::Reduction::sum);
+}
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return vtx::emulation::reduce(value, vtx::emulation::Reduction::least);
+}
 inline bool __any_sync(unsigned, bool value) { return vtx::emulation::vote(value) != 0; }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
@@ -113,7 +123,8 @@ inline emulated_half __ushort_as_half(unsigned short bits) { return {bits}; }
 inline unsigned short __half_as_ushort(emulated_half value) { return value.bits; }
 inline float __half2float(emulated_half value) { return _cvtsh_ss(value.bits); }
 inline emulated_half __float2half_rn(float value) { return {static_cast<unsigned short>(_cvtss_sh(value, 0))}; }
-inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
+inline float rsqrtf(float value) { return vtx::emulation::off_in_last_bits(1.0f / std::sqrt(value)); }
+inline float __fdividef(float a, float b) { return vtx::emulation::off_in_last_bits(a / b); }
 
 struct alignas(16) float4 {
   float x, y, z, w;
