@@ -1,8 +1,8 @@
 """A share of the cores for each of several test processes, for what counts cores when it is imported.
 
 PyTorch, OpenBLAS and ONNX Runtime start a thread for every core that a process may use, and these threads wait by
-spinning. Two test processes that each take two cores for theirs keep one another from running: a file of tests that
-takes 80 seconds alone was seen to take twenty minutes so.
+spinning. Two test processes that each take two cores for theirs keep one another from running: with other work on the
+machine a file of tests that takes 80 seconds on one core alone was seen to take twenty minutes.
 """
 
 from __future__ import annotations
