@@ -20,7 +20,6 @@ from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
     describe_decoder,
     describe_files,
-    describe_image,
     describe_own_files,
     describe_plan,
     describe_route,
@@ -43,7 +42,7 @@ from vtexport.export.earlier import (
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
 from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
-from vtexport.models.spec import ImageSpec, ModelSpec
+from vtexport.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
@@ -187,7 +186,7 @@ class _Work:
 
     checkpoint: Checkpoint
     spec: ModelSpec
-    image: ImageSpec
+    image: schema.Image
     plans: Sequence[Plan]
     route: Route | None
     dtype: str
@@ -315,7 +314,7 @@ def _manifest(
         precision=work.dtype,  # type: ignore[arg-type]
         source=source,
         vision=describe_vision(work.spec),
-        image=describe_image(work.image),
+        image=work.image,
         text=text,
         decoder=describe_decoder(work.spec),
         graphs=graphs,

@@ -42,8 +42,8 @@ def test_keys_are_sorted_and_readable(manifest: dict[str, Any], tiny_bundle: Pat
 
 
 def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match=r"schema_version 3, this vtexport reads 2.*build the bundle again"):
-        decode(changed(manifest, ["schema_version"], 3), "manifest.json")
+    with pytest.raises(BundleError, match=r"schema_version 4, this vtexport reads 3.*build the bundle again"):
+        decode(changed(manifest, ["schema_version"], 4), "manifest.json")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from vtexport.errors import InputError, UsageError
 from vtexport.runtime.images import load_image, pixel_values
 
 SETTINGS = ImageSettings(
+    processor="CLIPImageProcessor",
     resize_shortest=336,
     crop_height=336,
     crop_width=336,

@@ -10,7 +10,7 @@ import msgspec
 
 from vtexport.errors import BundleError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
@@ -148,27 +148,88 @@ class Vision(msgspec.Struct, kw_only=True):
 
 
 class Image(msgspec.Struct, kw_only=True):
-    """How pixels become `pixel_values`: shorter side to `resize_shortest`, centre crop, rescale, normalise."""
+    """Steps from an upright RGB image to `pixel_values` [1, 3, H, W] float32, in this order; None leaves a step out.
 
-    resize_shortest: Positive
-    crop_height: Positive
-    crop_width: Positive
+    Transparency is composited on white before. The fields are those of transformers' image processor `processor`,
+    read from the object that the library made of the checkpoint's files.
+    """
+
+    processor: str  # transformers' class, without the suffix of its backend: "CLIPImageProcessor"
+    # Colour (0 to 255 a channel) of the borders that make the image square
+    pad_to_square: Annotated[list[int], msgspec.Meta(min_length=3, max_length=3)] | None = None
+    resize_shortest: Positive | None = None  # the shorter side's length, the aspect ratio kept
+    resize_height: Positive | None = None  # or both sides' lengths
+    resize_width: Positive | None = None
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-    rescale: float
+    crop_height: Positive | None = None  # centre crop; black where the image is smaller
+    crop_width: Positive | None = None
+    rescale: float  # 1.0 where values stay as they are
     mean: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
     std: Annotated[list[float], msgspec.Meta(min_length=3, max_length=3)]
 
 
 class Text(msgspec.Struct, kw_only=True):
-    """The tokenizer's files, and token ids that the runtime needs beside them."""
+    """The tokenizer's files, and what transformers decided about tokens and the chat template."""
 
     image_token: str
     image_token_id: Count
     bos_token: str | None
+    special_tokens: dict[str, str | list[str]] = {}  # transformers' special_tokens_map, variables of the template
     eos_token_ids: Annotated[list[Count], msgspec.Meta(min_length=1)]
     embedding: StoredTensor
     tokenizer: str = TOKENIZER_NAME
     chat_template: str = TEMPLATE_NAME
+    chat_template_source: str = ""  # the checkpoint's file it is from, or "vtexport" for the family's own
+    # Whether the template renders contents that are strings; where not, the runtime makes one text part of them
+    string_contents: bool = False
+
+
+class Generation(msgspec.Struct, kw_only=True):
+    """What transformers' `generate()` does with the checkpoint when nothing else is asked: its GenerationConfig.
+
+    The first block are logits processors, which the runtime applies by default, too; the second is sampling, which it
+    does only when asked (`sampling="checkpoint"`). Names and meanings are those of transformers.GenerationConfig, after
+    its own defaults are filled in; lengths count the ids of the unpruned prompt.
+    """
+
+    repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    no_repeat_ngram_size: Count = 0
+    encoder_no_repeat_ngram_size: Count = 0
+    bad_words_ids: list[list[Count]] = []
+    sequence_bias: list[tuple[list[Count], float]] = []
+    min_length: Count = 0
+    min_new_tokens: Count = 0
+    forced_bos_token_id: Count | None = None
+    forced_eos_token_id: list[Count] = []
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    suppress_tokens: list[Count] = []
+    begin_suppress_tokens: list[Count] = []
+    stop_strings: list[str] = []
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: Count = 50
+    top_p: float = 1.0
+    top_h: float | None = None
+    min_p: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    max_new_tokens: Positive | None = None
+    max_length: Positive | None = None
+
+
+class SelfCheck(msgspec.Struct, kw_only=True):
+    """What the build compared between transformers and the bundle's own runtime, before it wrote anything else.
+
+    Token ids were equal, and pixels equal to the processor's Pillow form; otherwise there would be no bundle.
+    """
+
+    images: list[str]  # kinds of images compared, such as "opaque", "transparent", "grey"
+    conversations: list[str]  # such as "one turn", "two turns"
+    # Largest difference to the processor's torchvision form in 8-bit levels; None where torchvision is not installed
+    torchvision_levels: float | None = None
 
 
 class Decoder(msgspec.Struct, kw_only=True):
@@ -219,6 +280,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     vision: Vision
     image: Image
     text: Text
+    generation: Generation = msgspec.field(default_factory=Generation)
+    self_check: SelfCheck | None = None
+    notes: list[str] = []  # what the last build had to say about the checkpoint's files
     decoder: Decoder
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]

@@ -16,7 +16,7 @@ from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import Plan, Route
 from vtexport.export.weights import Weight, named_if_it_vanishes
-from vtexport.models.spec import ImageSpec, ModelSpec
+from vtexport.models.spec import ModelSpec
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
@@ -111,19 +111,6 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
         grid_width=vision.grid_width,
         tokens=vision.tokens,
         width=vision.width,
-    )
-
-
-def describe_image(image: ImageSpec) -> schema.Image:
-    """How pixels are prepared."""
-    return schema.Image(
-        resize_shortest=image.resize_shortest,
-        crop_height=image.crop_height,
-        crop_width=image.crop_width,
-        resample=image.resample,  # type: ignore[arg-type]
-        rescale=image.rescale,
-        mean=list(image.mean),
-        std=list(image.std),
     )
 
 

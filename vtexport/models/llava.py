@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from vtexport.bundle import manifest as schema
 from vtexport.errors import InputError, UsageError
-from vtexport.models.spec import DecoderSpec, ImageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from vtexport.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 # Tensor names come as the hub's files have them (`language_model.model.layers.0...`,
 # `vision_tower.vision_model.encoder...`), as transformers 5 saves them (no `vision_model.`) and as its modules name
@@ -210,7 +211,7 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
     )
 
 
-def image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
+def image_spec(folder: Path, vision: VisionSpec) -> schema.Image:
     """How the checkpoint's image processor prepares pixels, from preprocessor_config.json.
 
     Raises:
@@ -240,7 +241,16 @@ def image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
     _require(resample in _RESAMPLE, path, "resample", resample, ", ".join(map(str, _RESAMPLE)))
     mean, std = settings.image_mean, settings.image_std
     _require(all(std), path, "image_std", std, "numbers other than 0")
-    return ImageSpec(shortest, height, width, _RESAMPLE[resample], settings.rescale_factor, mean, std)
+    return schema.Image(
+        processor=kind,
+        resize_shortest=shortest,
+        crop_height=height,
+        crop_width=width,
+        resample=_RESAMPLE[resample],  # type: ignore[arg-type]
+        rescale=settings.rescale_factor,
+        mean=list(mean),
+        std=list(std),
+    )
 
 
 class _Processor(msgspec.Struct):

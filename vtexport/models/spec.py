@@ -67,19 +67,6 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """How pixels become `pixel_values`: resize the shorter side, crop the centre, scale, normalise."""
-
-    resize_shortest: int
-    crop_height: int
-    crop_width: int
-    resample: str  # "bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"
-    rescale: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
 class ModelSpec:
     """One model: its parts and the token ids that the runtime needs."""
 

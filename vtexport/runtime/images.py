@@ -118,19 +118,28 @@ def pixel_values(image: Image.Image, settings: ImageSettings) -> tuple[np.ndarra
     """
     width, height = image.size
     short = settings.resize_shortest
+    crop_height, crop_width = output_size(settings)
+    assert short is not None
     upright = width < height
     resized = (short, int(height * short / width)) if upright else (int(width * short / height), short)
     if resized[0] * resized[1] > MAX_PIXELS:
         raise InputError(
             f"the image has {width} x {height} pixels, too narrow to bring its shorter side to {short}; crop it first"
         )
-    left, top = (resized[0] - settings.crop_width) // 2, (resized[1] - settings.crop_height) // 2
-    box = (left, top, left + settings.crop_width, top + settings.crop_height)
+    left, top = (resized[0] - crop_width) // 2, (resized[1] - crop_height) // 2
+    box = (left, top, left + crop_width, top + crop_height)
     seen = np.asarray(image.resize(resized, _RESAMPLE[settings.resample]).crop(box))
     planes = _normalisation_table(settings)[np.arange(3), seen]  # [H, W, 3]
     scale_x, scale_y = width / resized[0], height / resized[1]
-    crop = Crop(left * scale_x, top * scale_y, settings.crop_width * scale_x, settings.crop_height * scale_y)
+    crop = Crop(left * scale_x, top * scale_y, crop_width * scale_x, crop_height * scale_y)
     return np.ascontiguousarray(planes.transpose(2, 0, 1))[None], crop
+
+
+def output_size(settings: ImageSettings) -> tuple[int, int]:
+    """Height and width of `pixel_values`."""
+    assert settings.crop_height is not None
+    assert settings.crop_width is not None
+    return settings.crop_height, settings.crop_width
 
 
 def _normalisation_table(settings: ImageSettings) -> Any:

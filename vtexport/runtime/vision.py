@@ -12,7 +12,7 @@ from PIL import Image
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError
 from vtexport.runtime.answers import Clock
-from vtexport.runtime.images import Crop, load_image, pixel_values
+from vtexport.runtime.images import Crop, load_image, output_size, pixel_values
 from vtexport.runtime.onnxruntime_backend import Session
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -34,7 +34,7 @@ class VisionTower:
         manifest = bundle.manifest
         self._image, self._precision, self._tokens = manifest.image, manifest.precision, manifest.vision.tokens
         self._session = Session(bundle.path(manifest.graphs[graph].file), device, threads)
-        self._session.check_input("pixel_values", 3, manifest.image.crop_height, manifest.image.crop_width)
+        self._session.check_input("pixel_values", 3, *output_size(manifest.image))
 
     def look(self, image: ImageLike, clock: Clock) -> Seen:
         """Runs the graph on one image.
