@@ -63,9 +63,7 @@ def write_random_checkpoint(
         _check_room(parent, _data_bytes(shapes, dtype))
         partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{destination.name}-", dir=parent))
         try:
-            for source in copied_files(config_folder):
-                shutil.copyfile(source, partial / source.name)
-            write_placeholder_processing(partial, model.config)
+            write_small_files(config_folder, partial, model.config)
             writer = _WeightWriter(dtype, seed, tied_head, progress)
             writer.write(partial, shapes, shard_bytes)
             _make_readable(partial)
@@ -76,6 +74,17 @@ def write_random_checkpoint(
         raise InputError(
             f"{destination} cannot be written: {error.strerror or error}; make room or choose another folder"
         ) from error
+
+
+def write_small_files(config_folder: Path, folder: Path, config: Any) -> None:
+    """Copy what belongs to the model beside its weights into `folder`, with placeholders for what is missing.
+
+    Raises:
+        InputError: the configuration's vocabulary has no room for a placeholder tokenizer.
+    """
+    for source in copied_files(config_folder):
+        shutil.copyfile(source, folder / source.name)
+    write_placeholder_processing(folder, config)
 
 
 def copied_files(folder: Path) -> list[Path]:

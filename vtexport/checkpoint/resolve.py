@@ -6,19 +6,27 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 from vtexport.checkpoint import hub
-from vtexport.checkpoint.aliases import ALIASES, Alias, closest_alias
+from vtexport.checkpoint.aliases import ALIASES, closest_alias
 from vtexport.checkpoint.binding import bind_tensors
 from vtexport.checkpoint.config_file import CONFIG_FILE, read_config_file
-from vtexport.checkpoint.model_config import read_model_config
+from vtexport.checkpoint.model_config import ModelConfig, read_model_config
 from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_tokenizer
-from vtexport.checkpoint.random_weights import RECIPE_VERSION, copied_files, remove_partial, write_random_checkpoint
+from vtexport.checkpoint.random_weights import (
+    RECIPE_VERSION,
+    copied_files,
+    remove_partial,
+    write_random_checkpoint,
+    write_small_files,
+)
 from vtexport.checkpoint.safetensors_index import TensorEntry, read_index
 from vtexport.errors import InputError, UsageError
 from vtexport.models import family_of
@@ -41,6 +49,11 @@ class Source:
     weights: Weights  # what the opened checkpoint really has
     seed: int | None  # of random weights
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether the files are a snapshot of a repository on the hub."""
+        return self.kind != "folder" and hub.HUB_ID.fullmatch(self.id) is not None
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -55,14 +68,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Located:
-    """A folder on this machine with at least config.json, and what it was asked for as."""
+class Located:
+    """A model whose small files are on this machine: all that can be judged before weights are fetched or written."""
 
-    folder: Path
-    kind: Literal["alias", "hub", "folder"]
-    id: str
-    revision: str | None
-    weights: Weights
+    folder: Path  # with config.json at least; for random weights, the one they take the configuration from
+    source: Source
+    model: ModelConfig
+
+    @property
+    def family(self) -> ModuleType:
+        """The module of the model's family."""
+        return self.model.family
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration object."""
+        return self.model.config
 
 
 def notify_on_stderr(message: str) -> None:
@@ -78,13 +99,26 @@ def open_checkpoint(
     cache_dir: Path | None = None,
     notify: Callable[[str], None] = notify_on_stderr,
 ) -> Checkpoint:
-    """Open the checkpoint that `model` names: an alias, else an existing folder, else a hub id (`owner/name@revision`).
+    """Open the checkpoint that `model` names: `locate` and `open_weights` in one.
 
-    A folder that has an alias's name is given as `./NAME`.
+    Raises:
+        UsageError, InputError: as those do.
+    """
+    return open_weights(locate(model, weights=weights, seed=seed, notify=notify), cache_dir=cache_dir, notify=notify)
 
-    With `weights="random"` only the configuration (and the tokenizer where there is one) is taken, and the weights are
-    written from `seed` into `cache_dir` ($VTEXPORT_CACHE, else ~/.cache/vtexport), once for each configuration and
-    seed. `notify` gets lines for the user: what takes long.
+
+def locate(
+    model: str,
+    *,
+    weights: Weights = "stored",
+    seed: int = 0,
+    notify: Callable[[str], None] = notify_on_stderr,
+) -> Located:
+    """Find what `model` names (an alias, else an existing folder, else a hub id `owner/name@revision`) and read its
+    configuration. Of a repository on the hub only the small files are fetched.
+
+    A folder that has an alias's name is given as `./NAME`. With `weights="random"` only the configuration (and the
+    tokenizer where there is one) will be taken. `notify` gets lines for the user.
 
     Raises:
         UsageError: `model` names nothing, or `weights` or `seed` has a value that does not exist.
@@ -94,13 +128,53 @@ def open_checkpoint(
         raise UsageError(f"weights is {weights!r}; it takes {' or '.join(WEIGHTS)}")
     if seed < 0:
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
-    located = _locate(model, weights, notify)
-    if located.weights == "stored":
-        return _open_folder(located.folder, located, model, seed=None)
+    folder, source = _find(model, weights, seed if weights == "random" else None, notify)
+    config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
+    family_of(config_file.model_type, str(config_file.path))
+    if weights == "stored":
+        if not source.from_hub:
+            read_index(folder)
+        if not has_tokenizer(folder):
+            raise InputError(
+                f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
+                "copy the tokenizer files of the model's repository into it"
+            )
+    return Located(folder, source, read_model_config(folder))
+
+
+@contextmanager
+def small_files(located: Located) -> Iterator[Path]:
+    """A folder with the small files that the checkpoint has, or will have once its random weights are written."""
+    if located.source.weights == "stored":
+        yield located.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="vtexport-") as temporary:
+        folder = Path(temporary)
+        write_small_files(located.folder, folder, located.config)
+        yield folder
+
+
+def open_weights(
+    located: Located, *, cache_dir: Path | None = None, notify: Callable[[str], None] = notify_on_stderr
+) -> Checkpoint:
+    """Bind every tensor of a located model, after its weights are fetched from the hub or written from their seed.
+
+    Random weights are written into `cache_dir` ($VTEXPORT_CACHE, else ~/.cache/vtexport), once for each configuration
+    and seed. `notify` gets lines for the user: what takes long.
+
+    Raises:
+        InputError: weights are missing, damaged, or not those that the configuration asks for.
+    """
+    source = located.source
+    if source.weights == "stored":
+        folder = located.folder
+        if source.from_hub:
+            folder = hub.fetch_snapshot(source.id, source.revision, with_weights=True, notify=notify)
+        return _bind(folder, located)
     cache = cache_dir if cache_dir is not None else default_cache_dir()
-    folder = _cached_random_checkpoint(located, seed, cache, notify)
+    folder = _cached_random_checkpoint(located, cache, notify)
     try:
-        return _open_folder(folder, located, model, seed=seed)
+        return _bind(folder, located)
     except InputError as error:
         raise InputError(f"{error} (written by vtexport itself: delete {folder} and run again)") from error
 
@@ -111,28 +185,30 @@ def default_cache_dir() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "vtexport"
 
 
-def _locate(model: str, weights: Weights, notify: Callable[[str], None]) -> _Located:
+def _find(model: str, weights: Weights, seed: int | None, notify: Callable[[str], None]) -> tuple[Path, Source]:
+    """The folder of the small files, and where it comes from."""
+
+    def fetch(hub_id: str, revision: str | None) -> Path:
+        return hub.fetch_snapshot(hub_id, revision, with_weights=False, notify=notify)
+
     if model in ALIASES:  # before folders: a bundle that stands here under the alias's name must not hide it
-        return _locate_alias(ALIASES[model], weights, notify)
+        alias = ALIASES[model]
+        if alias.hub_id is None:
+            return alias.folder, Source(model, "alias", alias.name, None, weights, seed)
+        if weights == "random":
+            return alias.folder, Source(model, "alias", alias.hub_id, None, weights, seed)
+        folder = fetch(alias.hub_id, None)
+        return folder, Source(model, "alias", alias.hub_id, hub.commit_of(folder), weights, seed)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _Located(path, "folder", path.resolve().name, None, weights)
+        return path, Source(model, "folder", path.resolve().name, None, weights, seed)
     if path.is_file():
         raise UsageError(f"{model} is a file; give the folder that holds {CONFIG_FILE}, the weights and the tokenizer")
     hub_id, _, revision = model.partition("@")
     if hub.HUB_ID.fullmatch(hub_id) and not model.endswith("@"):
-        folder = hub.fetch_snapshot(hub_id, revision or None, with_weights=weights == "stored", notify=notify)
-        return _Located(folder, "hub", hub_id, hub.commit_of(folder), weights)
+        folder = fetch(hub_id, revision or None)
+        return folder, Source(model, "hub", hub_id, hub.commit_of(folder), weights, seed)
     raise UsageError(_unknown(model))
-
-
-def _locate_alias(alias: Alias, weights: Weights, notify: Callable[[str], None]) -> _Located:
-    if alias.hub_id is None:
-        return _Located(alias.folder, "alias", alias.name, None, weights)
-    if weights == "random":
-        return _Located(alias.folder, "alias", alias.hub_id, None, "random")
-    folder = hub.fetch_snapshot(alias.hub_id, None, with_weights=True, notify=notify)
-    return _Located(folder, "alias", alias.hub_id, hub.commit_of(folder), "stored")
 
 
 def _unknown(model: str) -> str:
@@ -144,27 +220,17 @@ def _unknown(model: str) -> str:
     return f"there is no model {model!r}; give a folder, an alias ({', '.join(ALIASES)}) or a hub id (owner/name)"
 
 
-def _open_folder(folder: Path, located: _Located, requested: str, *, seed: int | None) -> Checkpoint:
-    config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
-    family_of(config_file.model_type, str(config_file.path))
-    stored = read_index(folder)
-    if not has_tokenizer(folder):
-        raise InputError(
-            f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
-            "copy the tokenizer files of the model's repository into it"
-        )
-    model = read_model_config(folder)
-    tensors = bind_tensors(stored, model, folder)
-    source = Source(requested, located.kind, located.id, located.revision, located.weights, seed)
+def _bind(folder: Path, located: Located) -> Checkpoint:
+    tensors = bind_tensors(read_index(folder), located.model, folder)
     weight_files = tuple(dict.fromkeys(entry.file for entry in tensors.values()))
-    return Checkpoint(folder, source, model.family, model.config, tensors, weight_files)
+    return Checkpoint(folder, located.source, located.family, located.config, tensors, weight_files)
 
 
-def _cached_random_checkpoint(located: _Located, seed: int, cache: Path, notify: Callable[[str], None]) -> Path:
+def _cached_random_checkpoint(located: Located, cache: Path, notify: Callable[[str], None]) -> Path:
     """The folder in the cache with these random weights, written now if no run has done so before."""
     from filelock import FileLock, Timeout
 
-    read_config_file(located.folder)  # refuse before a large model is written
+    seed = located.source.seed or 0
     folder = cache / "random-weights" / _cache_name(located, seed)
     if folder.is_dir():  # it is put in place whole
         return folder
@@ -190,12 +256,12 @@ def _cached_random_checkpoint(located: _Located, seed: int, cache: Path, notify:
     return folder
 
 
-def _cache_name(located: _Located, seed: int) -> str:
+def _cache_name(located: Located, seed: int) -> str:
     """A folder name that changes with everything the written files depend on."""
     digest = hashlib.sha256(f"{RECIPE_VERSION}:{seed}".encode())
     for file in copied_files(located.folder):
         digest.update(f"\0{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    label = re.sub(r"[^A-Za-z0-9._-]+", "--", located.id).strip(".-") or "model"
+    label = re.sub(r"[^A-Za-z0-9._-]+", "--", located.source.id).strip(".-") or "model"
     return f"{label}-seed{seed}-{digest.hexdigest()[:12]}"
 
 

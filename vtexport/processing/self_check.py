@@ -1,0 +1,178 @@
+"""The check in every build that the bundle's own runtime prepares pixels and token ids as transformers does.
+
+It runs before weights are fetched or copied, on the files that the bundle will have, through the code that the device
+runs (`vtexport.runtime`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vtexport.bundle import manifest as schema
+from vtexport.errors import InputError, VtexportError, quoted
+from vtexport.runtime.images import load_image, pixel_values
+from vtexport.runtime.prompt import PromptReader
+
+_SEED = 20260310
+_REPORT = "report this with the checkpoint's processor and tokenizer files"
+
+Messages = list[dict[str, Any]]
+
+
+def sample_images() -> dict[str, Image.Image]:
+    """Images of each kind whose pixels are compared: seeded noise, wide and upright, with and without transparency."""
+    random = np.random.default_rng(_SEED)
+
+    def noise(height: int, width: int, channels: int) -> np.ndarray:
+        return random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+    return {
+        "opaque": Image.fromarray(noise(211, 307, 3)),
+        "transparent": Image.fromarray(noise(307, 211, 4)),
+        "grey": Image.fromarray(noise(97, 61, 1)[:, :, 0]),
+    }
+
+
+def sample_conversations() -> dict[str, Messages]:
+    """Conversations of each kind whose token ids are compared."""
+    image, question = {"type": "image"}, "What is on the table? Café, naïve, 数字 42 — “yes”."
+    one = [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cup of coffee."}]}
+    again = {"role": "user", "content": [{"type": "text", "text": "  Is it hot?\nWhy"}]}
+    return {"one turn": one, "two turns": [*one, answer, again]}
+
+
+def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
+    """Compares pixels of every sample image with those of the image processor's Pillow form, which must be equal.
+
+    Transparency is composited on white before, whatever the installed transformers does with it.
+
+    Returns:
+        The kinds of images that were compared.
+
+    Raises:
+        InputError: pixels differ, or the processor cannot prepare an image.
+    """
+    images = sample_images()
+    for kind, image in images.items():
+        expected = _library_pixels(processor, on_white(image), f"a {kind} image")
+        found, _ = pixel_values(load_image(image), settings)
+        if found.shape != expected.shape:
+            what = f"have shape {list(found.shape)}, and transformers' {settings.processor} gives {list(expected.shape)}"
+        elif not np.array_equal(found, expected):
+            largest = float(np.abs(found - expected).max())
+            what = f"differ from those of transformers' {settings.processor}, by up to {largest:.3g}"
+        else:
+            continue
+        raise InputError(
+            f"the bundle's pixels of a {kind} image ({image.width} x {image.height}) {what}; nothing is built: {_REPORT}"
+        )
+    return list(images)
+
+
+def torchvision_levels(processor: Any, settings: schema.Image) -> float:
+    """Largest difference between the pixels of a processor in its torchvision form and the bundle's, in 8-bit levels.
+
+    A processor in that form resizes with another library, which rounds differently; no build fails by it.
+    """
+    largest = 0.0
+    scale = np.asarray(settings.std, np.float64)[:, None, None] / settings.rescale
+    for kind, image in sample_images().items():
+        expected = _library_pixels(processor, on_white(image), f"a {kind} image")
+        found, _ = pixel_values(load_image(image), settings)
+        largest = max(largest, float((np.abs(found[0].astype(np.float64) - expected[0]) * scale).max()))
+    return round(largest, 3)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGB image with transparency composited on white, by Pillow alone."""
+    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def _library_pixels(processor: Any, image: Image.Image, what: str) -> np.ndarray:
+    try:
+        return np.asarray(processor(image, return_tensors="np")["pixel_values"], np.float32)
+    except Exception as error:  # whatever a processor's code meets with the checkpoint's settings
+        raise InputError(
+            f"transformers' {type(processor).__name__} cannot prepare {what} ({quoted(error)}); "
+            "fetch the checkpoint's processor files again"
+        ) from error
+
+
+def compare_ids(
+    reader: PromptReader, processor: Any, text: schema.Text, template: str, tokens: int, note: Callable[[str], object]
+) -> list[str]:
+    """Compares token ids of every sample conversation with the library's, which must be equal.
+
+    Args:
+        reader: the runtime's reader of the files that go into the bundle.
+        processor: transformers' processor of the checkpoint.
+        text: what the manifest will say of them.
+        template: the bundle's chat template.
+        tokens: patch tokens of one image before pruning, for which the library repeats the image token.
+        note: gets a sentence where the library itself does not make as many placeholders as the tower has tokens.
+
+    Returns:
+        The kinds of conversations that were compared.
+
+    Raises:
+        InputError: ids differ, or one of both cannot make them.
+    """
+    conversations = sample_conversations()
+    image, noted = sample_images()["opaque"], False
+    for kind, messages in conversations.items():
+        expected, counted = _library_ids(processor, messages, image, text, template)
+        if counted != tokens and not noted:
+            noted = True
+            shown = "cannot repeat the image token" if counted is None else f"makes {counted} image tokens of an image"
+            note(
+                f"transformers' processor of this checkpoint {shown}, and the vision tower gives {tokens}; the bundle "
+                "takes what the tower gives"
+            )
+        try:
+            prompt = reader.read(messages)
+        except VtexportError as error:
+            raise InputError(f"the bundle's runtime cannot read a conversation of {kind}: {error}; {_REPORT}") from error
+        found = [*prompt.before.tolist(), text.image_token_id, *prompt.after.tolist()]
+        if found != expected:
+            at = next(
+                (number for number, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]),
+                min(len(found), len(expected)),
+            )
+            raise InputError(
+                f"the bundle's token ids of a conversation of {kind} differ from transformers' at place {at} "
+                f"({found[at : at + 3]}, not {expected[at : at + 3]}); nothing is built: {_REPORT}"
+            )
+    return list(conversations)
+
+
+def _library_ids(
+    processor: Any, messages: Messages, image: Image.Image, text: schema.Text, template: str
+) -> tuple[list[int], int | None]:
+    """Ids of a conversation by transformers with one image token, and how many of them the processor itself made."""
+    tokenizer = processor.tokenizer
+    try:
+        rendered = processor.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+        special = tokenizer.bos_token is None or not rendered.startswith(tokenizer.bos_token)
+        try:
+            made = processor(images=image, text=rendered, add_special_tokens=special)["input_ids"]
+            ids = np.asarray(made).reshape(-1).tolist()
+            counted: int | None = ids.count(text.image_token_id)
+        except (TypeError, AttributeError, ValueError):  # checkpoints whose processor lacks patch_size
+            ids, counted = tokenizer(rendered, add_special_tokens=special)["input_ids"], None
+    except Exception as error:  # a template computes, and a tokenizer's code is the checkpoint's choice
+        raise InputError(
+            f"transformers cannot make token ids of a conversation with this checkpoint ({quoted(error)}); "
+            "fetch its tokenizer and template files again"
+        ) from error
+    collapsed = [
+        each for before, each in zip([None, *ids], ids, strict=False) if each != text.image_token_id or before != each
+    ]
+    return collapsed, counted
