@@ -217,7 +217,8 @@ def _refusal(error: BaseException, head: bytes, where: str) -> VtexportError:
     if isinstance(error, VtexportError):
         return error
     if isinstance(error, Image.DecompressionBombError):
-        return InputError(f"{where} is too large ({_said(error)}); scale the image down first")
+        said = str(error).split(",", maxsplit=1)[0]
+        return InputError(f"{where} is too large ({said}); scale the image down first")
     if isinstance(error, MemoryError):
         return InputError(f"{where} needs more memory than there is to be decoded; scale the image down first")
     kind = kind_of(head)

@@ -71,13 +71,15 @@ def without_metadata(data: bytes) -> Iterator[bytes]:
     JPEG, PNG, WebP and TIFF; nothing for other formats and for files whose parts cannot be told apart.
     """
     strip = {b"\xff\xd8": _jpeg, b"\x89P": _png, b"RI": _webp, b"II": _tiff, b"MM": _tiff}.get(data[:2])
+    before: bytes | None = data
     for exif in (True, False):
         try:
             stripped = strip(data, exif) if strip else None
-        except (struct.error, IndexError, ValueError):
-            stripped = None
-        if stripped is not None:
+        except (struct.error, IndexError, ValueError, OverflowError):
+            return
+        if stripped not in (None, before):
             yield stripped
+        before = stripped
 
 
 def _jpeg(data: bytes, exif: bool) -> bytes | None:

@@ -91,7 +91,7 @@ def _wide_grey(values: np.ndarray, mode: str, where: str, bits: int | None) -> n
     if mode == "F":
         if not (low >= 0 and high <= 1):  # also where one is no number
             raise InputError(
-                f"{where} has floating samples from {low:.6g} to {high:.6g}, and only 0 to 1 has a known meaning; "
+                f"{where} has floating samples {_range(low, high)}, and only 0 to 1 has a known meaning; "
                 "scale them to 0 to 255 and save them in 8 bits"
             )
         top = 1
@@ -105,6 +105,10 @@ def _wide_grey(values: np.ndarray, mode: str, where: str, bits: int | None) -> n
     else:
         top = 2 ** (bits or 16) - 1
     return _eight_bits(values, top)
+
+
+def _range(low: float, high: float) -> str:
+    return f"from {low:.6g} to {high:.6g}" if np.isfinite([low, high]).all() else "that are not finite"
 
 
 def _eight_bits(values: np.ndarray, top: float) -> np.ndarray:
@@ -140,12 +144,12 @@ def from_array(array: np.ndarray) -> Image.Image:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= 1):  # also where one is no number
             raise UsageError(
-                f"a floating image array holds values from 0 to 1, not from {low:.6g} to {high:.6g}; "
+                f"a floating image array holds values from 0 to 1, and this one has values {_range(low, high)}; "
                 "scale it, or give uint8 from 0 to 255"
             )
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    elif array.dtype not in (np.uint8, np.uint16):
+    elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise UsageError(
             f"an image array is uint8, uint16, bool or floating, not {array.dtype}; "
             "convert it, with .astype('uint8') where it holds 0 to 255"
