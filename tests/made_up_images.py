@@ -47,7 +47,10 @@ def transparent_image(width: int, height: int) -> Image.Image:
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     """The image in a file of Pillow's format `kind`."""
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    # Copies, because some of Pillow's writers leave settings behind that others trip over
+    if "append_images" in options:
+        options["append_images"] = [each.copy() for each in options["append_images"]]
+    image.copy().save(file, kind, **options)
     return file.getvalue()
 
 

@@ -43,7 +43,7 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     return np.asarray(alpha * rgba[..., :3] + (1 - alpha) * 255)
 
 
-# Where the library is not followed: it clips 16-bit samples at 255 and F to 0 and 1, fails at La, and drops RGBa's alpha.
+# Where the library is not followed: it clips 16-bit samples at 255 and F to 0 and 1, fails at La, drops RGBa's alpha.
 # Mode I is followed up to 255. Each has a test below.
 OTHERWISE = {"I;16", "I;16B", "I;16L", "I;16N", "La", "RGBa", "F"}
 
@@ -175,10 +175,7 @@ def png(width: int, bits: int, colour: int, row: bytes, *chunks: tuple[bytes, by
     """A PNG file of one row."""
     header = struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    framed = [
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, data) for name, data in parts)
 
 
 @pytest.mark.parametrize(

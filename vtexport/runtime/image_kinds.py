@@ -52,7 +52,6 @@ _MAGIC = {
     b"gimp xcf": Kind("a GIMP file", _CONVERT),
     b"DDS ": Kind("a DDS texture", _CONVERT),
     b"\0\0\1\0": Kind("an icon (ICO) file", _CONVERT),
-    b"\0\0\2\0": Kind("a cursor (CUR) file", _CONVERT),
     b"icns": Kind("an icon (ICNS) file", _CONVERT),
     b"qoif": Kind("a QOI file", _CONVERT),
     b"\x76\x2f\x31\x01": Kind("an OpenEXR file", _CONVERT),
