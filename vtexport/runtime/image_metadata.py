@@ -83,7 +83,7 @@ def without_metadata(data: bytes) -> Iterator[bytes]:
 
 
 def _jpeg(data: bytes, exif: bool) -> bytes | None:
-    """Without APP1 to APP13, APP15 and comments; JFIF and Adobe's APP14 say what the colours are."""
+    """Without APP1 to APP13, APP15 and comments; JFIF (APP0) and Adobe's APP14 say what the colours are, if whole."""
     kept = [data[:2]]
     at = 2
     while True:
@@ -96,7 +96,8 @@ def _jpeg(data: bytes, exif: bool) -> bytes | None:
         if marker in {0xDA, 0xD9}:  # the scan follows
             return b"".join([*kept, data[at:]])
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        metadata = 0xE1 <= marker <= 0xED or marker in {0xEF, 0xFE}
+        colours = marker in {0xE0, 0xEE} and end - at - 4 >= 12  # shorter ones say nothing to a decoder
+        metadata = (0xE0 <= marker <= 0xEF or marker == 0xFE) and not colours
         if not metadata or (exif and marker == 0xE1):
             kept.append(data[at:end])
         at = end
