@@ -1,196 +1,201 @@
-"""Images of every kind a camera or a person hands over, right or refused in one sentence."""
+"""`pixel_values` equal those of transformers' processors, for every step and without it; and say what they show."""
 
 from __future__ import annotations
 
-import struct
-import zlib
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_images import MEAN, SETTINGS, STD, random_image
 from PIL import Image
 
 from vtexport.bundle.manifest import Image as ImageSettings
-from vtexport.errors import InputError, UsageError
-from vtexport.runtime.images import load_image, pixel_values
+from vtexport.errors import BundleError, InputError
+from vtexport.runtime.images import Crop, output_size, pixel_level_difference, pixel_values
 
-SETTINGS = ImageSettings(
-    processor="CLIPImageProcessor",
-    resize_shortest=336,
-    crop_height=336,
-    crop_width=336,
-    resample="bicubic",
-    rescale=1 / 255,
-    mean=[0.48145466, 0.4578275, 0.40821073],
-    std=[0.26862954, 0.26130258, 0.27577711],
-)
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
-def random_image(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def replaced(**changes: Any) -> ImageSettings:
+    return msgspec.structs.replace(SETTINGS, **changes)
 
 
-def transformers_pixels(image: Image.Image, **settings: Any) -> np.ndarray:
+def transformers_pixels(image: Image.Image, name: str = "CLIP", **settings: Any) -> np.ndarray:
+    """[1, 3, H, W] of the Pillow form of transformers' processor."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    options = {"size": {"shortest_edge": 336}, "crop_size": 336, **settings}
-    return np.asarray(CLIPImageProcessorPil(**options)(image, return_tensors="np")["pixel_values"])
+    kinds = {"CLIP": CLIPImageProcessorPil, "Llava": LlavaImageProcessorPil, "Siglip": SiglipImageProcessorPil}
+    return np.asarray(kinds[name](**settings)(image, return_tensors="np")["pixel_values"])
 
 
 @pytest.mark.parametrize(
     "size", [(600, 400), (301, 517), (336, 336), (337, 336), (1, 1), (35, 700), (1000, 20), (2, 3)]
 )
-def test_pixels_equal_transformers_bit_for_bit(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", ["CLIP", "Llava"])
+def test_pixels_equal_transformers_bit_for_bit(size: tuple[int, int], name: str) -> None:
     image = random_image(*size)
-    pixels, _ = pixel_values(image, SETTINGS)
+    border = {"do_pad": True} if name == "Llava" else {}
+    pixels, _ = pixel_values(image, replaced(pad_to_square=[122, 116, 104]) if border else SETTINGS)
     assert pixels.dtype == np.float32
-    np.testing.assert_array_equal(pixels, transformers_pixels(image))
+    expected = transformers_pixels(image, name, size={"shortest_edge": 336}, crop_size=336, **border)
+    np.testing.assert_array_equal(pixels, expected)
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, "nearest"), (1, "lanczos"), (2, "bilinear"), (3, "bicubic")])
-def test_other_settings_equal_transformers(number: int, name: Any) -> None:
-    image = random_image(130, 90)
-    settings = msgspec.structs.replace(
-        SETTINGS,
-        resize_shortest=60,
-        crop_height=56,
-        crop_width=56,
-        resample=name,
-        mean=[0.5, 0.4, 0.3],
-        std=[0.2, 0.3, 0.4],
+SIDE = st.integers(1, 60) | st.sampled_from([1, 2, 3, 300])
+TARGET = st.integers(1, 50)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[ImageSettings, dict[str, Any]]:
+    """What a manifest says, and the same for transformers' processor: each step may be left out."""
+    resample = draw(st.sampled_from(sorted(RESAMPLE)))
+    mean, std = [draw(st.sampled_from([[0.5, 0.4, 0.3], MEAN])), draw(st.sampled_from([[0.5, 0.25, 1.0], STD]))]
+    pad, rescale, normalize, crop = (draw(st.booleans()) for _ in range(4))
+    resize = draw(st.sampled_from(["none", "shortest", "exact"]))
+    height, width = draw(TARGET), draw(TARGET)
+    crop_height, crop_width = draw(TARGET), draw(TARGET)
+    manifest = ImageSettings(
+        processor="LlavaImageProcessor",
+        pad_to_square=[int(level * 255) for level in mean] if pad else None,
+        resize_shortest=height if resize == "shortest" else None,
+        resize_height=height if resize == "exact" else None,
+        resize_width=width if resize == "exact" else None,
+        resample=resample,
+        crop_height=crop_height if crop else None,
+        crop_width=crop_width if crop else None,
+        rescale=1 / 255 if rescale else 1.0,
+        mean=mean if normalize else [0.0] * 3,
+        std=std if normalize else [1.0] * 3,
     )
-    expected = transformers_pixels(
-        image,
-        size={"shortest_edge": 60},
-        crop_size=56,
-        resample=number,
-        image_mean=[0.5, 0.4, 0.3],
-        image_std=[0.2, 0.3, 0.4],
-    )
-    np.testing.assert_array_equal(pixel_values(image, settings)[0], expected)
-
-
-def test_crop_says_what_the_model_sees() -> None:
-    _, crop = pixel_values(random_image(600, 400), SETTINGS)
-    assert (crop.left, crop.top, crop.width, crop.height) == pytest.approx((100, 0, 400, 400), abs=1.5)
-    _, crop = pixel_values(random_image(300, 900), SETTINGS)
-    assert (crop.left, crop.top, crop.width, crop.height) == pytest.approx((0, 300, 300, 300), abs=1.5)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    upright = random_image(40, 24)
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
+    size = {"shortest_edge": height} if resize == "shortest" else {"height": height, "width": width}
+    options = {
+        "do_pad": pad, "do_resize": resize != "none", "size": size, "resample": RESAMPLE[resample],
+        "do_center_crop": crop, "crop_size": {"height": crop_height, "width": crop_width},
+        "do_rescale": rescale, "do_normalize": normalize, "image_mean": mean, "image_std": std,
     }  # fmt: skip
-    stored = upright.transpose(turn[orientation]) if orientation > 1 else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), np.asarray(upright))
+    return manifest, options
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    converted = random_image(20, 10).convert(mode)
-    got = load_image(converted)
-    assert got.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(converted.convert("RGB")))
+@settings(max_examples=150, deadline=None)
+@given(steps(), SIDE, SIDE)
+def test_every_combination_of_steps_equals_transformers(
+    chosen: tuple[ImageSettings, dict[str, Any]], width: int, height: int
+) -> None:
+    manifest, options = chosen
+    image = random_image(width, height)
+    pixels, _ = pixel_values(image, manifest)
+    np.testing.assert_array_equal(pixels, transformers_pixels(image, "Llava", **options))
+    try:
+        size = output_size(manifest)
+    except BundleError:
+        return
+    assert pixels.shape[2:] == size
 
 
-def test_palette_with_transparency(tmp_path: Path) -> None:
-    random_image(20, 10).convert("P").save(tmp_path / "a.png", transparency=3)
-    assert load_image(tmp_path / "a.png").mode == "RGB"
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, dtype: type) -> None:
-    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(dtype)
-    image = Image.fromarray(ramp)
-    if dtype is np.uint16:
-        image.save(tmp_path / "a.png")
-        image = load_image(tmp_path / "a.png")
-    expected = np.arange(256).reshape(16, 16)
-    np.testing.assert_allclose(np.asarray(load_image(image))[:, :, 0], expected, atol=1)
-
-
-def test_arrays() -> None:
-    colour = np.asarray(random_image(20, 10))
-    grey = colour[:, :, 0]
-    for array, expected in (
-        (colour, colour),
-        (grey, np.stack([grey] * 3, -1)),
-        (grey[:, :, None], np.stack([grey] * 3, -1)),
-        (np.dstack([colour, grey]), colour),
-        (colour / 255, colour),
-        (colour[:, ::-1], colour[:, ::-1]),
-    ):
-        np.testing.assert_array_equal(np.asarray(load_image(array)), expected)
+def test_siglip() -> None:
+    for size in ((50, 40), (40, 50), (1, 1), (3, 200)):
+        image = random_image(*size)
+        manifest = ImageSettings(
+            processor="SiglipImageProcessor", resize_height=32, resize_width=24, resample="bicubic",
+            rescale=1 / 255, mean=[0.5] * 3, std=[0.5] * 3,
+        )  # fmt: skip
+        expected = transformers_pixels(image, "Siglip", size={"height": 32, "width": 24})
+        np.testing.assert_array_equal(pixel_values(image, manifest)[0], expected)
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("changes", "size"),
     [
-        (np.zeros((3, 10, 20), np.uint8), r"not \[3, 10, 20\]"),
-        (np.zeros((1, 10, 20, 3), np.uint8), r"not \[1, 10, 20, 3\]"),
-        (np.zeros((0, 10, 3), np.uint8), r"not \[0, 10, 3\]"),
-        (np.zeros((10, 20, 3), np.int64), "not int64"),
-        (np.full((4, 4, 3), 255.0), "from 0 to 1"),
-        (np.full((4, 4, 3), np.nan), "from 0 to 1"),
+        ({}, (336, 336)),
+        ({"crop_height": 20, "crop_width": 30}, (20, 30)),
+        ({"crop_height": None, "crop_width": None, "pad_to_square": [0, 0, 0]}, (336, 336)),
+        ({"resize_shortest": None, "resize_height": 8, "resize_width": 9}, (336, 336)),
+        (
+            {"resize_shortest": None, "resize_height": 8, "resize_width": 9, "crop_height": None, "crop_width": None},
+            (8, 9),
+        ),
     ],
 )
-def test_wrong_arrays_are_refused(array: np.ndarray, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        load_image(array)
-
-
-def test_other_objects_are_refused() -> None:
-    with pytest.raises(UsageError, match="not list"):
-        load_image([[1, 2]])  # type: ignore[arg-type]
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds hardly any data."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+def test_output_size(changes: dict[str, Any], size: tuple[int, int]) -> None:
+    assert output_size(replaced(**changes)) == size
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("changes", "message"),
     [
-        ("huge.png", png_header(20_000, 20_000), r"huge.png.*(20000 x 20000|too large).*scale the image down"),
-        ("large.png", png_header(10_000, 10_000), "10000 x 10000 pixels.*scale the image down"),
-        ("notes.png", b"shopping list\n" * 50, "not an image that Pillow reads"),
-        ("empty.png", b"", "not an image that Pillow reads"),
+        ({"crop_height": None, "crop_width": None}, "sizes of their own.*build the bundle again"),
+        ({"crop_height": None, "crop_width": None, "resize_shortest": None}, "sizes of their own"),
+        ({"crop_height": None}, "does not fit together"),
+        ({"resize_height": 9}, "does not fit together"),
+        ({"resize_height": 9, "resize_width": 9}, "does not fit together"),
+        ({"resize_shortest": 2**40}, "resized to more than"),
+        ({"resize_shortest": None, "resize_height": 2**40, "resize_width": 1}, "resized to more than"),
+        ({"pad_to_square": [0, 0, 256]}, r"border colour \[0, 0, 256\]"),
+        ({"std": [0.0, 1.0, 1.0]}, "gives no numbers"),
+        ({"mean": [float("nan"), 1.0, 1.0]}, "gives no numbers"),
     ],
 )
-def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        load_image(tmp_path / name)
+def test_settings_that_no_processor_has(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        output_size(replaced(**changes))
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp"])
-def test_cut_files(tmp_path: Path, name: str) -> None:
-    random_image(200, 100).save(tmp_path / name)
-    data = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=name):
-        load_image(tmp_path / name)
+def crop_of(size: tuple[int, int], **changes: Any) -> Crop:
+    return pixel_values(random_image(*size), replaced(**changes))[1]
 
 
-def test_no_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        load_image(tmp_path / "nothing.jpg")
-    with pytest.raises(InputError, match="is a folder"):
-        load_image(tmp_path)
+@pytest.mark.parametrize(
+    ("size", "changes", "expected"),
+    [
+        ((600, 400), {}, (100, 0, 400, 400)),
+        ((300, 900), {}, (0, 300, 300, 300)),
+        ((600, 400), {"pad_to_square": [1, 2, 3]}, (0, -100, 600, 600)),
+        ((300, 900), {"pad_to_square": [1, 2, 3]}, (-300, 0, 900, 900)),
+        ((300, 900), {"pad_to_square": [1, 2, 3], "crop_height": 168, "crop_width": 168}, (-75, 225, 450, 450)),
+        (
+            (600, 400),
+            {"resize_shortest": None, "resize_height": 336, "resize_width": 336, "crop_height": None,
+             "crop_width": None},
+            (0, 0, 600, 400),
+        ),
+        ((300, 200), {"resize_shortest": None}, (-18, -68, 336, 336)),
+    ],
+)  # fmt: skip
+def test_crop_says_what_the_model_sees(
+    size: tuple[int, int], changes: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    crop = crop_of(size, **changes)
+    assert (crop.left, crop.top, crop.width, crop.height) == pytest.approx(expected, abs=1.5)
 
 
-def test_a_line_of_pixels_is_refused_before_it_fills_the_memory() -> None:
+@pytest.mark.parametrize("changes", [{}, {"pad_to_square": [0, 0, 0]}, {"resize_shortest": None}])
+def test_the_crop_is_where_the_pixels_come_from(changes: dict[str, Any]) -> None:
+    """A white spot in the image is found in the pixels where the crop has it."""
+    image = Image.new("RGB", (500, 300))
+    image.paste((255, 255, 255), (240, 190, 260, 210))
+    pixels, crop = pixel_values(image, replaced(rescale=1.0, mean=[0.0] * 3, std=[1.0] * 3, **changes))
+    rows, columns = np.nonzero(pixels[0, 0] > 127)
+    x = crop.left + crop.width * (columns.mean() + 0.5) / 336
+    y = crop.top + crop.height * (rows.mean() + 0.5) / 336
+    assert (x, y) == pytest.approx((250, 200), abs=1.5)
+
+
+def test_images_that_would_fill_the_memory_are_refused_before_they_do() -> None:
     with pytest.raises(InputError, match=r"too narrow.*crop it first"):
         pixel_values(Image.new("RGB", (1, 10_000)), SETTINGS)
+    with pytest.raises(InputError, match=r"1 x 80000000 pixels, too many for the square border.*scale it down"):
+        pixel_values(Image.new("RGB", (1, 80_000_000)), replaced(pad_to_square=[0, 0, 0]))
+
+
+def test_difference_in_levels() -> None:
+    one = random_image(336, 336)
+    moved = np.asarray(one).astype(int) + np.array([3, 0, 0])
+    other = Image.fromarray(np.minimum(moved, 255).astype(np.uint8))
+    pixels = [pixel_values(image, SETTINGS)[0] for image in (one, other)]
+    assert pixel_level_difference(pixels[0], pixels[1], SETTINGS) == pytest.approx(3, abs=1e-4)
+    assert pixel_level_difference(pixels[0], pixels[0], SETTINGS) == 0

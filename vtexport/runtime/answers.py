@@ -37,7 +37,7 @@ class VisualTokens:
     plan: str
     timings_ms: dict[str, float]  # preprocess, vision, prune
     reports: dict[str, float] = field(default_factory=dict)  # what the method tells of the image, by name
-    warnings: list[str] = field(default_factory=list)  # sentences about reports that are not as they should be
+    warnings: list[str] = field(default_factory=list)  # on reports and files that are not as they should be
     route: RouteChoice | None = None  # where a route chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
     further: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model

@@ -154,7 +154,7 @@ class Pipeline:
             plan=plan.name,
             timings_ms=clock.laps,
             reports=reports,
-            warnings=warnings,
+            warnings=[*seen.warnings, *warnings],
             route=route,
             question=question,
             further={name: value for name, value in kept.items() if name in FURTHER},

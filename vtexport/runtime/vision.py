@@ -12,7 +12,7 @@ from PIL import Image
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError
 from vtexport.runtime.answers import Clock
-from vtexport.runtime.images import Crop, load_image, output_size, pixel_values
+from vtexport.runtime.images import Crop, output_size, pixel_values, read_image
 from vtexport.runtime.onnxruntime_backend import Session
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -20,11 +20,12 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Seen:
-    """One image's `features` and signals by name, and what part of it they show."""
+    """One image's `features` and signals by name, what part of it they show, and what was passed over in its file."""
 
     signals: dict[str, np.ndarray]
     size: tuple[int, int]  # width and height of the upright image, pixels
     crop: Crop
+    warnings: list[str]
 
 
 class VisionTower:
@@ -42,13 +43,13 @@ class VisionTower:
         Raises:
             InputError: the image cannot be read, or the numbers left the range of the bundle's precision.
         """
-        upright = load_image(image)
-        pixels, crop = pixel_values(upright, self._image)
+        loaded = read_image(image)
+        pixels, crop = pixel_values(loaded.image, self._image)
         clock.lap("preprocess")
         signals = self.run({"pixel_values": pixels})
         check_finite(signals["features"], "the vision tower", self._precision)
         clock.lap("vision")
-        return Seen(signals, upright.size, crop)
+        return Seen(signals, loaded.image.size, crop, loaded.warnings)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The graph alone: `pixel_values` [1, 3, H, W] to the features and signals, as they come."""
