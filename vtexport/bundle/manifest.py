@@ -180,8 +180,8 @@ class Text(msgspec.Struct, kw_only=True):
     tokenizer: str = TOKENIZER_NAME
     chat_template: str = TEMPLATE_NAME
     chat_template_source: str = ""  # the checkpoint's file it is from, or "vtexport" for the family's own
-    # Whether the template renders contents that are strings; where not, the runtime makes one text part of them
-    string_contents: bool = False
+    # Roles whose contents the template renders as parts alone: the runtime makes one text part of a string there
+    part_roles: list[str] = []
 
 
 class Generation(msgspec.Struct, kw_only=True):
