@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,7 @@ class TextFiles:
     special_tokens: dict[str, str | list[str]]  # transformers' special_tokens_map
     tokenizer: str
     chat_template: ChatTemplate
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences about what the checkpoint's files disagree on or lack."""
-        return self.chat_template.notes
+    notes: list[str]  # sentences about what the checkpoint's files disagree on, lack, or ask for in vain
 
     def write(self, folder: Path) -> None:
         """Writes tokenizer.json and chat_template.jinja into `folder`."""
@@ -70,10 +68,16 @@ def read_text_files(source: Path, image_token_id: int, familys_own: str | None) 
             "copy the tokenizer files of the same model there"
         )
     template = choose_chat_template(source, tokenizer, image_token, familys_own)
+    notes = list(template.notes)
+    if isinstance(longest := tokenizer.init_kwargs.get("max_length"), int):
+        notes.append(
+            f"the tokenizer in {source} was saved to cut texts at {longest} tokens, and transformers' processor cuts "
+            "prompts there; the bundle's are not cut"
+        )
     backend.no_padding()
     backend.no_truncation()
     specials = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
-    return TextFiles(image_token, tokenizer.bos_token, specials, backend.to_str(), template)
+    return TextFiles(image_token, tokenizer.bos_token, specials, backend.to_str(), template, notes)
 
 
 def write_text_files(
@@ -108,7 +112,9 @@ def load_tokenizer(source: Path) -> Any:
             "pip install sentencepiece (it is in 'vtexport[export]')"
         )
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        # Of a SentencePiece model it cannot read, the library's warnings tell of tiktoken, too.
+        with _without_warnings() if model else nullcontext():
+            return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its many loaders raise whatever they meet
         reason = _reason(error)
         if "tiktoken" in str(error):  # its last attempt at whatever file it could not read
@@ -116,6 +122,16 @@ def load_tokenizer(source: Path) -> Any:
         raise InputError(
             f"the tokenizer in {source} cannot be loaded ({reason}); copy the model's tokenizer files there"
         ) from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
 
 
 def _sentencepiece_model(source: Path) -> Path | None:

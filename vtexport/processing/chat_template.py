@@ -19,8 +19,11 @@ FAMILYS_OWN = "vtexport"  # as the source of a template that is not the checkpoi
 # Roles that are tried with contents that are strings (`runtime.messages.ROLES` in the other wing)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_JINJA, _LEGACY, _PROCESSOR, _TOKENIZER = (
-    "chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json",
+_JINJA = "chat_template.jinja"
+# Where a default template may stand; a folder of further ones may have it, too
+_FILES = (
+    "processor_config.json", "chat_template.json", _JINJA, "additional_chat_templates/default.jinja",
+    "tokenizer_config.json",
 )  # fmt: skip
 # Words that no template writes by itself, and that survive a change of case, trimming and the removal of spaces
 _ASKED, _ANSWERED, _ASKED_AGAIN = "vtxquestion17", "vtxanswer29", "vtxfurther31"
@@ -127,7 +130,7 @@ def processors_templates(folder: Path) -> Any:
 def stored_templates(folder: Path) -> dict[str, str]:
     """The default template of every file of the checkpoint that has one, for naming them; the library reads them."""
     found: dict[str, Any] = {}
-    for name in (_PROCESSOR, _LEGACY, _JINJA, "chat_templates/default.jinja", _TOKENIZER):
+    for name in _FILES:
         path = folder / name
         try:
             text = path.read_text(encoding="utf-8")
@@ -152,7 +155,7 @@ def trouble(rendered: Callable[[list[dict[str, Any]]], str], image_token: str) -
     except Exception as error:  # a template computes: it raises anything
         return f"does not take a question about an image ({_reason(error)})"
     if _is_dump(text):
-        return "takes contents that are strings and prints an image's part as Python writes it"
+        return "wants contents that are strings and prints an image's part as Python writes it"
     if (images := text.count(image_token)) != 1:
         return f"writes {images} placeholders ({image_token}) for one image"
     return None if _holds(text, _ASKED) else "loses the question's text"
