@@ -14,6 +14,8 @@ SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
+# Of messages, as far as `Text.part_roles` names them; another one is taken as the user's.
+ROLES = ("system", "developer", "user", "assistant", "tool")
 # A manifest holds a line per file and tensor of a few graphs; a longer one is not ours.
 MAX_MANIFEST_BYTES = 64 * 2**20
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME
-from vtexport.errors import InputError, MissingDependencyError
+from vtexport.errors import InputError
 from vtexport.processing.chat_template import ChatTemplate, choose_chat_template
+from vtexport.processing.tokenizer import load_tokenizer, special_tokens
 
 # Copied as they are, for people and for other tools; the runtime needs only tokenizer.json, the template and manifest.
 _COPIED = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
-_LONGEST_REASON = 160  # characters of what the library says, in a sentence of ours
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ def read_text_files(source: Path, image_token_id: int, familys_own: str | None) 
         )
     backend.no_padding()
     backend.no_truncation()
-    specials = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
-    return TextFiles(image_token, tokenizer.bos_token, specials, backend.to_str(), template, notes)
+    return TextFiles(image_token, tokenizer.bos_token, special_tokens(tokenizer), backend.to_str(), template, notes)
 
 
 def write_text_files(
@@ -92,61 +88,3 @@ def write_text_files(
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     return text
-
-
-def load_tokenizer(source: Path) -> Any:
-    """The tokenizer that transformers' AutoTokenizer makes of the files in `source`.
-
-    Raises:
-        InputError: it makes none.
-        MissingDependencyError: it takes the sentencepiece package, which is not there.
-    """
-    from transformers import AutoTokenizer
-    from transformers.utils import is_sentencepiece_available
-
-    model = _sentencepiece_model(source)
-    # Asked before, because without the package the library tries the file as one of tiktoken's and blames that.
-    if model is not None and not is_sentencepiece_available():
-        raise MissingDependencyError(
-            f"{source} has its tokenizer as {model.name} alone, which takes the package sentencepiece; "
-            "pip install sentencepiece (it is in 'vtexport[export]')"
-        )
-    try:
-        # Of a SentencePiece model it cannot read, the library's warnings tell of tiktoken, too.
-        with _without_warnings() if model else nullcontext():
-            return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # its many loaders raise whatever they meet
-        reason = _reason(error)
-        if "tiktoken" in str(error):  # its last attempt at whatever file it could not read
-            reason = f"{model.name} is not a whole SentencePiece model" if model else "transformers reads none there"
-        raise InputError(
-            f"the tokenizer in {source} cannot be loaded ({reason}); copy the model's tokenizer files there"
-        ) from error
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
-
-
-def _sentencepiece_model(source: Path) -> Path | None:
-    """The SentencePiece model that the tokenizer has to be made of, None where there is a tokenizer.json."""
-    if (source / TOKENIZER_NAME).is_file() or any(source.glob("tokenizer.*.json")):
-        return None
-    named = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-    return next((source / name for name in named if (source / name).is_file()), None)
-
-
-def _plain(token: Any) -> str | list[str]:
-    """A special token or several as strings, also where the library has its own class for them."""
-    return [str(each) for each in token] if isinstance(token, (list, tuple)) else str(token)
-
-
-def _reason(error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."

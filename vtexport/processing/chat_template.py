@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vtexport.errors import InputError
+from vtexport.bundle.manifest import ROLES
+from vtexport.errors import InputError, cut, quoted
 
 FAMILYS_OWN = "vtexport"  # as the source of a template that is not the checkpoint's
-# Roles that are tried with contents that are strings (`runtime.messages.ROLES` in the other wing)
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _JINJA = "chat_template.jinja"
 # Where a default template may stand; a folder of further ones may have it, too
@@ -27,9 +26,6 @@ _FILES = (
 )  # fmt: skip
 # Words that no template writes by itself, and that survive a change of case, trimming and the removal of spaces
 _ASKED, _ANSWERED, _ASKED_AGAIN = "vtxquestion17", "vtxanswer29", "vtxfurther31"
-_LONGEST_REASON = 120  # characters of what a template or the library says, in a sentence of ours
-
-Render = Callable[[str, list[dict[str, Any]]], str]  # a template's text and a conversation -> the prompt
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def choose_chat_template(folder: Path, tokenizer: Any, image_token: str, familys
     text = templates.get("default") if isinstance(templates, dict) else templates
     if not isinstance(text, str):
         names = ", ".join(sorted(map(str, templates))) if isinstance(templates, dict) else type(templates).__name__
-        return instead(f"{folder} has no default chat template ({names[:_LONGEST_REASON]})")
+        return instead(f"{folder} has no default chat template ({cut(names, 60)})")
     source = next((name for name, one in stored.items() if _same(one, text)), by)
     if others := [name for name, one in stored.items() if not _same(one, text)]:
         both = f"{', '.join(others)} and {source} hold different chat templates"
@@ -123,7 +119,8 @@ def processors_templates(folder: Path) -> Any:
         return settings.get("chat_template")
     except Exception as error:  # it raises whatever its readers of JSON and text do
         raise InputError(
-            f"the chat template's files in {folder} cannot be read ({_reason(error)}); correct them or fetch them again"
+            f"the chat template's files in {folder} cannot be read ({quoted(error, limit=120)}); correct them or fetch "
+            "them again"
         ) from error
 
 
@@ -153,7 +150,7 @@ def trouble(rendered: Callable[[list[dict[str, Any]]], str], image_token: str) -
     try:
         text = rendered([_question(_ASKED)])
     except Exception as error:  # a template computes: it raises anything
-        return f"does not take a question about an image ({_reason(error)})"
+        return f"does not take a question about an image ({quoted(error, limit=120)})"
     if _is_dump(text):
         return "wants contents that are strings and prints an image's part as Python writes it"
     if (images := text.count(image_token)) != 1:
@@ -172,7 +169,7 @@ def trouble_with_turns(rendered: Callable[[list[dict[str, Any]]], str], image_to
         try:
             text = rendered(conversation)
         except Exception as error:
-            problem = problem or f"does not take a second question ({_reason(error)})"
+            problem = problem or f"does not take a second question ({quoted(error, limit=120)})"
             continue
         if _is_dump(text) or not all(_holds(text, word) for word in (_ASKED, _ANSWERED, _ASKED_AGAIN)):
             problem = problem or "loses text of a conversation with two questions"
@@ -236,8 +233,3 @@ def _default(stored: Any) -> Any:
     if isinstance(stored, list):
         stored = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
     return stored.get("default") if isinstance(stored, dict) else stored
-
-
-def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."

@@ -1,6 +1,6 @@
 """Chat templates rendered as transformers renders them: its sandbox, filters, variables and form of the data.
 
-`tests/runtime/test_chat_template.py` holds the texts to those of the installed library.
+`tests/runtime/test_template_rendering.py` holds the texts to those of the installed library.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import jinja2.utils
 import numpy as np
 
 from vtexport.bundle.manifest import TEMPLATE_NAME
-from vtexport.errors import BundleError, UsageError
+from vtexport.errors import BundleError, UsageError, quoted
 
 # What the reasoning of a message may be called; templates read the first, those of gpt-oss the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_LONGEST_REASON = 160  # characters of what a template or its parser says, in a sentence of ours
 
 
 def compile_template(source: str) -> jinja2.Template:
@@ -48,7 +47,7 @@ def compile_template(source: str) -> jinja2.Template:
         return environment.from_string(source)
     except Exception as error:  # the parser folds constants, so it raises whatever a template's arithmetic does
         raise BundleError(
-            f"{TEMPLATE_NAME} is not a template ({brief(error)}); build or copy the bundle again"
+            f"{TEMPLATE_NAME} is not a template ({quoted(error)}); build or copy the bundle again"
         ) from error
 
 
@@ -78,7 +77,7 @@ def render(
             }
         )
     except Exception as error:  # a template computes: it may also divide by zero or count too far
-        raise UsageError(f"the chat template does not take these messages: {brief(error)}") from error
+        raise UsageError(f"the chat template does not take these messages: {quoted(error)}") from error
 
 
 def plain(value: Any) -> Any:
@@ -105,12 +104,6 @@ def plain(value: Any) -> Any:
     if callable(getattr(value, "model_dump", None)):  # pydantic's models
         return plain(value.model_dump())
     return f"<{type(value).__name__}>"
-
-
-def brief(error: BaseException) -> str:
-    """What a library or a template says, on one line and shortened to what a sentence can hold."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

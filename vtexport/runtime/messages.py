@@ -21,14 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtexport.errors import InputError, UsageError
-from vtexport.runtime.chat_template import brief
+from vtexport.bundle.manifest import ROLES
+from vtexport.errors import InputError, UsageError, cut, printable, quoted
 from vtexport.runtime.images import MAX_PIXELS
 
 Messages = Sequence[Mapping[str, Any]]
 
-# The roles that a build tries with string contents; others are taken as the user's.
-ROLES = ("system", "developer", "user", "assistant", "tool")
 SOURCES = ("image", "url", "path", "base64")  # keys of an image part that say which image it is
 MAX_DATA_BYTES = 64 * 2**20  # of an image inside a conversation; a larger one belongs into a file
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -51,7 +49,7 @@ class ImageSource:
             return f"an object of type {type(self.value).__name__}"
         text = os.fspath(self.value)
         inside = self.key == "base64" or _is_data_url(text) or _BASE64.fullmatch(text)
-        return "an image written into it" if inside else repr(text if len(text) <= 80 else f"{text[:80]}...")
+        return "an image written into it" if inside else repr(cut(text, 80))
 
 
 def normalised(messages: Messages, part_roles: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -212,7 +210,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "image_url":
         raise UsageError(f'{where} has a part of type image_url without "image_url"; add it, or give type "image"')
     if kind not in ("text", "image"):  # not a set: it may be anything
-        shown = str(kind)[:40]
+        shown = cut(printable(kind), 40)
         raise UsageError(f"{where} has a part of type {shown}; vtexport takes text, image and image_url")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise UsageError(f'{where} has a text part whose text is {_kind(part.get("text"))}; give a string as "text"')
@@ -267,13 +265,13 @@ def _from_data_url(url: str) -> tuple[bytes, str]:
     if not comma:
         raise UsageError("the image part's data URL has no comma; it looks like data:image/png;base64,...")
     media, *parameters = head.split(";")
-    media = media.strip().lower() or "text/plain"  # what a URL without a type is
+    media = cut(printable(media.strip().lower()), 40) or "text/plain"  # what a URL without a type is
     if not media.startswith("image/"):
-        raise UsageError(f"the image part's data URL is of type {media[:40]}; give one that begins with data:image/")
+        raise UsageError(f"the image part's data URL is of type {media}; give one that begins with data:image/")
     data = urllib.parse.unquote_to_bytes(body.encode("utf-8", "replace"))
     if parameters and parameters[-1].strip().lower() == "base64":
         data = _from_base64(data)
-    return data, f"the data URL of type {media[:40]}"
+    return data, f"the data URL of type {media}"
 
 
 def _from_base64(text: bytes) -> bytes:
@@ -281,14 +279,14 @@ def _from_base64(text: bytes) -> bytes:
         return base64.b64decode(b"".join(text.split()), validate=True)
     except binascii.Error as error:
         raise UsageError(
-            f"the image part's data is not base64 ({brief(error)}); encode the image file again"
+            f"the image part's data is not base64 ({quoted(error, limit=120)}); encode the image file again"
         ) from error
 
 
 def _from_file_url(url: str) -> str:
     host, slash, path = url[len("file://") :].partition("/")
     if host not in {"", "localhost"} or not path:
-        raise UsageError(f"the image part names {url[:80]!r}; a file's URL looks like file:///folder/image.jpg")
+        raise UsageError(f"the image part names {cut(url, 80)!r}; a file's URL looks like file:///folder/image.jpg")
     return slash + urllib.parse.unquote(path, errors="surrogateescape")
 
 
@@ -311,5 +309,7 @@ def _decoded(data: bytes, where: str) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever they meet
-        raise InputError(f"{where} is no image that can be read ({brief(error)}); give a whole JPEG or PNG") from error
+        raise InputError(
+            f"{where} is no image that can be read ({quoted(error, limit=120)}); give a whole JPEG or PNG"
+        ) from error
     return image

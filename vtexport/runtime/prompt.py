@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from vtexport.bundle.manifest import Text
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import BundleError, UsageError
-from vtexport.runtime.chat_template import brief, render
+from vtexport.errors import BundleError, UsageError, quoted
 from vtexport.runtime.chat_template import compile_template as _compile
+from vtexport.runtime.chat_template import render
 from vtexport.runtime.messages import Messages, check_utf8, image_parts, normalised
 
 __all__ = ["Messages", "Prompt", "PromptReader", "StreamDecoder"]
@@ -57,7 +57,7 @@ class PromptReader:
             self.tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(
-                f"{tokenizer} is not a tokenizer ({brief(error)}); build or copy the bundle again"
+                f"{tokenizer} is not a tokenizer ({quoted(error, tokenizer)}); build or copy the bundle again"
             ) from error
         # Neither has a place in a prompt, whatever the file says: transformers sets both anew in every call.
         self.tokenizer.no_truncation()
@@ -65,7 +65,9 @@ class PromptReader:
         try:
             source = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{template} cannot be read ({error}); build or copy the bundle again") from error
+            raise BundleError(
+                f"{template} cannot be read ({quoted(error, template)}); build or copy the bundle again"
+            ) from error
         self._template = _compile(source)
 
     def render(self, prompt: str | Messages, *, raw: bool = False) -> str:
