@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def small_config() -> dict[str, Any]:
 def write_repository(folder: Path) -> Path:
     """Every file of the repository, in three shards of float16."""
     folder.mkdir(parents=True)
-    for name, content in {"config.json": small_config(), **text_files(), **_image_files()}.items():
+    for name, content in {"config.json": small_config(), **text_files(), **image_files()}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
         (folder / name).write_text(text, encoding="utf-8")
     _write_weights(folder)
@@ -223,7 +224,7 @@ def text_files() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _image_files() -> dict[str, Any]:
+def image_files() -> dict[str, Any]:
     return {
         "preprocessor_config.json": {
             "crop_size": {"height": 112, "width": 112}, "do_center_crop": True, "do_convert_rgb": True,
@@ -237,3 +238,29 @@ def _image_files() -> dict[str, Any]:
             "processor_class": "LlavaProcessor", "vision_feature_select_strategy": "default",
         },
     }  # fmt: skip
+
+
+def sentencepiece_model() -> bytes:
+    """The same tokens as a `tokenizer.model` has them: SentencePiece's ModelProto, written field by field."""
+
+    def number(value: int) -> bytes:
+        return bytes([value & 127 | 128]) + number(value >> 7) if value > 127 else bytes([value])
+
+    def field(key: int, kind: int, value: Any) -> bytes:
+        return number(key << 3 | kind) + (number(len(value)) + value if kind == 2 else value)
+
+    def counted(key: int, value: int) -> bytes:
+        return field(key, 0, number(value))
+
+    merged = {"".join(pair): place for place, pair in enumerate(_MERGES)}
+    pieces = b""
+    for piece, place in _vocabulary().items():
+        kind = 2 if piece == "<unk>" else 3 if piece in _SPECIAL else 6 if piece.startswith("<0x") else 1
+        score = 0.0 if kind != 1 else -float(merged[piece]) if piece in merged else -1000.0 - place
+        stored = field(1, 2, piece.encode()) + field(2, 5, struct.pack("<f", score)) + counted(3, kind)
+        pieces += field(1, 2, stored)
+    # BPE with bytes for what is unknown; the ids of <unk>, <s> and </s>, and no padding (-1)
+    trainer = counted(3, 2) + counted(35, 1) + counted(4, len(_vocabulary())) + counted(40, 0) + counted(41, 1)
+    trainer += counted(42, 2) + counted(43, 2**64 - 1)
+    normaliser = field(1, 2, b"identity") + counted(3, 1) + counted(4, 0) + counted(5, 1)
+    return pieces + field(2, 2, trainer) + field(3, 2, normaliser)

@@ -207,7 +207,7 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
 
     report.stage("writing tokenizer and chat template")
     template = checkpoint.family.CHAT_TEMPLATE
-    tokens = write_text_files(checkpoint.folder, folder, work.spec.image_token_id, template, report.note)
+    read = write_text_files(checkpoint.folder, folder, work.spec.image_token_id, template, report.note)
     source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
     if source.files != weights.source_hashes | at_first:
         raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
@@ -230,7 +230,7 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
         described, graphs = kept + described, graphs | used
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
-    text = describe_text(work.spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
+    text = describe_text(work.spec, read, weights.tensors, WEIGHTS_PREFIX)
     return _manifest(work, earlier, source, text, graphs, described, describe_files(folder, known_hashes))
 
 
@@ -253,7 +253,7 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
     report.stage("writing tokenizer and chat template")
     texts, template = writer.unfinished("text"), checkpoint.family.CHAT_TEMPLATE
     texts.mkdir()
-    tokens = write_text_files(folder, texts, work.spec.image_token_id, template, report.note)
+    read = write_text_files(folder, texts, work.spec.image_token_id, template, report.note)
     exporter = GraphExporter(checkpoint.config, work.spec, weights.tensors, folder, work.dtype, folder, UNFINISHED)
     described = _export_plans(exporter, work)
     report.stage(f"checking {len(exporter.graphs)} graphs")
@@ -264,7 +264,7 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
     graphs = dict(exporter.graphs)
     for name, graph in graphs.items():
         graph.file, files[graph.file] = writer.settle(exporter.path(name), f"{name}.onnx")
-    text = describe_text(work.spec, *tokens, weights.tensors, "")
+    text = describe_text(work.spec, read, weights.tensors, "")
     for attribute, name in (("tokenizer", schema.TOKENIZER_NAME), ("chat_template", schema.TEMPLATE_NAME)):
         settled, file = writer.settle(texts / name, name, TEXT_FOLDER)
         setattr(text, attribute, settled)

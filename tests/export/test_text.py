@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hub_llava import IMAGE_TOKEN_ID as HUB_IMAGE_TOKEN_ID
+from hub_llava import sentencepiece_model
+from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 from tiny_llava import IMAGE_TOKEN_ID, PACKAGED_MINI
 
-from vtexport.errors import InputError
-from vtexport.export.text import find_chat_template, write_text_files
+from vtexport.errors import InputError, MissingDependencyError
+from vtexport.export.text import read_text_files, write_text_files
 from vtexport.models import llava
 
 
@@ -25,11 +28,46 @@ def source(tmp_path: Path) -> Path:
 
 def test_writes_what_the_device_needs(source: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    (source / "chat_template.jinja").write_text("T<image>")
-    assert write_text_files(source, tmp_path, IMAGE_TOKEN_ID, "family", notes.append) == ("<image>", "<s>")
-    assert (tmp_path / "chat_template.jinja").read_text() == "T<image>"
+    template = "<image>{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+    (source / "chat_template.jinja").write_text(template)
+    written = write_text_files(source, tmp_path, IMAGE_TOKEN_ID, "family", notes.append)
+    assert (written.image_token, written.bos_token) == ("<image>", "<s>")
+    assert (tmp_path / "chat_template.jinja").read_text() == template
     assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"] is None
     assert notes == []
+
+
+def test_special_tokens_are_transformers(source: Path, tmp_path: Path) -> None:
+    """Named ones beside the usual, such as the image's, and all of them as plain strings."""
+    from transformers import AutoTokenizer
+
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["extra_special_tokens"] = {"image_token": "<image>", "sound_token": "</s>"}
+    settings["unk_token"] = {"__type": "AddedToken", "content": "<unk>", "lstrip": False, "rstrip": False,
+                             "normalized": False, "single_word": False}  # fmt: skip
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    read = read_text_files(source, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE)
+    assert read.special_tokens == AutoTokenizer.from_pretrained(source, local_files_only=True).special_tokens_map
+    assert read.special_tokens["sound_token"] == "</s>"
+    assert {type(token) for token in read.special_tokens.values()} == {str}
+
+
+def test_a_tokenizer_saved_to_cut_and_pad(source: Path, tmp_path: Path) -> None:
+    """transformers' processor cuts prompts there, question and all; the bundle does not, and says so."""
+    saved = json.loads((source / "tokenizer.json").read_text())
+    saved["truncation"] = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    saved["padding"] = {
+        "strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }  # fmt: skip
+    (source / "tokenizer.json").write_text(json.dumps(saved))
+    (source / "chat_template.jinja").write_text(llava.CHAT_TEMPLATE)
+    notes: list[str] = []
+    write_text_files(source, tmp_path, IMAGE_TOKEN_ID, None, notes.append)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert (written["truncation"], written["padding"]) == (None, None)
+    assert len(notes) == 1
+    assert "saved to cut texts at 40 tokens" in notes[0] or "saved to cut texts at 5 tokens" in notes[0]
 
 
 def test_a_missing_template_is_replaced_and_said(source: Path, tmp_path: Path) -> None:
@@ -38,31 +76,6 @@ def test_a_missing_template_is_replaced_and_said(source: Path, tmp_path: Path) -
     assert (tmp_path / "chat_template.jinja").read_text() == llava.CHAT_TEMPLATE
     assert len(notes) == 1
     assert "has no chat template; the bundle gets the family's own" in notes[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("chat_template.json", {"chat_template": "A"}, "A"),
-        ("processor_config.json", {"chat_template": "B"}, "B"),
-        ("tokenizer_config.json", {"chat_template": "C"}, "C"),
-        (
-            "tokenizer_config.json",
-            {"chat_template": [{"name": "x", "template": "D"}, {"name": "default", "template": "E"}]},
-            "E",
-        ),
-        ("tokenizer_config.json", {}, None),
-    ],
-)
-def test_places_of_a_template(tmp_path: Path, name: str, content: dict[str, object], expected: str | None) -> None:
-    (tmp_path / name).write_text(json.dumps(content))
-    assert find_chat_template(tmp_path) == expected
-
-
-def test_a_template_file_that_is_no_json(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.json").write_text("{")
-    with pytest.raises(InputError, match=r"chat_template.json is not a JSON object"):
-        find_chat_template(tmp_path)
 
 
 def test_an_image_token_the_tokenizer_does_not_know(source: Path, tmp_path: Path) -> None:
@@ -74,6 +87,45 @@ def test_a_damaged_tokenizer(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"the tokenizer in .* cannot be loaded"):
         write_text_files(source, tmp_path, IMAGE_TOKEN_ID, "", lambda text: None)
+
+
+def test_a_sentencepiece_model_without_the_package(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where transformers would take the file for one of tiktoken's and blame that."""
+    import transformers.utils
+
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    monkeypatch.setattr(transformers.utils, "is_sentencepiece_available", lambda: False)
+    with pytest.raises(MissingDependencyError, match=r"tokenizer.model alone.*pip install sentencepiece") as caught:
+        write_text_files(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, lambda text: None)
+    assert caught.value.exit_code == 3
+    assert "'vtexport[export]'" in str(caught.value)
+    assert "tiktoken" not in (str(caught.value) + "".join(capfd.readouterr())).lower()
+
+
+def test_a_damaged_sentencepiece_model(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sentencepiece", reason="sentencepiece is not installed; it is in the extra export")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(InputError, match=r"tokenizer.model is not a whole SentencePiece model") as caught:
+        write_text_files(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, lambda text: None)
+    assert "tiktoken" not in (str(caught.value) + "".join(capfd.readouterr())).lower()
+
+
+def test_a_sentencepiece_model_alone(tmp_path: Path) -> None:
+    """Of a checkpoint with nothing else the ids are transformers'."""
+    pytest.importorskip("sentencepiece", reason="sentencepiece is not installed; it is in the extra export")
+    folder = write_text_checkpoint(tmp_path / "llava", tokenizer__json=None)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    reader = reader_of(read_files(folder), tmp_path / "written")
+    processor = processor_of(folder)
+    for question in ("What is the cup?", " two  spaces", "é 你", "a</s>b", "line\nbreak"):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        read = reader.read(question)
+        assert [*read.before, HUB_IMAGE_TOKEN_ID, *read.after] == processor.tokenizer(text)["input_ids"]
 
 
 def test_the_familys_template_is_llavas(tiny_bundle: Path) -> None:

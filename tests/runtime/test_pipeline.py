@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,49 @@ def test_image_kinds_agree(pipeline: Pipeline, noisy_image: np.ndarray, tmp_path
     image.save(tmp_path / "a.png")
     given = {"path": str(tmp_path / "a.png"), "pil": image, "array": noisy_image}[kind]
     np.testing.assert_array_equal(pipeline.encode(given).embeddings, pipeline.encode(noisy_image).embeddings)
+
+
+@pytest.mark.parametrize("key", ["path", "url", "image", "base64", "image_url"])
+def test_images_inside_messages(pipeline: Pipeline, noisy_image: np.ndarray, tmp_path: Path, key: str) -> None:
+    """They are what the same image beside the question is."""
+    path = tmp_path / "a.png"
+    Image.fromarray(noisy_image).save(path)
+    written = base64.b64encode(path.read_bytes()).decode()
+    part: dict[str, Any] = {
+        "path": {"type": "image", "path": path},
+        "url": {"type": "image", "url": path.as_uri()},
+        "image": {"type": "image", "image": noisy_image},
+        "base64": {"type": "image", "base64": written},
+        "image_url": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{written}"}},
+    }[key]
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+    expected = pipeline.generate(noisy_image, QUESTION, max_new_tokens=6)
+    answer = pipeline.generate(prompt=messages, max_new_tokens=6)
+    assert answer.token_ids == expected.token_ids
+    assert answer.warnings == []
+    frame = pipeline.encode(None, messages)
+    np.testing.assert_array_equal(frame.embeddings, pipeline.encode(noisy_image).embeddings)
+    assert pipeline.generate(frame, messages, max_new_tokens=6).token_ids == expected.token_ids
+
+
+def test_an_image_beside_messages_that_name_another(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
+    """It comes first, as in transformers, and the answer says so."""
+    content = [{"type": "image", "url": "https://example.org/a.jpg"}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
+    answer = pipeline.generate(noisy_image, messages, max_new_tokens=6)
+    assert answer.token_ids == pipeline.generate(noisy_image, QUESTION, max_new_tokens=6).token_ids
+    assert len(answer.warnings) == 1
+    assert "not the image that the conversation names ('https://example.org/a.jpg')" in answer.warnings[0]
+    with pytest.raises(UsageError, match="vtexport fetches nothing; download the image first"):
+        pipeline.generate(None, messages)
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, [{"role": "user", "content": [{"type": "image"}]}]])
+def test_no_image_anywhere(pipeline: Pipeline, prompt: Any) -> None:
+    with pytest.raises(UsageError, match="there is no image; give one, or a conversation whose image part names it"):
+        pipeline.generate(None, prompt)
+    with pytest.raises(UsageError, match="there is no image"):
+        pipeline.encode()
 
 
 def test_streaming_by_function_and_by_iterator(pipeline: Pipeline, noisy_image: np.ndarray) -> None:

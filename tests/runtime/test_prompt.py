@@ -12,12 +12,14 @@ import pytest
 from hub_llava import text_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 from tiny_llava import IMAGE_TOKEN_ID
 from tokenizers import Tokenizer
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, UsageError
-from vtexport.runtime.prompt import PromptReader, StreamDecoder
+from vtexport.runtime.prompt import PromptReader, StreamDecoder, _compile
 
 QUESTIONS = ["What is this?", "  spaces  kept ", "Grüße, 你好 😀", "line\nbreak", "<s> a </s> trick", "{{ braces }}"]
 
@@ -77,7 +79,11 @@ def test_start_token_is_not_doubled(reader: PromptReader) -> None:
         ("<image><image>", True, "holds 2 images"),
         ([{"role": "user", "content": "no image"}], False, "holds 0 images"),
         ([{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}], False, "holds 2 images"),
-        ([{"content": 5}], False, "template does not take"),
+        ([{"content": 5}], False, "message 1 has no role"),
+        ([{"role": "user", "content": [{"type": "image"}] * 2}], False, "holds 2 images"),
+        ([{"role": "system", "content": [{"type": "image"}]}], False, "holds 0 images .* of 1 image parts"),
+        ("caf\udce9", False, "the prompt is not valid UTF-8: it has the stray byte 0xe9 behind 3 characters"),
+        ("caf\udce9<image>", True, "the prompt is not valid UTF-8"),
         (5, False, "a prompt is a string, or a list of messages"),
         (b"what?", False, "a prompt is a string, or a list of messages"),
         ([{"role": "user", "content": [{"type": "image"}]}], True, "a raw prompt is a string"),
@@ -103,6 +109,114 @@ def test_streamed_noise_loses_nothing(reader: PromptReader) -> None:
     pieces = [stream.step(token) for token in ids] + [stream.finish()]
     assert "".join(pieces) == stream.text
     assert stream.text == reader.tokenizer.decode(ids)
+
+
+HUB_TEXTS = st.lists(
+    st.one_of(
+        st.text(st.characters(codec="utf-8"), max_size=8),
+        st.sampled_from(["</s>", "<s>", "<pad>", "<unk>", " ", "  ", "\n", "▁", "the", "What is", "<0x0A>"]),
+        st.sampled_from(["<image", "image>", "é", "😀", "\u0301", "\u200b", "\0", "\r\n", "\t"]),
+    ),
+    min_size=1,
+    max_size=6,
+).map("".join)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptReader, Any]:
+    """The device's reader for Llama's kind of tokenizer, and transformers' processor."""
+    folder = write_text_checkpoint(tmp_path_factory.mktemp("hub") / "llava")
+    return reader_of(read_files(folder), folder.parent / "written"), processor_of(folder)
+
+
+def library_ids(processor: Any, messages: list[dict[str, Any]]) -> list[int]:
+    """The processor's own ids, its many placeholders as one."""
+    ids = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        processor_kwargs={"images": [Image.new("RGB", (112, 112))]},
+        return_tensors="np",
+    )
+    token = processor.image_token_id
+    ids = ids[0].tolist()
+    return [each for at, each in enumerate(ids) if each != token or at == 0 or ids[at - 1] != token]
+
+
+@settings(max_examples=60, deadline=None)
+@given(system=st.none() | HUB_TEXTS, question=HUB_TEXTS, answer=HUB_TEXTS, again=HUB_TEXTS)
+def test_ids_are_the_processors_whatever_is_written(
+    hub: tuple[PromptReader, Any], system: str | None, question: str, answer: str, again: str
+) -> None:
+    reader, processor = hub
+
+    def message(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    messages = [asked, message("assistant", answer), message("user", again)]
+    if system is not None:
+        messages.insert(0, message("system", system))
+    for conversation in (messages, [asked]):
+        if "<image>" in "".join(map(str, (system, question, answer, again))):
+            with pytest.raises(UsageError, match=r"holds .* images"):
+                reader.read(conversation)
+            return
+        read = reader.read(conversation)
+        assert [*read.before, reader._text.image_token_id, *read.after] == library_ids(processor, conversation)
+
+
+@settings(max_examples=40, deadline=None)
+@given(before=HUB_TEXTS.filter(lambda text: "<image>" not in text), start=st.sampled_from(["", "<s>", " <s>", "</s>"]))
+def test_the_start_token_comes_as_the_processor_sets_it(hub: tuple[PromptReader, Any], before: str, start: str) -> None:
+    reader, processor = hub
+    template = "{{ messages[0].content[1].text }}<image>{{ messages[0].content[2].text }}"
+    content = [{"type": "image"}, {"type": "text", "text": start + before}, {"type": "text", "text": "?"}]
+    messages = [{"role": "user", "content": content}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "_template", _compile(template))
+        patch.setattr(processor, "chat_template", template)
+        read = reader.read(messages)
+        assert [*read.before, reader._text.image_token_id, *read.after] == library_ids(processor, messages)
+
+
+def test_a_tokenizer_saved_with_truncation_and_padding(bundle_copy: Path) -> None:
+    bundle = open_bundle(bundle_copy)
+    expected = PromptReader(bundle).read("What is this?")
+    saved = json.loads((bundle_copy / "tokenizer.json").read_text())
+    saved["truncation"] = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    saved["padding"] = {
+        "strategy": {"Fixed": 99}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }  # fmt: skip
+    (bundle_copy / "tokenizer.json").write_text(json.dumps(saved))
+    read = PromptReader(bundle).read("What is this?")
+    assert read.before.tolist() == expected.before.tolist()
+    assert read.after.tolist() == expected.after.tolist()
+
+
+def test_strings_are_never_lost(hub: tuple[PromptReader, Any]) -> None:
+    """LLaVA's template renders parts alone; transformers drops strings there without a word."""
+    reader, _ = hub
+    assert reader.render([{"role": "user", "content": "<image>\nWhat?"}]) == "USER: <image>\nWhat? ASSISTANT:"
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A cup."},
+        {"role": "user", "content": "Of what?"},
+    ]
+    assert reader.render(messages) == "Be brief. USER: <image>\nWhat? ASSISTANT: A cup. USER: Of what? ASSISTANT:"
+
+
+def test_the_questions_own_text(reader: PromptReader) -> None:
+    image = {"type": "image"}
+    asked = [{"role": "user", "content": [image, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert reader.question(asked)[0] == "a\nb"
+    assert reader.question([{"role": "user", "content": "<image>\nWhat?"}])[0] == "What?"
+    assert reader.question([*asked, {"role": "assistant", "content": None}, {"role": "user", "content": "c"}])[0] == "c"
+    for nothing in ([{"role": "user", "content": [image]}], [{"role": "user", "content": None}]):
+        with pytest.raises(UsageError, match="the last user message has no text"):
+            reader.question(nothing)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +258,13 @@ def test_templates_in_transformers_dialect(bundle_copy: Path, template: str, exp
     (bundle_copy / "chat_template.jinja").write_text(template)
     rendered = PromptReader(bundle).render("ä?")
     assert rendered == expected if expected is not None else '"ä?"' in rendered
+
+
+def test_a_template_may_not_make_half_characters(bundle_copy: Path) -> None:
+    bundle = open_bundle(bundle_copy)
+    (bundle_copy / "chat_template.jinja").write_text("<image>{{ '\\ud83d' }}")
+    with pytest.raises(UsageError, match="the text of the chat template is not valid UTF-8"):
+        PromptReader(bundle).read("x")
 
 
 def test_template_that_refuses(bundle_copy: Path) -> None:

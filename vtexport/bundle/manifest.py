@@ -14,6 +14,8 @@ SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
+# Of messages, as far as `Text.part_roles` names them; another one is taken as the user's.
+ROLES = ("system", "developer", "user", "assistant", "tool")
 # A manifest holds a line per file and tensor of a few graphs; a longer one is not ours.
 MAX_MANIFEST_BYTES = 64 * 2**20
 
@@ -180,8 +182,8 @@ class Text(msgspec.Struct, kw_only=True):
     tokenizer: str = TOKENIZER_NAME
     chat_template: str = TEMPLATE_NAME
     chat_template_source: str = ""  # the checkpoint's file it is from, or "vtexport" for the family's own
-    # Whether the template renders contents that are strings; where not, the runtime makes one text part of them
-    string_contents: bool = False
+    # Roles whose contents the template renders as parts alone: the runtime makes one text part of a string there
+    part_roles: list[str] = []
 
 
 class Generation(msgspec.Struct, kw_only=True):

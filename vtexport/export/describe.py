@@ -15,6 +15,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import Plan, Route
+from vtexport.export.text import TextFiles
 from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ModelSpec
 
@@ -114,15 +115,16 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
     )
 
 
-def describe_text(
-    spec: ModelSpec, image_token: str, bos_token: str | None, weights: Mapping[str, Weight], weights_prefix: str
-) -> schema.Text:
-    """Token ids, and where the embedding lies."""
+def describe_text(spec: ModelSpec, text: TextFiles, weights: Mapping[str, Weight], weights_prefix: str) -> schema.Text:
+    """Tokens and template as transformers has them, token ids, and where the embedding lies."""
     table = weights[spec.decoder.embedding]
     return schema.Text(
-        image_token=image_token,
+        image_token=text.image_token,
         image_token_id=spec.image_token_id,
-        bos_token=bos_token,
+        bos_token=text.bos_token,
+        special_tokens=text.special_tokens,
+        chat_template_source=text.chat_template.source,
+        part_roles=text.chat_template.part_roles,
         eos_token_ids=list(spec.eos_token_ids),
         embedding=schema.StoredTensor(
             file=weights_prefix + table.file,

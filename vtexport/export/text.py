@@ -1,83 +1,90 @@
-"""Tokenizer, chat template and image settings of a checkpoint, as files that the device runtime reads by itself."""
+"""Tokenizer and chat template of a checkpoint, as files that the device runtime reads by itself."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME
 from vtexport.errors import InputError
+from vtexport.processing.chat_template import ChatTemplate, choose_chat_template
+from vtexport.processing.tokenizer import load_tokenizer, special_tokens
 
 # Copied as they are, for people and for other tools; the runtime needs only tokenizer.json, the template and manifest.
 _COPIED = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
-def write_text_files(
-    source: Path, folder: Path, image_token_id: int, default_template: str, notify: Callable[[str], None]
-) -> tuple[str, str | None]:
-    """Writes tokenizer.json and chat_template.jinja into `folder`; returns the image token and the start token.
+@dataclass(frozen=True)
+class TextFiles:
+    """What a bundle's files and manifest say about text, read from a checkpoint and not yet written.
 
-    tokenizer.json is what transformers makes of the checkpoint's files, so a SentencePiece-only checkpoint gets one too
-    and special tokens are as transformers sets them.
+    `tokenizer` is the whole tokenizer.json that transformers makes of the checkpoint's files.
+    """
+
+    image_token: str
+    bos_token: str | None
+    special_tokens: dict[str, str | list[str]]  # transformers' special_tokens_map
+    tokenizer: str
+    chat_template: ChatTemplate
+    notes: list[str]  # sentences about what the checkpoint's files disagree on, lack, or ask for in vain
+
+    def write(self, folder: Path) -> None:
+        """Writes tokenizer.json and chat_template.jinja into `folder`."""
+        (folder / TOKENIZER_NAME).write_text(self.tokenizer, encoding="utf-8")
+        # As it is, also its line ends: a template may write them
+        (folder / TEMPLATE_NAME).write_text(self.chat_template.text, encoding="utf-8", newline="")
+
+
+def read_text_files(source: Path, image_token_id: int, familys_own: str | None) -> TextFiles:
+    """What transformers makes of the tokenizer's and the chat template's files in `source`.
+
+    A checkpoint with a SentencePiece model alone gets a tokenizer.json, too, and special tokens are as transformers
+    sets them.
+
+    Args:
+        source: the checkpoint's folder.
+        image_token_id: of the configuration.
+        familys_own: the family's chat template, for checkpoints without one that can carry an image.
 
     Raises:
-        InputError: transformers cannot load the tokenizer, or it does not know the image token.
+        InputError: transformers cannot load the tokenizer, it does not know the image token, or no template fits.
+        MissingDependencyError: it takes the sentencepiece package, which is not there.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except Exception as error:  # its many loaders raise whatever they meet
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"the tokenizer in {source} cannot be loaded ({reason}); copy the tokenizer files of the model there"
-        ) from error
+    tokenizer = load_tokenizer(source)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
             f"the tokenizer in {source} has no tokenizer.json form; convert it with transformers and save it"
         )
-    backend.no_padding()
-    backend.no_truncation()
     image_token = tokenizer.convert_ids_to_tokens(image_token_id)
     if image_token is None or tokenizer(image_token, add_special_tokens=False)["input_ids"] != [image_token_id]:
         raise InputError(
             f"the tokenizer in {source} does not read image token {image_token_id} ({image_token!r}) as one token; "
             "copy the tokenizer files of the same model there"
         )
-    (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
-    template = find_chat_template(source)
-    if template is None:
-        notify(f"{source} has no chat template; the bundle gets the family's own")
-        template = default_template
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    template = choose_chat_template(source, tokenizer, image_token, familys_own)
+    notes = list(template.notes)
+    if isinstance(longest := tokenizer.init_kwargs.get("max_length"), int):
+        notes.append(
+            f"the tokenizer in {source} was saved to cut texts at {longest} tokens, and transformers' processor cuts "
+            "prompts there; the bundle's are not cut"
+        )
+    backend.no_padding()
+    backend.no_truncation()
+    return TextFiles(image_token, tokenizer.bos_token, special_tokens(tokenizer), backend.to_str(), template, notes)
+
+
+def write_text_files(
+    source: Path, folder: Path, image_token_id: int, familys_own: str | None, notify: Callable[[str], None]
+) -> TextFiles:
+    """`read_text_files`, its files written into `folder` beside copies of the checkpoint's own for other tools."""
+    text = read_text_files(source, image_token_id, familys_own)
+    for note in text.notes:
+        notify(note)
+    text.write(folder)
     for name in _COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    return image_token, tokenizer.bos_token
-
-
-def find_chat_template(source: Path) -> str | None:
-    """The chat template, where transformers looks for it: its own file, the older JSON file, processor, tokenizer.
-
-    Raises:
-        InputError: one of the files is not JSON.
-    """
-    jinja = source / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        path = source / name
-        if not path.is_file():
-            continue
-        try:
-            found: Any = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{path} is not a JSON object ({error}); fetch the file again") from error
-        if isinstance(found, list):  # several named templates
-            found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
-        if isinstance(found, str):
-            return found
-    return None
+    return text

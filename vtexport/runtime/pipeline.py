@@ -18,6 +18,7 @@ from vtexport.errors import BundleError, UsageError
 from vtexport.plugins.libraries import Choice, choose_library
 from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
 from vtexport.runtime.language_model import LanguageModel
+from vtexport.runtime.messages import choose_image
 from vtexport.runtime.onnxruntime_backend import Session, check_device
 from vtexport.runtime.prompt import Messages, PromptReader
 from vtexport.runtime.routing import Router
@@ -115,7 +116,7 @@ class Pipeline:
         return any(TEXT_INPUT in session.input_names for session in self._prune.values())
 
     def encode(
-        self, image: ImageLike, prompt: str | Messages | None = None, *, raw_prompt: bool = False
+        self, image: ImageLike | None = None, prompt: str | Messages | None = None, *, raw_prompt: bool = False
     ) -> VisualTokens:
         """The visual tokens of one image.
 
@@ -123,16 +124,20 @@ class Pipeline:
         serve another question, which then sees what was picked for the first; the answer's `warnings` say so.
 
         Args:
-            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it).
-            prompt: the question or conversation, as for `generate`; of no effect where the plan does not look at it.
+            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it). It comes before what the
+                conversation's image part names ("path", "url", "image" or "base64"), which is read where it is left
+                out; where they differ, `warnings` say that the part's image was passed over. Nothing is fetched.
+            prompt: the question or conversation, as for `generate`; a question is of no effect where the plan does not
+                look at it.
             raw_prompt: `prompt` is the whole text with the image's placeholder in it.
 
         Raises:
-            UsageError: the plan needs a question and there is none.
+            UsageError: there is no image, or the plan needs a question and there is none.
             InputError: the image cannot be read.
         """
         question, text = self._question(prompt, raw_prompt)
         clock = Clock()
+        image, passed_over = choose_image(image, prompt)
         seen = self._vision.look(image, clock)
         plan, route = self._router.choose(self._vision.patches(seen)) if self._router else (self.plans[0], None)
         kept = self._prune[plan.name].run({**seen.signals, **text})
@@ -154,7 +159,7 @@ class Pipeline:
             plan=plan.name,
             timings_ms=clock.laps,
             reports=reports,
-            warnings=[*seen.warnings, *warnings],
+            warnings=[*passed_over, *seen.warnings, *warnings],
             route=route,
             question=question,
             further={name: value for name, value in kept.items() if name in FURTHER},
@@ -184,8 +189,8 @@ class Pipeline:
     @overload
     def generate(
         self,
-        image: ImageLike | VisualTokens,
-        prompt: str | Messages,
+        image: ImageLike | VisualTokens | None = ...,
+        prompt: str | Messages = ...,
         *,
         max_new_tokens: int = ...,
         temperature: float = ...,
@@ -198,8 +203,8 @@ class Pipeline:
     @overload
     def generate(
         self,
-        image: ImageLike | VisualTokens,
-        prompt: str | Messages,
+        image: ImageLike | VisualTokens | None = ...,
+        prompt: str | Messages = ...,
         *,
         max_new_tokens: int = ...,
         temperature: float = ...,
@@ -211,8 +216,8 @@ class Pipeline:
 
     def generate(
         self,
-        image: ImageLike | VisualTokens,
-        prompt: str | Messages,
+        image: ImageLike | VisualTokens | None = None,
+        prompt: str | Messages = "",
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -224,7 +229,8 @@ class Pipeline:
         """Answers a question about an image, or about the visual tokens that `encode` made of one.
 
         Args:
-            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question).
+            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question);
+                may be left out where the conversation's image part names its image (see `encode`).
             prompt: a question, or a conversation as a list of messages with one image in it.
             max_new_tokens: stop after this many; the end token stops earlier.
             temperature: 0 for greedy decoding.
@@ -252,7 +258,12 @@ class Pipeline:
         return pieces.answer
 
     def _pieces(
-        self, image: ImageLike | VisualTokens, prompt: str | Messages, raw: bool, max_new_tokens: int, sampler: Sampler
+        self,
+        image: ImageLike | VisualTokens | None,
+        prompt: str | Messages,
+        raw: bool,
+        max_new_tokens: int,
+        sampler: Sampler,
     ) -> Iterator[str | Answer]:
         """Pieces of text, and the whole `Answer` last."""
         read = self._prompts.read(prompt, raw=raw)  # before the image: a wrong prompt should not cost a vision pass

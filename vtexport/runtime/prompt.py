@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 import numpy as np
 from tokenizers import Tokenizer
 
-from vtexport.bundle.manifest import TEMPLATE_NAME, Text
+from vtexport.bundle.manifest import Text
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import BundleError, UsageError
+from vtexport.errors import BundleError, UsageError, quoted
+from vtexport.runtime.chat_template import compile_template as _compile
+from vtexport.runtime.chat_template import render
+from vtexport.runtime.messages import Messages, check_utf8, image_parts, normalised
 
-Messages = Sequence[dict[str, Any]]
+__all__ = ["Messages", "Prompt", "PromptReader", "StreamDecoder"]
+
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -34,52 +30,79 @@ class Prompt:
 
 
 class PromptReader:
-    """Renders, tokenises and decodes for one bundle."""
+    """Renders, tokenises and decodes for one bundle.
+
+    Raises:
+        BundleError: the tokenizer or the chat template is damaged.
+    """
 
     def __init__(self, bundle: Bundle):
-        self._text: Text = bundle.manifest.text
-        path = bundle.path(self._text.tokenizer)
+        text = bundle.manifest.text
+        self._load(text, bundle.path(text.tokenizer), bundle.path(text.chat_template))
+
+    @classmethod
+    def from_files(cls, text: Text, tokenizer: Path, template: Path) -> PromptReader:
+        """A reader without a bundle around it; `text` names tokens and roles, its names of files do not count.
+
+        Raises:
+            BundleError: one of the files is damaged.
+        """
+        reader = cls.__new__(cls)
+        reader._load(text, tokenizer, template)
+        return reader
+
+    def _load(self, text: Text, tokenizer: Path, template: Path) -> None:
+        self._text = text
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path} is not a tokenizer ({error}); build or copy the bundle again") from error
-        path = bundle.path(self._text.chat_template)
+            raise BundleError(
+                f"{tokenizer} is not a tokenizer ({quoted(error, tokenizer)}); build or copy the bundle again"
+            ) from error
+        # Neither has a place in a prompt, whatever the file says: transformers sets both anew in every call.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         try:
-            source = path.read_text(encoding="utf-8")
+            source = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}); build or copy the bundle again") from error
+            raise BundleError(
+                f"{template} cannot be read ({quoted(error, template)}); build or copy the bundle again"
+            ) from error
         self._template = _compile(source)
 
     def render(self, prompt: str | Messages, *, raw: bool = False) -> str:
         """The text that is tokenised, with the image's placeholder in it.
 
-        A string is one user turn about the image; a list of messages (`{"role": ..., "content": text or parts}`, as in
-        transformers) is a conversation. With `raw` the string is taken as it is and holds the placeholder itself.
+        A string is one user turn about the image; a list of messages (see `messages`) is a conversation, rendered as
+        transformers' processor does. With `raw` the string is taken as it is and holds the placeholder itself.
 
         Raises:
-            UsageError: not exactly one image in the conversation, or the template refuses it.
+            UsageError: not exactly one image in the conversation, the template refuses it, or text that is not UTF-8.
         """
         token = self._text.image_token
+        if isinstance(prompt, str):
+            check_utf8(prompt, "the prompt")
         if raw:
             if not isinstance(prompt, str):
                 raise UsageError("a raw prompt is a string")
-            text = prompt
-        else:
-            if isinstance(prompt, str):
-                if not prompt.strip():
-                    raise UsageError("the prompt is empty; ask something about the image")
-                if token in prompt:
-                    raise UsageError(
-                        f"the prompt contains {token}, which stands for the image; leave it out or use a raw prompt"
-                    )
-                content = [{"type": "image"}, {"type": "text", "text": prompt}]
-                prompt = [{"role": "user", "content": content}]
-            listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
-            if not listed or not all(isinstance(message, dict) for message in prompt):
-                raise UsageError("a prompt is a string, or a list of messages with a role and content each")
-            text = self._rendered(prompt)
+            if (found := prompt.count(token)) != 1:
+                raise UsageError(f"the prompt holds {found} images ({token}); it takes exactly one")
+            return prompt
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise UsageError("the prompt is empty; ask something about the image")
+            if token in prompt:
+                raise UsageError(
+                    f"the prompt contains {token}, which stands for the image; leave it out or use a raw prompt"
+                )
+            prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        messages = normalised(prompt, self._text.part_roles)
+        text = render(self._template, messages, self._text.special_tokens)
+        check_utf8(text, "the text of the chat template")
         if (found := text.count(token)) != 1:
-            raise UsageError(f"the prompt holds {found} images ({token}); it takes exactly one")
+            parts = len(image_parts(messages))
+            of = f" of {parts} image parts" if parts not in (0, found) else ""
+            raise UsageError(f"the prompt holds {found} images ({token}){of}; it takes exactly one")
         return text
 
     def read(self, prompt: str | Messages, *, raw: bool = False) -> Prompt:
@@ -107,16 +130,17 @@ class PromptReader:
         are in it. The parts of a raw prompt cannot be told apart, so all its text counts.
 
         Raises:
-            UsageError: there is no such text.
+            UsageError: there is no such text, or the messages are not such that can be taken.
         """
         if isinstance(prompt, str):
             text = prompt.replace(self._text.image_token, " ") if raw else prompt
         else:
-            asked = [message for message in prompt if message.get("role") == "user"]
-            content = asked[-1].get("content") if asked else None
-            parts = content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
-            texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-            text = "\n".join(part for part in texts if isinstance(part, str))
+            asked = [message for message in normalised(prompt) if message["role"] == "user"]
+            content = asked[-1].get("content", ()) if asked else ()
+            if isinstance(content, str):
+                text = content.replace(self._text.image_token, " ").strip()
+            else:
+                text = "\n".join(part["text"] for part in content if part["type"] == "text")
         special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         ids = [each for each in self.tokenizer.encode(text, add_special_tokens=False).ids if each not in special]
         if not text.strip() or not ids:
@@ -126,26 +150,6 @@ class PromptReader:
     def stream(self) -> StreamDecoder:
         """A decoder that turns ids into text as they come."""
         return StreamDecoder(self.tokenizer)
-
-    def _rendered(self, messages: Messages) -> str:
-        messages = [
-            {**message, "content": [{"type": "text", "text": message["content"]}]}
-            if isinstance(message.get("content"), str)
-            else message
-            for message in messages
-        ]
-        try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                bos_token=self._text.bos_token or "",
-                eos_token=self._eos(),
-            )
-        except Exception as error:  # a template computes: it may also divide by zero or count too far
-            raise UsageError(f"the chat template does not take these messages: {error}") from error
-
-    def _eos(self) -> str:
-        return self.tokenizer.id_to_token(self._text.eos_token_ids[0]) or ""
 
 
 class StreamDecoder:
@@ -190,34 +194,3 @@ class StreamDecoder:
         """The text of the new tokens."""
         before = self._tokenizer.decode(self._before)
         return self._tokenizer.decode(self._before + self._new)[len(before) :]
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; here it is just its content."""
-
-    tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(source: str) -> jinja2.Template:
-    """A template in the dialect that transformers gives chat templates: sandboxed, blocks trimmed, loop controls."""
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.datetime.now().strftime(pattern)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    try:
-        return environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError) as error:
-        raise BundleError(f"{TEMPLATE_NAME} is not a template ({error}); build or copy the bundle again") from error
