@@ -43,6 +43,7 @@ from vtexport.export.link import check_linkable, reflink_weights, weights_in_pla
 from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
+from vtexport.processing.generation import read_generation
 
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
@@ -143,11 +144,12 @@ def build(
     )
     spec: ModelSpec = checkpoint.family.model_spec(checkpoint.config, checkpoint.folder)
     image = checkpoint.family.image_spec(checkpoint.folder, spec.vision)
+    generation, eos_token_ids = read_generation(checkpoint.folder, checkpoint.config, report.note)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
-    work = _Work(checkpoint, spec, image, plans, route, dtype, link_weights, report, command)
+    work = _Work(checkpoint, spec, image, generation, eos_token_ids, plans, route, dtype, link_weights, report, command)
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)
         if destination.resolve() == checkpoint.folder.resolve():
@@ -187,6 +189,8 @@ class _Work:
     checkpoint: Checkpoint
     spec: ModelSpec
     image: schema.Image
+    generation: schema.Generation
+    eos_token_ids: Sequence[int]
     plans: Sequence[Plan]
     route: Route | None
     dtype: str
@@ -230,7 +234,7 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
         described, graphs = kept + described, graphs | used
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
-    text = describe_text(work.spec, *tokens, weights.tensors, WEIGHTS_PREFIX)
+    text = describe_text(work.spec, *tokens, work.eos_token_ids, weights.tensors, WEIGHTS_PREFIX)
     return _manifest(work, earlier, source, text, graphs, described, describe_files(folder, known_hashes))
 
 
@@ -264,7 +268,7 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
     graphs = dict(exporter.graphs)
     for name, graph in graphs.items():
         graph.file, files[graph.file] = writer.settle(exporter.path(name), f"{name}.onnx")
-    text = describe_text(work.spec, *tokens, weights.tensors, "")
+    text = describe_text(work.spec, *tokens, work.eos_token_ids, weights.tensors, "")
     for attribute, name in (("tokenizer", schema.TOKENIZER_NAME), ("chat_template", schema.TEMPLATE_NAME)):
         settled, file = writer.settle(texts / name, name, TEXT_FOLDER)
         setattr(text, attribute, settled)
@@ -316,6 +320,7 @@ def _manifest(
         vision=describe_vision(work.spec),
         image=work.image,
         text=text,
+        generation=work.generation,
         decoder=describe_decoder(work.spec),
         graphs=graphs,
         plans=plans,

@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import vtexport
@@ -115,7 +115,12 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
 
 
 def describe_text(
-    spec: ModelSpec, image_token: str, bos_token: str | None, weights: Mapping[str, Weight], weights_prefix: str
+    spec: ModelSpec,
+    image_token: str,
+    bos_token: str | None,
+    eos_token_ids: Sequence[int],
+    weights: Mapping[str, Weight],
+    weights_prefix: str,
 ) -> schema.Text:
     """Token ids, and where the embedding lies."""
     table = weights[spec.decoder.embedding]
@@ -123,7 +128,7 @@ def describe_text(
         image_token=image_token,
         image_token_id=spec.image_token_id,
         bos_token=bos_token,
-        eos_token_ids=list(spec.eos_token_ids),
+        eos_token_ids=list(eos_token_ids),
         embedding=schema.StoredTensor(
             file=weights_prefix + table.file,
             offset=table.offset,

@@ -50,7 +50,7 @@ def make_processors(
     if settings.bad_words_ids:
         words = [tuple(word) for word in settings.bad_words_ids if word not in [[token] for token in eos]]
         found.append(SequenceBias(dict.fromkeys(words, -np.inf), vocabulary))
-    if settings.min_length > 0:
+    if settings.min_length > 0 and settings.min_new_tokens == 0:  # which overrides it
         found.append(Suppress(end, lambda count: count < settings.min_length))
     if settings.min_new_tokens > 0:
         found.append(Suppress(end, lambda count: count < length + settings.min_new_tokens))
@@ -306,5 +306,6 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    shifted = scores - scores.max()
+    with np.errstate(invalid="ignore"):  # NaN where every token is banned
+        shifted = scores - scores.max()
     return shifted - np.log(np.exp(shifted).sum(dtype=np.float32))
