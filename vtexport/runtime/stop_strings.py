@@ -56,9 +56,12 @@ class StopStrings:
             return bytes([int(match[1], 16)])
         if self._byte_level and all(character in self._byte_level for character in name):
             return bytes(self._byte_level[character] for character in name)
-        tokens = [*self._base, name]
-        text = str(self._decoder.decode(tokens)) if self._decoder is not None else " ".join(tokens)
-        return text.partition(_BASE)[2].encode()
+        text = self._text([*self._base, name])
+        _, found, rest = text.partition(_BASE)
+        return (rest if found else text.removeprefix(self._text(self._base))).encode()
+
+    def _text(self, tokens: list[str]) -> str:
+        return str(self._decoder.decode(tokens)) if self._decoder is not None else " ".join(tokens)
 
 
 def _types(decoder: Any) -> set[str]:
