@@ -15,17 +15,18 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
+from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, small_files
 from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
     describe_decoder,
+    describe_embedding,
     describe_files,
     describe_own_files,
     describe_plan,
     describe_route,
     describe_source,
-    describe_text,
     describe_vision,
+    hash_small_files,
     time_now,
     versions,
 )
@@ -43,6 +44,7 @@ from vtexport.export.link import check_linkable, reflink_weights, weights_in_pla
 from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
+from vtexport.processing.read import Processing, read_processing
 
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
@@ -137,17 +139,29 @@ def build(
         if not link_weights:  # then it may be the checkpoint's folder
             check_destination(Path(output))
 
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        report.note(text)
+
+    # All that can be refused is, by the small files alone: before weights are fetched, written or copied.
     report.stage(f"reading the checkpoint {model}")
-    checkpoint = open_checkpoint(
-        model, weights=weights, seed=seed, cache_dir=Path(cache_dir) if cache_dir else None, notify=report.note
-    )
-    spec: ModelSpec = checkpoint.family.model_spec(checkpoint.config, checkpoint.folder)
-    image = checkpoint.family.image_spec(checkpoint.folder, spec.vision)
+    located = locate(model, weights=weights, seed=seed, notify=note)
+    spec: ModelSpec = located.family.model_spec(located.config, located.folder)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
-    destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
-    work = _Work(checkpoint, spec, image, plans, route, dtype, link_weights, report, command)
+    destination = Path(output) if output is not None else Path(bundle_name(located))
+    with small_files(located) as folder:
+        small_hashes = hash_small_files(folder)
+        report.stage("comparing pixels and token ids with transformers'")
+        processing = read_processing(folder, located.family, located.config, spec, note)
+
+    checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=report.note)
+    work = _Work(
+        checkpoint, spec, processing, small_hashes, plans, route, dtype, link_weights, report, notes, command
+    )
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)
         if destination.resolve() == checkpoint.folder.resolve():
@@ -172,12 +186,12 @@ def build(
     return open_bundle(destination)
 
 
-def bundle_name(checkpoint: Checkpoint) -> str:
+def bundle_name(located: Located) -> str:
     """The folder a bundle gets when the user names none: the model's own name."""
-    source = checkpoint.source
+    source = located.source
     if source.kind == "alias" and source.weights == "random":
         return source.requested
-    return source.id.rstrip("/").rsplit("/", 1)[-1] if source.kind != "folder" else f"{checkpoint.folder.name}-bundle"
+    return source.id.rstrip("/").rsplit("/", 1)[-1] if source.kind != "folder" else f"{located.folder.name}-bundle"
 
 
 @dataclass(frozen=True)
@@ -186,12 +200,14 @@ class _Work:
 
     checkpoint: Checkpoint
     spec: ModelSpec
-    image: schema.Image
+    processing: Processing
+    small_hashes: dict[str, str]  # of the small files, from before they were read
     plans: Sequence[Plan]
     route: Route | None
     dtype: str
     link_weights: bool
     report: Report
+    notes: list[str]
     command: str
 
 
@@ -199,17 +215,14 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
     """The whole bundle in `folder`, the manifest aside."""
     # Heavy imports wait until the arguments are known to be right.
     from vtexport.export.graphs import GraphExporter
-    from vtexport.export.text import write_text_files
 
     checkpoint, report = work.checkpoint, work.report
-    at_first = describe_source(checkpoint, {}).files
     weights = _place_weights(folder, work, earlier)
 
     report.stage("writing tokenizer and chat template")
-    template = checkpoint.family.CHAT_TEMPLATE
-    read = write_text_files(checkpoint.folder, folder, work.spec.image_token_id, template, report.note)
+    work.processing.files.write(folder, checkpoint.folder)
     source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
-    if source.files != weights.source_hashes | at_first:
+    if source.files != weights.source_hashes | work.small_hashes:
         raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
 
     exporter = GraphExporter(
@@ -230,14 +243,13 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
         described, graphs = kept + described, graphs | used
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
-    text = describe_text(work.spec, read, weights.tensors, WEIGHTS_PREFIX)
+    text = work.processing.with_embedding(describe_embedding(work.spec, weights.tensors, WEIGHTS_PREFIX))
     return _manifest(work, earlier, source, text, graphs, described, describe_files(folder, known_hashes))
 
 
 def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> schema.Manifest:
     """Graphs beside the checkpoint's own weights, and the manifest for `writer` to publish."""
     from vtexport.export.graphs import GraphExporter
-    from vtexport.export.text import write_text_files
 
     folder, checkpoint, report = writer.folder, work.checkpoint, work.report
     if (folder / "engines").is_dir():
@@ -251,9 +263,9 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
         check_same_model(earlier, source, work.dtype)
 
     report.stage("writing tokenizer and chat template")
-    texts, template = writer.unfinished("text"), checkpoint.family.CHAT_TEMPLATE
+    texts = writer.unfinished("text")
     texts.mkdir()
-    read = write_text_files(folder, texts, work.spec.image_token_id, template, report.note)
+    work.processing.files.write(texts, folder)
     exporter = GraphExporter(checkpoint.config, work.spec, weights.tensors, folder, work.dtype, folder, UNFINISHED)
     described = _export_plans(exporter, work)
     report.stage(f"checking {len(exporter.graphs)} graphs")
@@ -264,7 +276,7 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
     graphs = dict(exporter.graphs)
     for name, graph in graphs.items():
         graph.file, files[graph.file] = writer.settle(exporter.path(name), f"{name}.onnx")
-    text = describe_text(work.spec, read, weights.tensors, "")
+    text = work.processing.with_embedding(describe_embedding(work.spec, weights.tensors, ""))
     for attribute, name in (("tokenizer", schema.TOKENIZER_NAME), ("chat_template", schema.TEMPLATE_NAME)):
         settled, file = writer.settle(texts / name, name, TEXT_FOLDER)
         setattr(text, attribute, settled)
@@ -314,8 +326,11 @@ def _manifest(
         precision=work.dtype,  # type: ignore[arg-type]
         source=source,
         vision=describe_vision(work.spec),
-        image=work.image,
+        image=work.processing.image,
         text=text,
+        generation=work.processing.generation,
+        self_check=work.processing.self_check,
+        notes=work.notes,
         decoder=describe_decoder(work.spec),
         graphs=graphs,
         plans=plans,

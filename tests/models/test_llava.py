@@ -64,7 +64,6 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
     decoder = spec.decoder
     assert (decoder.layers, decoder.width, decoder.heads, decoder.kv_heads, decoder.head_dim) == (32, 4096, 32, 32, 128)
     assert (decoder.intermediate, decoder.vocabulary, decoder.max_positions) == (11008, 32064, 4096)
-    assert spec.eos_token_ids == (2,)
     assert sum(1 for _ in llava.tensor_shapes(config)) == 391 + 295
 
 
@@ -99,11 +98,6 @@ def test_unknown_family() -> None:
     assert family_of("llava", "config.json") is llava
     with pytest.raises(InputError, match="model_type 'bert', which vtexport cannot export; supported: llava"):
         family_of("bert", "config.json")
-
-
-def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert llava.model_spec(make_config(), tmp_path).eos_token_ids == (2, 7)
 
 
 @pytest.mark.parametrize(

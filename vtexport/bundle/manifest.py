@@ -207,7 +207,9 @@ class Generation(msgspec.Struct, kw_only=True):
     exponential_decay_length_penalty: tuple[int, float] | None = None
     suppress_tokens: list[Count] = []
     begin_suppress_tokens: list[Count] = []
-    stop_strings: list[str] = []
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
+    stop_strings: list[str] = []  # end an answer as the end tokens do
 
     do_sample: bool = False
     temperature: float = 1.0

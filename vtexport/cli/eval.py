@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, counted, say, say_json, table, tell
+from vtexport.cli.run import add_logits_processors_argument
 
 if TYPE_CHECKING:
     from vtexport.eval.report import PlanReport, Report, Share, Summary, Task
@@ -57,6 +58,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first N questions that can be used; default: all, or 1000 about scenes",
     )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add_logits_processors_argument(parser)
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
     parser.add_argument("--dialect", default="modern", metavar="NAME", help="graphs to run: modern or classic")
@@ -102,7 +104,7 @@ def evaluated(args: argparse.Namespace, bundle: Any, plans: Sequence[str]) -> Re
     from vtexport.eval.dataset import open_dataset
     from vtexport.eval.evaluate import evaluate
 
-    settings = Settings(args.max_new_tokens, args.device, args.threads, args.dialect, args.jobs)
+    settings = Settings(args.max_new_tokens, args.device, args.threads, args.dialect, args.jobs, args.logits_processors)
     dataset = open_dataset(args.dataset, args.limit)
     progress = Progress(args.quiet)
     folder = output_folder(args)

@@ -14,7 +14,7 @@ import argparse
 import msgspec
 
 from vtexport.bundle.calibration import read_calibration
-from vtexport.bundle.manifest import Manifest, Plan, Tensor
+from vtexport.bundle.manifest import Generation, Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.calibrate import say_calibration
 from vtexport.cli.compile import say_engines
@@ -91,6 +91,8 @@ def _describe(bundle: Bundle) -> None:
     say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.width}")
     heads = f"{decoder.heads} heads, {decoder.kv_heads} of keys and values"
     say(f"  decoder  {decoder.layers} layers of {decoder.width}, {heads}")
+    if settings := _generation(manifest):
+        say(f"  answers  {settings}")
     say()
     rows = []
     for plan in manifest.plans:
@@ -124,6 +126,13 @@ def _describe(bundle: Bundle) -> None:
         for direction, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensor_lines(tensors):
                 say(f"  {direction}  {line}")
+
+
+def _generation(manifest: Manifest) -> str:
+    """What the checkpoint's generation configuration sets."""
+    default = Generation()
+    set_here = {name: getattr(manifest.generation, name) for name in Generation.__struct_fields__}
+    return ", ".join(f"{name}={value}" for name, value in set_here.items() if value != getattr(default, name))
 
 
 def _parameters(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 examples:
   vtexport run mini --image photo.jpg --prompt "What is on the table?"
   vtexport run llava-64 --image photo.jpg --prompt "Describe the scene." --temperature 0.7 --top-p 0.9 --seed 1
+  vtexport run llava-64 --image photo.jpg --prompt "Describe the scene." --sampling checkpoint
   vtexport run llava-64 --image photo.jpg --prompt "Is there a person?" --json
 """
 
@@ -28,14 +29,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="--prompt is the whole text with the image's placeholder, no chat template",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token; default: 0"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample from this much probability; default: 1"
-    )
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 128")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token; default: 0")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from this much probability; default: 1")
     parser.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    parser.add_argument(
+        "--sampling",
+        default="greedy",
+        metavar="greedy|checkpoint",
+        help="checkpoint: sampling and length by the checkpoint's generation configuration where no argument says it; "
+        "default: %(default)s",
+    )
+    add_logits_processors_argument(parser)
+
+
+def add_logits_processors_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument of every verb that answers."""
+    parser.add_argument(
+        "--no-logits-processors",
+        action="store_false",
+        dest="logits_processors",
+        help="leave out the checkpoint's logits processors, such as a repetition penalty (`vtexport inspect`)",
+    )
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
+        sampling=args.sampling,
+        logits_processors=args.logits_processors,
         raw_prompt=args.raw_prompt,
         stream=None if args.json else lambda piece: say(piece, end=""),
     )

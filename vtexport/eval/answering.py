@@ -36,6 +36,7 @@ class Settings:
     threads: int | None = None
     dialect: str = DIALECTS[0]
     jobs: int = 1  # plans that are asked at the same time; it slows each of them
+    logits_processors: bool = True  # the checkpoint's
 
     def described(self) -> dict[str, Any]:
         """The settings with the versions of what answers."""
@@ -136,7 +137,12 @@ class _Asking:
             try:
                 if visual is None or pipeline.takes_question:
                     visual = pipeline.encode(image, question.question)
-                answer = pipeline.generate(visual, question.question, max_new_tokens=self._settings.max_new_tokens)
+                answer = pipeline.generate(
+                    visual,
+                    question.question,
+                    max_new_tokens=self._settings.max_new_tokens,
+                    logits_processors=self._settings.logits_processors,
+                )
             except (InputError, UsageError) as error:  # a prompt that is too long, numbers out of range
                 self.bad.append(BadLine(question.number, str(error)))
                 continue

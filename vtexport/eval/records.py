@@ -180,12 +180,18 @@ def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, 
         without = {"command", "created_at", "graphs"}
         described.append({key: value for key, value in msgspec.to_builtins(plan).items() if key not in without})
     calibration = read_calibration(bundle.folder, manifest) if isinstance(chosen, Route) else {}
+    text = msgspec.to_builtins(manifest.text)
     parts = {
         "schema": SCHEMA_VERSION,
         "plans": described,
         "route": msgspec.to_builtins(calibration.get(chosen.name)),
         "files": sorted(manifest.files[path].sha256 for path in files),
         "image": msgspec.to_builtins(manifest.image),
+        # end tokens and special tokens; the files count by what is in them
+        "text": {
+            name: value for name, value in text.items() if name not in {"embedding", "tokenizer", "chat_template"}
+        },
+        "generation": msgspec.to_builtins(manifest.generation),
         "precision": manifest.precision,
         "settings": dict(settings),
     }

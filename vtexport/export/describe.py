@@ -15,7 +15,6 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import Plan, Route
-from vtexport.export.text import TextFiles
 from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ModelSpec
 
@@ -67,10 +66,7 @@ def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) ->
     Raises:
         InputError: a file vanishes while it is read.
     """
-    source = checkpoint.source
-    small = {path.name: path for path in copied_files(checkpoint.folder)}
-    with named_if_it_vanishes():
-        hashes = {name: hash_file(path) for name, path in small.items()}
+    source, hashes = checkpoint.source, hash_small_files(checkpoint.folder)
     return schema.Source(
         requested=source.requested,
         kind=source.kind,
@@ -80,6 +76,16 @@ def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) ->
         seed=source.seed,
         files={**weight_hashes, **hashes},
     )
+
+
+def hash_small_files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the files that belong to a checkpoint beside its weights, by name.
+
+    Raises:
+        InputError: a file vanishes while it is read.
+    """
+    with named_if_it_vanishes():
+        return {path.name: hash_file(path) for path in copied_files(folder)}
 
 
 def describe_files(folder: Path, known: Mapping[str, str]) -> dict[str, schema.File]:
@@ -115,23 +121,14 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
     )
 
 
-def describe_text(spec: ModelSpec, text: TextFiles, weights: Mapping[str, Weight], weights_prefix: str) -> schema.Text:
-    """Tokens and template as transformers has them, token ids, and where the embedding lies."""
+def describe_embedding(spec: ModelSpec, weights: Mapping[str, Weight], weights_prefix: str) -> schema.StoredTensor:
+    """Where the token embedding lies."""
     table = weights[spec.decoder.embedding]
-    return schema.Text(
-        image_token=text.image_token,
-        image_token_id=spec.image_token_id,
-        bos_token=text.bos_token,
-        special_tokens=text.special_tokens,
-        chat_template_source=text.chat_template.source,
-        part_roles=text.chat_template.part_roles,
-        eos_token_ids=list(spec.eos_token_ids),
-        embedding=schema.StoredTensor(
-            file=weights_prefix + table.file,
-            offset=table.offset,
-            shape=list(table.shape),
-            dtype=table.dtype,  # type: ignore[arg-type]
-        ),
+    return schema.StoredTensor(
+        file=weights_prefix + table.file,
+        offset=table.offset,
+        shape=list(table.shape),
+        dtype=table.dtype,  # type: ignore[arg-type]
     )
 
 

@@ -3,8 +3,9 @@
     lmms-eval --model vtexport --model_args bundle=llava-64,plan=prunesid-64 --tasks pope,gqa --batch_size 1
 
 lmms-eval finds the model by the entry point `lmms_eval.models`, which is installed with vtexport. The answers are those
-of `Pipeline.generate` with the bundle's own chat template; each task sets the question's wording, the number of tokens
-and the sampling. Written against lmms-eval 0.7.3.
+of `Pipeline.generate` with the bundle's own chat template, and with the checkpoint's logits processors, as lmms-eval's
+own models answer; each task sets the question's wording, the number of tokens and the sampling. Written against
+lmms-eval 0.7.3.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class VtexportModel(lmms):
         dialect: "modern" or "classic" graphs.
         seed: for tasks that sample.
         max_new_tokens: where a task names none.
+        logits_processors: False leaves the checkpoint's logits processors out.
         batch_size: 1, the only one a bundle has; lmms-eval passes it.
         max_batch_size: not used; lmms-eval passes it.
 
@@ -60,6 +62,7 @@ class VtexportModel(lmms):
         dialect: str = DIALECTS[0],
         seed: int = 0,
         max_new_tokens: int = 1024,  # as lmms-eval's own LLaVA has it
+        logits_processors: bool = True,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ) -> None:
@@ -70,7 +73,7 @@ class VtexportModel(lmms):
             raise UsageError(f"batch_size is {batch_size} and a bundle answers one question at a time; give 1")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError("lmms-eval was started with several processes and a bundle runs in one; start one")
-        self._seed, self._max_new_tokens = seed, max_new_tokens
+        self._seed, self._max_new_tokens, self._logits_processors = seed, max_new_tokens, logits_processors
         name = "cpu" if not device else str(device).partition(":")[0]
         self.pipeline = Pipeline.open(str(bundle), plan, device=name, threads=threads, dialect=dialect)
         self._image_token = self.pipeline.bundle.manifest.text.image_token
@@ -89,7 +92,9 @@ class VtexportModel(lmms):
             image = self._image(doc_to_visual(self.task_dict[task][split][doc_id]), task, doc_id)
             sampling, until = _options(options, task, self._max_new_tokens)
             question = context.replace(self._image_token, "").strip()
-            answer = self.pipeline.generate(image, question, seed=self._seed, **sampling)
+            answer = self.pipeline.generate(
+                image, question, seed=self._seed, logits_processors=self._logits_processors, **sampling
+            )
             text = _cut(answer.text, until)
             results.append(GenerationResult(text, TokenCounts(answer.prompt_tokens, len(answer.token_ids))))
             self.cache_hook.add_partial("generate_until", (context, options), text)

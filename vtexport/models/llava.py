@@ -115,7 +115,6 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
         projector=_projector(config, where),
         decoder=_decoder(config, where),
         image_token_id=int(config.image_token_index),
-        eos_token_ids=_eos(config, folder),
     )
 
 
@@ -271,12 +270,6 @@ class _Processor(msgspec.Struct):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
 
-class _Generation(msgspec.Struct):
-    """generation_config.json, as far as it is used."""
-
-    eos_token_id: int | list[int] | None = None
-
-
 def _read(path: Path, kind: type[_T]) -> _T:
     """The file as the struct `kind`; fields that the struct does not have are passed over.
 
@@ -289,18 +282,6 @@ def _read(path: Path, kind: type[_T]) -> _T:
         raise InputError(_NO_IMAGE_SETTINGS.format(path.parent)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InputError(f"{path} cannot be used ({error}); correct it or fetch it again") from error
-
-
-def _eos(config: Any, folder: Path) -> tuple[int, ...]:
-    """End-of-sequence ids: generation_config.json's where there is one, as transformers' generate() does."""
-    path = folder / "generation_config.json"
-    eos = _read(path, _Generation).eos_token_id if path.is_file() else None
-    where = path if eos is not None else folder / "config.json"
-    eos = config.text_config.eos_token_id if eos is None else eos
-    ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    fits = bool(ids) and all(isinstance(token, int) and 0 <= token < config.text_config.vocab_size for token in ids)
-    _require(fits, where, "eos_token_id", eos, "the id of the token that ends an answer, or a list of such ids")
-    return tuple(int(token) for token in ids)
 
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:

@@ -68,11 +68,10 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: its parts and the token ids that the runtime needs."""
+    """One model: its parts and the token id that stands for the image."""
 
     family: str
     vision: VisionSpec
     projector: ProjectorSpec
     decoder: DecoderSpec
     image_token_id: int
-    eos_token_ids: tuple[int, ...]

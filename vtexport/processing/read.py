@@ -9,30 +9,44 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+import msgspec
+
 from vtexport.bundle import manifest as schema
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.generation import read_generation
 from vtexport.processing.image_processor import image_settings
-from vtexport.processing.library import load_processor, load_torchvision_processor
+from vtexport.processing.library import load_processor, load_torchvision_form
 from vtexport.processing.self_check import compare_ids, compare_pixels, torchvision_levels
 from vtexport.processing.text import TextFiles, read_text_files
+from vtexport.processing.tokenizer import load_tokenizer
+from vtexport.runtime.prompt import PromptReader
+
+# Until the weights have their place; nothing that reads prompts looks at it.
+_NO_EMBEDDING = schema.StoredTensor(file="", offset=0, shape=[1, 1], dtype="float32")
 
 
 @dataclass(frozen=True)
 class Processing:
-    """What a checkpoint's small files come to, held to transformers by the self-check."""
+    """What a checkpoint's small files come to, held to transformers by the self-check.
+
+    `text` is without the place of the embedding, which `with_embedding` adds.
+    """
 
     image: schema.Image
-    text: TextFiles
-    eos_token_ids: tuple[int, ...]
+    files: TextFiles
+    text: schema.Text
     generation: schema.Generation
     self_check: schema.SelfCheck
+
+    def with_embedding(self, embedding: schema.StoredTensor) -> schema.Text:
+        """The manifest's description of text, with the place of the token embedding."""
+        return msgspec.structs.replace(self.text, embedding=embedding)
 
 
 def read_processing(
     folder: Path, family: ModuleType, config: Any, spec: ModelSpec, note: Callable[[str], object]
 ) -> Processing:
-    """Reads and checks what `folder` says about images, text and generation.
+    """Read and check what `folder` says about images, text and generation.
 
     Args:
         folder: the checkpoint's small files.
@@ -46,11 +60,30 @@ def read_processing(
         UsageError: the files ask for something that the runtime does not do.
         MissingDependencyError: the tokenizer takes a package that is not installed.
     """
-    text = read_text_files(folder, spec.image_token_id, family.CHAT_TEMPLATE)
-    for each in text.notes:
-        note(each)
-    eos_token_ids, generation = read_generation(folder, config, spec.decoder.vocabulary, note)
+    tokenizer = load_tokenizer(folder)
     processor = load_processor(folder)
+    processor.tokenizer = tokenizer
     image = image_settings(processor.image_processor, spec.vision.image_size, str(folder))
-    check = self_check(folder, processor, image, text, spec, note)
-    return Processing(image, text, eos_token_ids, generation, check)
+    files = read_text_files(folder, tokenizer, spec.image_token_id, family.CHAT_TEMPLATE)
+    for each in files.notes:
+        note(each)
+    generation, eos_token_ids = read_generation(folder, config, note)
+    text = schema.Text(
+        image_token=files.image_token,
+        image_token_id=spec.image_token_id,
+        bos_token=files.bos_token,
+        special_tokens=files.special_tokens,
+        chat_template_source=files.chat_template.source,
+        part_roles=files.chat_template.part_roles,
+        eos_token_ids=list(eos_token_ids),
+        embedding=_NO_EMBEDDING,
+    )
+    images = compare_pixels(processor.image_processor, image)
+    with TemporaryDirectory(prefix="vtexport-") as temporary:
+        files.write(Path(temporary), folder)
+        reader = PromptReader.from_files(text, Path(temporary) / text.tokenizer, Path(temporary) / text.chat_template)
+        conversations = compare_ids(reader, processor, text, files.chat_template, spec.vision.tokens, note)
+    form = load_torchvision_form(folder)
+    levels = torchvision_levels(form, image) if form is not None else None
+    check = schema.SelfCheck(images=images, conversations=conversations, torchvision_levels=levels)
+    return Processing(image, files, text, generation, check)

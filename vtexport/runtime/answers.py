@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from vtexport.bundle.manifest import Plan
 from vtexport.runtime.images import Crop
+from vtexport.runtime.sampling import FinishReason
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Answer:
 
     text: str
     token_ids: list[int]  # the end token included where one came
-    finish_reason: Literal["eos", "length"]
+    finish_reason: FinishReason
     prompt_tokens: int  # visual and text tokens of the prefill
     visual_tokens: int
     keep_indices: list[int]

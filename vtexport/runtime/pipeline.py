@@ -20,9 +20,9 @@ from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, V
 from vtexport.runtime.language_model import LanguageModel
 from vtexport.runtime.messages import choose_image
 from vtexport.runtime.onnxruntime_backend import Session, check_device
-from vtexport.runtime.prompt import Messages, PromptReader
+from vtexport.runtime.prompt import Messages, Prompt, PromptReader
 from vtexport.runtime.routing import Router
-from vtexport.runtime.sampling import Sampler
+from vtexport.runtime.sampling import Decoding, Sampling
 from vtexport.runtime.vision import ImageLike, VisionTower, check_finite
 
 __all__ = ["Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "VisualTokens"]
@@ -192,10 +192,12 @@ class Pipeline:
         image: ImageLike | VisualTokens | None = ...,
         prompt: str | Messages = ...,
         *,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_p: float = ...,
+        max_new_tokens: int | None = ...,
+        temperature: float | None = ...,
+        top_p: float | None = ...,
         seed: int | None = ...,
+        sampling: Sampling = ...,
+        logits_processors: bool = ...,
         raw_prompt: bool = ...,
         stream: Callable[[str], object] | None = ...,
     ) -> Answer: ...
@@ -206,10 +208,12 @@ class Pipeline:
         image: ImageLike | VisualTokens | None = ...,
         prompt: str | Messages = ...,
         *,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_p: float = ...,
+        max_new_tokens: int | None = ...,
+        temperature: float | None = ...,
+        top_p: float | None = ...,
         seed: int | None = ...,
+        sampling: Sampling = ...,
+        logits_processors: bool = ...,
         raw_prompt: bool = ...,
         stream: Literal[True],
     ) -> AnswerStream: ...
@@ -219,23 +223,32 @@ class Pipeline:
         image: ImageLike | VisualTokens | None = None,
         prompt: str | Messages = "",
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         seed: int | None = None,
+        sampling: Sampling = "greedy",
+        logits_processors: bool = True,
         raw_prompt: bool = False,
         stream: Callable[[str], object] | Literal[True] | None = None,
     ) -> Answer | AnswerStream:
         """Answers a question about an image, or about the visual tokens that `encode` made of one.
 
+        Tokens are chosen greedily unless `temperature` or `sampling` says otherwise, from logits that the checkpoint's
+        logits processors (`manifest.generation`) have changed, as in transformers' `generate()` with do_sample=False.
+        They see the unpruned prompt's ids, so pruning does not change what they do.
+
         Args:
             image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question);
                 may be left out where the conversation's image part names its image (see `encode`).
             prompt: a question, or a conversation as a list of messages with one image in it.
-            max_new_tokens: stop after this many; the end token stops earlier.
-            temperature: 0 for greedy decoding.
-            top_p: sample from the smallest set of tokens with this probability.
+            max_new_tokens: stop after this many, 128 when left out; an end token or stop string stops earlier.
+            temperature: 0 for greedy decoding, which is the default.
+            top_p: sample from the smallest set of tokens with this probability; 1 when left out.
             seed: makes sampling repeatable.
+            sampling: "checkpoint" takes what is left out of `max_new_tokens`, `temperature` and `top_p`, and further
+                warpers such as top_k, from the checkpoint's generation configuration, which may be greedy, too.
+            logits_processors: False leaves the checkpoint's logits processors out.
             raw_prompt: `prompt` is the whole text with the image's placeholder in it, no chat template.
             stream: a function that gets each piece of text as it comes, or True for an iterator over the pieces.
 
@@ -243,12 +256,18 @@ class Pipeline:
             UsageError: a value is out of range, or the prompt does not fit the model's context.
             InputError: the image cannot be read.
         """
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}; give a whole number from 1")
-        sampler = Sampler(temperature, top_p, seed)
+        decoding = Decoding(
+            self.bundle.manifest.generation,
+            sampling=sampling,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            logits_processors=logits_processors,
+            max_new_tokens=max_new_tokens,
+        )
         if isinstance(image, VisualTokens) and image.plan not in self._prune:
             raise UsageError(f"these visual tokens were made with plan {image.plan}, this pipeline runs {self.name}")
-        pieces = AnswerStream(self._pieces(image, prompt, raw_prompt, max_new_tokens, sampler))
+        pieces = AnswerStream(self._pieces(image, prompt, raw_prompt, decoding))
         if stream is True:
             return pieces
         for piece in pieces:
@@ -258,15 +277,12 @@ class Pipeline:
         return pieces.answer
 
     def _pieces(
-        self,
-        image: ImageLike | VisualTokens | None,
-        prompt: str | Messages,
-        raw: bool,
-        max_new_tokens: int,
-        sampler: Sampler,
+        self, image: ImageLike | VisualTokens | None, prompt: str | Messages, raw: bool, decoding: Decoding
     ) -> Iterator[str | Answer]:
         """Pieces of text, and the whole `Answer` last."""
         read = self._prompts.read(prompt, raw=raw)  # before the image: a wrong prompt should not cost a vision pass
+        unpruned = self._unpruned(read)
+        max_new_tokens = decoding.new_tokens(len(unpruned))
         clock = Clock()
         visual = image if isinstance(image, VisualTokens) else self.encode(image, prompt, raw_prompt=raw)
         clock.lap("encode")
@@ -291,17 +307,18 @@ class Pipeline:
         clock.lap("prefill")
 
         decoder = self._prompts.stream()
-        eos = set(self.bundle.manifest.text.eos_token_ids)
+        eos, vocabulary = self.bundle.manifest.text.eos_token_ids, self.bundle.manifest.decoder.vocabulary
+        choose = decoding.start(unpruned, max_new_tokens, eos, vocabulary, self._prompts.tokenizer)
         token_ids: list[int] = []
         while True:
-            token = sampler(logits)
+            token = choose(logits)
             token_ids.append(token)
             if len(token_ids) == 1:
                 clock.lap("first_token")
-            if token in eos:
+            if choose.finish_reason == "eos":  # it has no text
                 break
             yield decoder.step(token)
-            if len(token_ids) == max_new_tokens:
+            if choose.finish_reason is not None:
                 break
             position = end_position + len(token_ids) - 1
             logits = self._language_model.decode(conversation, self._embed(np.array([token])), position)
@@ -310,7 +327,7 @@ class Pipeline:
         yield Answer(
             text=decoder.text,
             token_ids=token_ids,
-            finish_reason="eos" if token_ids[-1] in eos else "length",
+            finish_reason=choose.finish_reason,
             prompt_tokens=length,
             visual_tokens=len(visual.keep_indices),
             keep_indices=visual.keep_indices.tolist(),
@@ -323,6 +340,12 @@ class Pipeline:
             warnings=[*visual.warnings, *self._other_question(visual, prompt, raw)],
             route=visual.route,
         )
+
+    def _unpruned(self, read: Prompt) -> np.ndarray:
+        """The prompt's ids [L] int64 as transformers has them: a placeholder for each of the image's visual tokens."""
+        manifest = self.bundle.manifest
+        placeholders = np.full(manifest.vision.tokens, manifest.text.image_token_id, np.int64)
+        return np.concatenate([read.before, placeholders, read.after])
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """[1, S, W] rows of the memory-mapped embedding table."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME
 from vtexport.errors import InputError
 from vtexport.processing.chat_template import ChatTemplate, choose_chat_template
-from vtexport.processing.tokenizer import load_tokenizer, special_tokens
+from vtexport.processing.tokenizer import special_tokens
 
 # Copied as they are, for people and for other tools; the runtime needs only tokenizer.json, the template and manifest.
 _COPIED = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
@@ -30,29 +30,31 @@ class TextFiles:
     chat_template: ChatTemplate
     notes: list[str]  # sentences about what the checkpoint's files disagree on, lack, or ask for in vain
 
-    def write(self, folder: Path) -> None:
-        """Writes tokenizer.json and chat_template.jinja into `folder`."""
+    def write(self, folder: Path, checkpoint: Path) -> None:
+        """Write tokenizer.json and chat_template.jinja into `folder`, beside copies of the checkpoint's own for others."""
         (folder / TOKENIZER_NAME).write_text(self.tokenizer, encoding="utf-8")
         # As it is, also its line ends: a template may write them
         (folder / TEMPLATE_NAME).write_text(self.chat_template.text, encoding="utf-8", newline="")
+        for name in _COPIED:
+            if (checkpoint / name).is_file():
+                shutil.copyfile(checkpoint / name, folder / name)
 
 
-def read_text_files(source: Path, image_token_id: int, familys_own: str | None) -> TextFiles:
-    """What transformers makes of the tokenizer's and the chat template's files in `source`.
+def read_text_files(source: Path, tokenizer: Any, image_token_id: int, familys_own: str | None) -> TextFiles:
+    """Read what transformers makes of the tokenizer's and the chat template's files in `source`.
 
     A checkpoint with a SentencePiece model alone gets a tokenizer.json, too, and special tokens are as transformers
     sets them.
 
     Args:
         source: the checkpoint's folder.
+        tokenizer: what `vtexport.processing.tokenizer.load_tokenizer` makes of it; texts are no longer cut or padded.
         image_token_id: of the configuration.
         familys_own: the family's chat template, for checkpoints without one that can carry an image.
 
     Raises:
-        InputError: transformers cannot load the tokenizer, it does not know the image token, or no template fits.
-        MissingDependencyError: it takes the sentencepiece package, which is not there.
+        InputError: the tokenizer does not know the image token, or no template fits.
     """
-    tokenizer = load_tokenizer(source)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
@@ -74,17 +76,3 @@ def read_text_files(source: Path, image_token_id: int, familys_own: str | None) 
     backend.no_padding()
     backend.no_truncation()
     return TextFiles(image_token, tokenizer.bos_token, special_tokens(tokenizer), backend.to_str(), template, notes)
-
-
-def write_text_files(
-    source: Path, folder: Path, image_token_id: int, familys_own: str | None, notify: Callable[[str], None]
-) -> TextFiles:
-    """`read_text_files`, its files written into `folder` beside copies of the checkpoint's own for other tools."""
-    text = read_text_files(source, image_token_id, familys_own)
-    for note in text.notes:
-        notify(note)
-    text.write(folder)
-    for name in _COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    return text
