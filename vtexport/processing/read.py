@@ -44,7 +44,7 @@ class Processing:
 
 
 def read_processing(
-    folder: Path, family: ModuleType, config: Any, spec: ModelSpec, note: Callable[[str], object]
+    folder: Path, family: ModuleType, config: Any, spec: ModelSpec, note: Callable[[str], None]
 ) -> Processing:
     """Read and check what `folder` says about images, text and generation.
 

@@ -111,7 +111,7 @@ def compare_ids(
     text: schema.Text,
     template: ChatTemplate,
     tokens: int,
-    note: Callable[[str], object],
+    note: Callable[[str], None],
 ) -> list[str]:
     """Compares token ids of every sample conversation with the library's, which must be equal.
 
