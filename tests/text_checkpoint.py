@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hub_llava import IMAGE_TOKEN_ID, image_files, small_config, text_files
+from vtexport.export.text import TextFiles, read_text_files
 
 from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, StoredTensor, Text
-from vtexport.export.text import TextFiles, read_text_files
 from vtexport.models.llava import CHAT_TEMPLATE
 from vtexport.runtime.prompt import PromptReader
 

@@ -159,9 +159,7 @@ def build(
         processing = read_processing(folder, located.family, located.config, spec, note)
 
     checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=report.note)
-    work = _Work(
-        checkpoint, spec, processing, small_hashes, plans, route, dtype, link_weights, report, notes, command
-    )
+    work = _Work(checkpoint, spec, processing, small_hashes, plans, route, dtype, link_weights, report, notes, command)
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)
         if destination.resolve() == checkpoint.folder.resolve():

@@ -11,9 +11,9 @@ from hub_llava import IMAGE_TOKEN_ID as HUB_IMAGE_TOKEN_ID
 from hub_llava import sentencepiece_model
 from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 from tiny_llava import IMAGE_TOKEN_ID, PACKAGED_MINI
+from vtexport.export.text import read_text_files, write_text_files
 
 from vtexport.errors import InputError, MissingDependencyError
-from vtexport.export.text import read_text_files, write_text_files
 from vtexport.models import llava
 
 

@@ -7,12 +7,9 @@ of transformers 5.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
-
-from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import UsageError
 from vtexport.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 # Tensor names come as the hub's files have them (`language_model.model.layers.0...`,
@@ -28,15 +25,6 @@ _CANONICAL = (
     ("language_model.lm_head.", "lm_head."),
 )
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-_NO_IMAGE_SETTINGS = (
-    "{} has no preprocessor_config.json, so it is not known how pixels are prepared; "
-    "copy the file from the model's repository"
-)
-# PIL's resampling numbers, which preprocessor_config.json stores
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-
-
-_T = TypeVar("_T")
 
 # What LLaVA-1.5 was trained with, for checkpoints that come without a template: the image first, then the text.
 CHAT_TEMPLATE = """\
@@ -208,80 +196,6 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         final_norm="language_model.norm.weight",
         head="language_model.embed_tokens.weight" if is_tied(config) else "lm_head.weight",
     )
-
-
-def image_spec(folder: Path, vision: VisionSpec) -> schema.Image:
-    """How the checkpoint's image processor prepares pixels, from preprocessor_config.json.
-
-    Raises:
-        InputError: the file is missing or describes steps that the device runtime does not do.
-    """
-    path = own = folder / "preprocessor_config.json"
-    if not path.is_file():
-        path = folder / "processor_config.json"  # transformers 5 may store the image processor inside the processor
-    settings = _read(path, _Processor)
-    if settings.image_processor is not None:
-        settings = settings.image_processor
-    elif path != own:  # a processor without one says nothing about pixels
-        raise InputError(_NO_IMAGE_SETTINGS.format(folder))
-    kind = settings.image_processor_type or settings.feature_extractor_type or "CLIPImageProcessor"
-    _require(kind.startswith("CLIP"), path, "image_processor_type", kind, "CLIPImageProcessor")
-    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        _require(getattr(settings, step), path, step, False, "true")
-    size, crop = settings.size, settings.crop_size
-    shortest = size.get("shortest_edge", 0) if isinstance(size, dict) else size
-    _require(
-        shortest >= vision.image_size, path, "size", size, f"a shortest_edge of at least {vision.image_size} pixels"
-    )
-    height, width = (crop.get("height", 0), crop.get("width", 0)) if isinstance(crop, dict) else (crop, crop)
-    same = height == width == vision.image_size
-    _require(same, path, "crop_size", crop, f"{vision.image_size}, the vision tower's image_size")
-    resample = settings.resample
-    _require(resample in _RESAMPLE, path, "resample", resample, ", ".join(map(str, _RESAMPLE)))
-    mean, std = settings.image_mean, settings.image_std
-    _require(all(std), path, "image_std", std, "numbers other than 0")
-    return schema.Image(
-        processor=kind,
-        resize_shortest=shortest,
-        crop_height=height,
-        crop_width=width,
-        resample=_RESAMPLE[resample],  # type: ignore[arg-type]
-        rescale=settings.rescale_factor,
-        mean=list(mean),
-        std=list(std),
-    )
-
-
-class _Processor(msgspec.Struct):
-    """preprocessor_config.json, with CLIPImageProcessor's defaults."""
-
-    image_processor: _Processor | None = None  # in processor_config.json
-    image_processor_type: str | None = None
-    feature_extractor_type: str | None = None
-    do_resize: bool = True
-    do_center_crop: bool = True
-    do_rescale: bool = True
-    do_normalize: bool = True
-    size: dict[str, int] | int = 224
-    crop_size: dict[str, int] | int = 224
-    resample: int = 3
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-
-def _read(path: Path, kind: type[_T]) -> _T:
-    """The file as the struct `kind`; fields that the struct does not have are passed over.
-
-    Raises:
-        InputError: it is missing, no JSON, or a field is of another type.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError as error:
-        raise InputError(_NO_IMAGE_SETTINGS.format(path.parent)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise InputError(f"{path} cannot be used ({error}); correct it or fetch it again") from error
 
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:

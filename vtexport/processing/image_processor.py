@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import UsageError
+from vtexport.errors import BundleError, UsageError
+from vtexport.runtime.images import output_size
 
 # PIL.Image.Resampling, as preprocessor_config.json stores it
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -66,11 +67,14 @@ def image_settings(processor: Any, image_size: int, where: str) -> schema.Image:
         mean=mean,
         std=std,
     )
-    found = _fixed_size(settings)
-    if found != (image_size, image_size):
-        shown = "pixels whose size changes from image to image" if found is None else f"pixels of {found[0]} x {found[1]}"
+    try:
+        height, width = output_size(settings)
+        given = f"pixels of {height} x {width}"
+    except BundleError:
+        height, width, given = 0, 0, "pixels whose size changes from image to image"
+    if (height, width) != (image_size, image_size):
         raise UsageError(
-            f"the image processor of {where} ({name}) gives {shown}, and the vision tower takes {image_size} x "
+            f"the image processor of {where} ({name}) gives {given}, and the vision tower takes {image_size} x "
             f"{image_size}; correct size and crop_size, or fetch config.json and the processor's file again together"
         )
     return settings
@@ -111,15 +115,4 @@ def _channels(processor: Any, field: str) -> list[float] | None:
         return [float(value)] * 3
     if isinstance(value, (list, tuple)) and len(value) == 3:
         return [float(each) for each in value]
-    return None
-
-
-def _fixed_size(settings: schema.Image) -> tuple[int, int] | None:
-    """Height and width that every image gets; None where they depend on the image."""
-    if settings.crop_height is not None and settings.crop_width is not None:
-        return settings.crop_height, settings.crop_width
-    if settings.resize_height is not None and settings.resize_width is not None:
-        return settings.resize_height, settings.resize_width
-    if settings.pad_to_square is not None and settings.resize_shortest is not None:
-        return settings.resize_shortest, settings.resize_shortest
     return None

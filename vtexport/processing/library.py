@@ -53,6 +53,22 @@ def load_image_processor(folder: Path) -> Any:
     return _asked(lambda: _pillow_form(folder), folder, "image processor")
 
 
+def load_torchvision_form(folder: Path) -> Any | None:
+    """The image processor alone, in the form that transformers takes where torchvision is there; None without it."""
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.utils import is_torchvision_available
+
+    if not is_torchvision_available():
+        return None
+
+    def load() -> Any:
+        return AutoImageProcessor.from_pretrained(
+            folder, backend="torchvision", local_files_only=True, trust_remote_code=False
+        )
+
+    return _asked(load, folder, "image processor's torchvision form")
+
+
 def _pillow_form(folder: Path) -> Any:
     from transformers.image_processing_backends import TorchvisionBackend
 

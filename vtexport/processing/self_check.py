@@ -15,7 +15,7 @@ from PIL import Image
 from vtexport.bundle import manifest as schema
 from vtexport.errors import InputError, VtexportError, quoted
 from vtexport.processing.chat_template import ChatTemplate
-from vtexport.runtime.images import load_image, pixel_values
+from vtexport.runtime.images import load_image, pixel_level_difference, pixel_values
 from vtexport.runtime.prompt import PromptReader
 
 _SEED = 20260310
@@ -63,14 +63,17 @@ def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
         expected = _library_pixels(processor, on_white(image), f"a {kind} image")
         found, _ = pixel_values(load_image(image), settings)
         if found.shape != expected.shape:
-            what = f"have shape {list(found.shape)}, and transformers' {settings.processor} gives {list(expected.shape)}"
+            what = (
+                f"have shape {list(found.shape)}, and transformers' {settings.processor} gives {list(expected.shape)}"
+            )
         elif not np.array_equal(found, expected):
             largest = float(np.abs(found - expected).max())
             what = f"differ from those of transformers' {settings.processor}, by up to {largest:.3g}"
         else:
             continue
         raise InputError(
-            f"the bundle's pixels of a {kind} image ({image.width} x {image.height}) {what}; nothing is built: {_REPORT}"
+            f"the bundle's pixels of a {kind} image ({image.width} x {image.height}) {what}; nothing is built, "
+            f"{_REPORT}"
         )
     return list(images)
 
@@ -81,11 +84,10 @@ def torchvision_levels(processor: Any, settings: schema.Image) -> float:
     A processor in that form resizes with another library, which rounds differently; no build fails by it.
     """
     largest = 0.0
-    scale = np.asarray(settings.std, np.float64)[:, None, None] / settings.rescale
     for kind, image in sample_images().items():
         expected = _library_pixels(processor, on_white(image), f"a {kind} image")
         found, _ = pixel_values(load_image(image), settings)
-        largest = max(largest, float((np.abs(found[0].astype(np.float64) - expected[0]) * scale).max()))
+        largest = max(largest, pixel_level_difference(found, expected, settings))
     return round(largest, 3)
 
 
@@ -145,7 +147,9 @@ def compare_ids(
         try:
             prompt = reader.read(messages)
         except VtexportError as error:
-            raise InputError(f"the bundle's runtime cannot read a conversation of {kind}: {error}; {_REPORT}") from error
+            raise InputError(
+                f"the bundle's runtime cannot read a conversation of {kind}: {error}; {_REPORT}"
+            ) from error
         found = [*prompt.before.tolist(), text.image_token_id, *prompt.after.tolist()]
         if found != expected:
             at = next(

@@ -31,7 +31,7 @@ class TextFiles:
     notes: list[str]  # sentences about what the checkpoint's files disagree on, lack, or ask for in vain
 
     def write(self, folder: Path, checkpoint: Path) -> None:
-        """Write tokenizer.json and chat_template.jinja into `folder`, beside copies of the checkpoint's own for others."""
+        """Write tokenizer.json and chat_template.jinja into `folder`, and copies of the checkpoint's own files."""
         (folder / TOKENIZER_NAME).write_text(self.tokenizer, encoding="utf-8")
         # As it is, also its line ends: a template may write them
         (folder / TEMPLATE_NAME).write_text(self.chat_template.text, encoding="utf-8", newline="")
