@@ -14,13 +14,13 @@ import pytest
 from hub_llava import CONFIG, HUB_ID, IMAGE_TOKEN_ID, REVISION, TEMPLATE, write_cache, write_repository
 from PIL import Image
 from test_parity import NEW_TOKENS, PROMPT, load, processor, pytorch_inputs, pytorch_pruned
+from text_checkpoint import read_files
 from tiny_llava import PHOTO
 
 from vtexport.build import build
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.aliases import ALIASES
 from vtexport.checkpoint.model_config import read_model_config
-from vtexport.export.text import write_text_files
 from vtexport.runtime.pipeline import Pipeline
 from vtexport.runtime.prompt import PromptReader
 
@@ -91,11 +91,9 @@ def test_wherever_the_chat_template_is(repository: Path, bundle: Path, tmp_path:
     if place == "tokenizer_config.json":
         settings = json.loads((folder / place).read_text())
         (folder / place).write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
-    notes: list[str] = []
     written = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    from vtexport.models.llava import CHAT_TEMPLATE
-
-    write_text_files(folder, written, IMAGE_TOKEN_ID, CHAT_TEMPLATE, notes.append)
+    files = read_files(folder)
+    files.write(written)
     read = PromptReader(Bundle(written, open_bundle(bundle).manifest)).read(PROMPT)
     tokenizer = processor(folder).tokenizer
     text = f"USER: <image>\n{PROMPT} ASSISTANT:"
@@ -105,7 +103,7 @@ def test_wherever_the_chat_template_is(repository: Path, bundle: Path, tmp_path:
         ]
         reader = tokenizer if place == "tokenizer_config.json" else processor(folder)
         assert reader.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == text
-    assert len(notes) == (place == "nowhere")
+    assert len(files.notes) == (place == "nowhere")
     assert [*read.before, IMAGE_TOKEN_ID, *read.after] == tokenizer(text)["input_ids"]
 
 

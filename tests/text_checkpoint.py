@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hub_llava import IMAGE_TOKEN_ID, image_files, small_config, text_files
-from vtexport.export.text import TextFiles, read_text_files
 
 from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, StoredTensor, Text
 from vtexport.models.llava import CHAT_TEMPLATE
+from vtexport.processing.text import TextFiles, read_text_files
+from vtexport.processing.tokenizer import load_tokenizer
 from vtexport.runtime.prompt import PromptReader
 
 
@@ -34,9 +35,11 @@ def processor_of(folder: Path) -> Any:
     return AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
-def read_files(folder: Path, familys_own: str | None = CHAT_TEMPLATE) -> TextFiles:
+def read_files(
+    folder: Path, familys_own: str | None = CHAT_TEMPLATE, image_token_id: int = IMAGE_TOKEN_ID
+) -> TextFiles:
     """What a build makes of them."""
-    return read_text_files(folder, IMAGE_TOKEN_ID, familys_own)
+    return read_text_files(folder, load_tokenizer(folder), image_token_id, familys_own)
 
 
 def reader_of(files: TextFiles, folder: Path) -> PromptReader:

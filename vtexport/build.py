@@ -45,6 +45,7 @@ from vtexport.export.plan import Plan, Route, check_method, make_plans, make_rou
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.read import Processing, read_processing
+from vtexport.processing.text import copy_settings
 
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
@@ -218,7 +219,8 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
     weights = _place_weights(folder, work, earlier)
 
     report.stage("writing tokenizer and chat template")
-    work.processing.files.write(folder, checkpoint.folder)
+    work.processing.files.write(folder)
+    copy_settings(checkpoint.folder, folder)
     source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
     if source.files != weights.source_hashes | work.small_hashes:
         raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
@@ -263,7 +265,7 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
     report.stage("writing tokenizer and chat template")
     texts = writer.unfinished("text")
     texts.mkdir()
-    work.processing.files.write(texts, folder)
+    work.processing.files.write(texts)
     exporter = GraphExporter(checkpoint.config, work.spec, weights.tensors, folder, work.dtype, folder, UNFINISHED)
     described = _export_plans(exporter, work)
     report.stage(f"checking {len(exporter.graphs)} graphs")

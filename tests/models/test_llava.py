@@ -98,36 +98,3 @@ def test_unknown_family() -> None:
     assert family_of("llava", "config.json") is llava
     with pytest.raises(InputError, match="model_type 'bert', which vtexport cannot export; supported: llava"):
         family_of("bert", "config.json")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"do_center_crop": False}, "do_center_crop = False"),
-        ({"crop_size": {"height": 224, "width": 224}}, "crop_size"),
-        ({"size": {"shortest_edge": 100}}, "size"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type = 'SiglipImageProcessor'"),
-        ({"resample": 9}, "resample = 9"),
-    ],
-)
-def test_image_settings_that_the_runtime_does_not_do(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    whole = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}, **settings}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(whole))
-    with pytest.raises(UsageError, match=message):
-        llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)
-
-
-def test_image_settings_inside_the_processor(tmp_path: Path) -> None:
-    """transformers 5 may store the image processor as a part of processor_config.json."""
-    inner = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}, "resample": 2}
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
-    spec = llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)
-    assert (spec.resize_shortest, spec.resample) == (112, "bilinear")
-
-
-def test_no_image_settings(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no preprocessor_config.json"):
-        llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)
-    (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaProcessor", "patch_size": 14}')
-    with pytest.raises(InputError, match=r"no preprocessor_config.json"):
-        llava.image_spec(tmp_path, llava.model_spec(make_config(), tmp_path).vision)

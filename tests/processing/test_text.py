@@ -11,10 +11,10 @@ from hub_llava import IMAGE_TOKEN_ID as HUB_IMAGE_TOKEN_ID
 from hub_llava import sentencepiece_model
 from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 from tiny_llava import IMAGE_TOKEN_ID, PACKAGED_MINI
-from vtexport.export.text import read_text_files, write_text_files
 
 from vtexport.errors import InputError, MissingDependencyError
 from vtexport.models import llava
+from vtexport.processing.text import TextFiles
 
 
 @pytest.fixture
@@ -26,11 +26,21 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
+def write(
+    source: Path, folder: Path, image_token_id: int, familys_own: str | None, notes: list[str] | None = None
+) -> TextFiles:
+    files = read_files(source, familys_own, image_token_id)
+    if notes is not None:
+        notes += files.notes
+    files.write(folder)
+    return files
+
+
 def test_writes_what_the_device_needs(source: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     template = "<image>{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
     (source / "chat_template.jinja").write_text(template)
-    written = write_text_files(source, tmp_path, IMAGE_TOKEN_ID, "family", notes.append)
+    written = write(source, tmp_path, IMAGE_TOKEN_ID, "family", notes)
     assert (written.image_token, written.bos_token) == ("<image>", "<s>")
     assert (tmp_path / "chat_template.jinja").read_text() == template
     assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"] is None
@@ -46,7 +56,7 @@ def test_special_tokens_are_transformers(source: Path, tmp_path: Path) -> None:
     settings["unk_token"] = {"__type": "AddedToken", "content": "<unk>", "lstrip": False, "rstrip": False,
                              "normalized": False, "single_word": False}  # fmt: skip
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    read = read_text_files(source, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE)
+    read = read_files(source, llava.CHAT_TEMPLATE, IMAGE_TOKEN_ID)
     assert read.special_tokens == AutoTokenizer.from_pretrained(source, local_files_only=True).special_tokens_map
     assert read.special_tokens["sound_token"] == "</s>"
     assert {type(token) for token in read.special_tokens.values()} == {str}
@@ -63,7 +73,7 @@ def test_a_tokenizer_saved_to_cut_and_pad(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text(json.dumps(saved))
     (source / "chat_template.jinja").write_text(llava.CHAT_TEMPLATE)
     notes: list[str] = []
-    write_text_files(source, tmp_path, IMAGE_TOKEN_ID, None, notes.append)
+    write(source, tmp_path, IMAGE_TOKEN_ID, None, notes)
     written = json.loads((tmp_path / "tokenizer.json").read_text())
     assert (written["truncation"], written["padding"]) == (None, None)
     assert len(notes) == 1
@@ -72,7 +82,7 @@ def test_a_tokenizer_saved_to_cut_and_pad(source: Path, tmp_path: Path) -> None:
 
 def test_a_missing_template_is_replaced_and_said(source: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    write_text_files(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, notes.append)
+    write(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, notes)
     assert (tmp_path / "chat_template.jinja").read_text() == llava.CHAT_TEMPLATE
     assert len(notes) == 1
     assert "has no chat template; the bundle gets the family's own" in notes[0]
@@ -80,13 +90,13 @@ def test_a_missing_template_is_replaced_and_said(source: Path, tmp_path: Path) -
 
 def test_an_image_token_the_tokenizer_does_not_know(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not read image token 32000"):
-        write_text_files(source, tmp_path, 32000, "", lambda text: None)
+        write(source, tmp_path, 32000, "")
 
 
 def test_a_damaged_tokenizer(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"the tokenizer in .* cannot be loaded"):
-        write_text_files(source, tmp_path, IMAGE_TOKEN_ID, "", lambda text: None)
+        write(source, tmp_path, IMAGE_TOKEN_ID, "")
 
 
 def test_a_sentencepiece_model_without_the_package(
@@ -99,7 +109,7 @@ def test_a_sentencepiece_model_without_the_package(
     (source / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
     monkeypatch.setattr(transformers.utils, "is_sentencepiece_available", lambda: False)
     with pytest.raises(MissingDependencyError, match=r"tokenizer.model alone.*pip install sentencepiece") as caught:
-        write_text_files(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, lambda text: None)
+        write(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE)
     assert caught.value.exit_code == 3
     assert "'vtexport[export]'" in str(caught.value)
     assert "tiktoken" not in (str(caught.value) + "".join(capfd.readouterr())).lower()
@@ -110,7 +120,7 @@ def test_a_damaged_sentencepiece_model(source: Path, tmp_path: Path, capfd: pyte
     (source / "tokenizer.json").unlink()
     (source / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(InputError, match=r"tokenizer.model is not a whole SentencePiece model") as caught:
-        write_text_files(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, lambda text: None)
+        write(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE)
     assert "tiktoken" not in (str(caught.value) + "".join(capfd.readouterr())).lower()
 
 

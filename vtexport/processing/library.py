@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from vtexport.errors import InputError, MissingDependencyError, quoted
 
+_IMAGE_SETTINGS = "preprocessor_config.json"
+
 _T = TypeVar("_T")
 
 
@@ -38,7 +40,15 @@ def load_processor(folder: Path) -> Any:
             processor.image_processor = _pillow_form(folder)
         return processor
 
-    processor = _asked(load, folder, "processor")
+    try:
+        processor = _asked(load, folder, "processor")
+    except InputError as error:
+        if (folder / _IMAGE_SETTINGS).is_file() or "image processor" not in str(error):
+            raise
+        raise InputError(  # of which the library speaks as of a model on the hub
+            f"{folder} has no {_IMAGE_SETTINGS}, so it is not known how pixels are prepared; "
+            "copy the file from the model's repository"
+        ) from error
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:  # AutoProcessor takes what it finds, such as a tokenizer alone
             raise InputError(

@@ -80,7 +80,7 @@ def read_processing(
     )
     images = compare_pixels(processor.image_processor, image)
     with TemporaryDirectory(prefix="vtexport-") as temporary:
-        files.write(Path(temporary), folder)
+        files.write(Path(temporary))
         reader = PromptReader.from_files(text, Path(temporary) / text.tokenizer, Path(temporary) / text.chat_template)
         conversations = compare_ids(reader, processor, text, files.chat_template, spec.vision.tokens, note)
     form = load_torchvision_form(folder)

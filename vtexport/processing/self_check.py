@@ -72,7 +72,7 @@ def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
         else:
             continue
         raise InputError(
-            f"the bundle's pixels of a {kind} image ({image.width} x {image.height}) {what}; nothing is built, "
+            f"the bundle's pixels of the {kind} sample image ({image.width} x {image.height}) {what}; nothing is built, "
             f"{_REPORT}"
         )
     return list(images)

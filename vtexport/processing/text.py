@@ -12,7 +12,6 @@ from vtexport.errors import InputError
 from vtexport.processing.chat_template import ChatTemplate, choose_chat_template
 from vtexport.processing.tokenizer import special_tokens
 
-# Copied as they are, for people and for other tools; the runtime needs only tokenizer.json, the template and manifest.
 _COPIED = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
 
 
@@ -30,14 +29,18 @@ class TextFiles:
     chat_template: ChatTemplate
     notes: list[str]  # sentences about what the checkpoint's files disagree on, lack, or ask for in vain
 
-    def write(self, folder: Path, checkpoint: Path) -> None:
-        """Write tokenizer.json and chat_template.jinja into `folder`, and copies of the checkpoint's own files."""
+    def write(self, folder: Path) -> None:
+        """Write tokenizer.json and chat_template.jinja into `folder`."""
         (folder / TOKENIZER_NAME).write_text(self.tokenizer, encoding="utf-8")
         # As it is, also its line ends: a template may write them
         (folder / TEMPLATE_NAME).write_text(self.chat_template.text, encoding="utf-8", newline="")
-        for name in _COPIED:
-            if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, folder / name)
+
+
+def copy_settings(checkpoint: Path, folder: Path) -> None:
+    """Copy the checkpoint's own settings into `folder`, for people and for other tools; the runtime reads none."""
+    for name in _COPIED:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
 
 
 def read_text_files(source: Path, tokenizer: Any, image_token_id: int, familys_own: str | None) -> TextFiles:

@@ -1,0 +1,136 @@
+"""The check of every build finds what would change answers, and passes what the library itself does differently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hub_llava import TEMPLATE, image_files
+from PIL import Image
+from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
+
+from vtexport.errors import InputError
+from vtexport.processing.self_check import compare_ids, on_white, sample_conversations, torchvision_levels
+from vtexport.runtime.prompt import PromptReader
+
+TOKENS = 64
+
+
+class Compared:
+    """A checkpoint's small files, and the comparison of ids with some of what the bundle has changed."""
+
+    def __init__(self, folder: Path, **changed: Any):
+        self.folder = write_text_checkpoint(folder / "checkpoint", **changed)
+        self.files = read_files(self.folder)
+        self.processor = processor_of(self.folder)
+        self.reader = reader_of(self.files, folder / "bundle")
+        self.notes: list[str] = []
+
+    def run(self, reader: PromptReader | None = None, tokens: int = TOKENS) -> list[str]:
+        reader = reader or self.reader
+        return compare_ids(reader, self.processor, reader._text, self.files.chat_template, tokens, self.notes.append)
+
+
+def test_ids_of_the_hubs_files_are_equal(tmp_path: Path) -> None:
+    compared = Compared(tmp_path)
+    assert compared.run() == ["one turn", "two turns"]
+    assert compared.notes == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE,
+        "{{ bos_token }}" + TEMPLATE,
+        TEMPLATE.replace("ASSISTANT:", "{{ image_token[:0] }}{{ pad_token }}ASSISTANT:"),
+        TEMPLATE + "{% if tools is not none %}TOOLS{% endif %}",
+    ],
+)
+def test_ids_with_other_templates_are_equal(tmp_path: Path, template: str) -> None:
+    changed = {"chat_template__jinja": template, "chat_template__json": None}
+    assert Compared(tmp_path, **changed).run() == ["one turn", "two turns"]
+
+
+def test_another_tokenizer_is_found(tmp_path: Path) -> None:
+    compared = Compared(tmp_path)
+    tokenizer = json.loads((tmp_path / "bundle" / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["normalizers"] = tokenizer["normalizer"]["normalizers"][1:]
+    (tmp_path / "bundle" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match=r"token ids of a conversation of one turn differ .* at place \d+ .* nothing"):
+        compared.run(reader_again(compared, tmp_path))
+
+
+def test_a_second_start_token_is_found(tmp_path: Path) -> None:
+    compared = Compared(tmp_path, chat_template__jinja="{{ bos_token }}" + TEMPLATE, chat_template__json=None)
+    compared.reader._text = msgspec.structs.replace(compared.reader._text, bos_token=None)
+    with pytest.raises(InputError, match="at place 1 "):
+        compared.run()
+
+
+def test_a_template_for_one_turn_alone_is_compared_for_one(tmp_path: Path) -> None:
+    template = (
+        "{{ messages[0].content[1].text }}<image>{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}"
+    )
+    compared = Compared(tmp_path, chat_template__jinja=template, chat_template__json=None)
+    assert compared.run() == ["one turn"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_additional_image_tokens": 0}, "makes 63 image tokens of an image, and the vision tower gives 64"),
+        ({"patch_size": None}, "cannot repeat the image token, and the vision tower gives 64"),
+        ({"vision_feature_select_strategy": "full"}, "makes 65 image tokens"),
+    ],
+)
+def test_a_processor_that_counts_otherwise_is_told(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    processor = {**image_files()["processor_config.json"], **change}
+    compared = Compared(tmp_path, processor_config__json=processor)
+    assert compared.run() == ["one turn", "two turns"]
+    assert len(compared.notes) == 1
+    assert said in compared.notes[0]
+
+
+def test_a_runtime_that_cannot_read_is_found(tmp_path: Path) -> None:
+    compared = Compared(tmp_path)
+    compared.reader._text = msgspec.structs.replace(compared.reader._text, image_token="<picture>")
+    with pytest.raises(InputError, match="the bundle's runtime cannot read a conversation of one turn"):
+        compared.run()
+
+
+def test_conversations_hold_what_tokenizers_differ_in() -> None:
+    text = json.dumps(sample_conversations()["two turns"], ensure_ascii=False)
+    assert all(part in text for part in ("é", "数", "“", "  Is", "\\n"))
+
+
+def test_white_behind_transparency() -> None:
+    clear = Image.new("RGBA", (3, 2), (0, 0, 0, 0))
+    half = Image.new("RGBA", (3, 2), (200, 0, 0, 128))
+    assert np.asarray(on_white(clear)).min() == 255
+    assert np.asarray(on_white(half))[0, 0].tolist() == [227, 127, 127]
+
+
+def test_levels_are_counted_in_eight_bits(tmp_path: Path) -> None:
+    """A processor whose pixels differ by one level in one channel."""
+    from vtexport.processing.image_processor import image_settings
+    from vtexport.processing.library import load_processor
+
+    processor = load_processor(write_text_checkpoint(tmp_path)).image_processor
+    settings = image_settings(processor, 112, "x")
+
+    def one_off(image: Any, return_tensors: str) -> dict[str, np.ndarray]:
+        pixels = np.array(processor(image, return_tensors="np")["pixel_values"])
+        pixels[0, 1, 5, 5] += 1 / 255 / settings.std[1]
+        return {"pixel_values": pixels}
+
+    assert torchvision_levels(processor, settings) == 0
+    assert torchvision_levels(one_off, settings) == pytest.approx(1, abs=1e-2)
+
+
+def reader_again(compared: Compared, folder: Path) -> PromptReader:
+    text = compared.reader._text
+    return PromptReader.from_files(text, folder / "bundle" / text.tokenizer, folder / "bundle" / text.chat_template)
