@@ -119,9 +119,7 @@ def test_inside_the_processors_file_it_counts_before_a_file_of_its_own(tmp_path:
 
 def test_no_settings_for_images(tmp_path: Path) -> None:
     folder = write_text_checkpoint(tmp_path, **{"preprocessor_config__json": None})
-    with pytest.raises(
-        InputError, match=r"has no preprocessor_config\.json, so it is not known how pixels are prepared"
-    ):
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json, so it is not known how pixels"):
         load_processor(folder)
 
 

@@ -72,8 +72,8 @@ def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
         else:
             continue
         raise InputError(
-            f"the bundle's pixels of the {kind} sample image ({image.width} x {image.height}) {what}; nothing is built, "
-            f"{_REPORT}"
+            f"the bundle's pixels of the {kind} sample image ({image.width} x {image.height}) {what}; "
+            f"nothing is built, {_REPORT}"
         )
     return list(images)
 
