@@ -230,7 +230,8 @@ def _refusal(error: BaseException, head: bytes, where: str) -> VtexportError:
         return InputError(f"{where} is {kind.name}, which this Pillow cannot read; update Pillow or convert it to PNG")
     said = "" if isinstance(error, UnidentifiedImageError) else f" ({_said(error)})"
     return InputError(
-        f"{where} is {kind.name} that cannot be decoded{said}; it is damaged or cut short, so get a whole copy of it"
+        f"{where} is {kind.name} that cannot be decoded{said}; "
+        "it is damaged or of a rare kind: get a whole copy or save it as PNG"
     )
 
 
@@ -245,7 +246,7 @@ def _said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    return (lines[0].rstrip(".")[:100] if lines else "") or type(error).__name__
+    return (lines[0].rstrip(".")[:60] if lines else "") or type(error).__name__
 
 
 def _shown(path: str) -> str:
