@@ -225,7 +225,7 @@ def _refusal(error: BaseException, head: bytes, where: str) -> VtexportError:
     if kind is None:
         return InputError(f"{where} is not an image in a known format ({_NAMES}); convert it to one of them")
     if kind.reader is None:
-        return InputError(f"{where} is {kind.name}, which is not taken; {kind.step}")
+        return InputError(f"{where} is not an image that is taken but {kind.name}; {kind.step}")
     if not _has_reader(kind):
         return InputError(f"{where} is {kind.name}, which this Pillow cannot read; update Pillow or convert it to PNG")
     said = "" if isinstance(error, UnidentifiedImageError) else f" ({_said(error)})"
