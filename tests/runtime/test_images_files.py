@@ -97,7 +97,7 @@ OTHERS = {
     "result.jpg": (b'{"error": "not found"}', "a JSON text"),
     "photo.jpg": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "a web page .HTML.*download the image again"),
     "feed.jpg": (b"<?xml version='1.0'?><error/>", "an XML or HTML text"),
-    "pointer.jpg": (LFS, "a Git LFS pointer and not the image.*run `git lfs pull`"),
+    "pointer.jpg": (LFS, "not an image that is taken but a Git LFS pointer; run `git lfs pull`"),
     "empty.jpg": (b"", "empty.jpg is empty; get a whole copy"),
     "old.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "a JPEG 2000 file.*convert it"),
     "new.jxl": (b"\xff\x0a" + bytes(100), "a JPEG XL file"),
@@ -132,23 +132,26 @@ def test_postscript_starts_no_interpreter(tmp_path: Path, monkeypatch: pytest.Mo
         ("plain.ps", b"%!PS-Adobe-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"),
     ):
         (tmp_path / name).write_bytes(content)
-        assert "is a PostScript (EPS) file, which is not taken; save what it shows as a PNG" in refusal(tmp_path / name)
+        assert "is not an image that is taken but a PostScript (EPS) file; save what it shows as a PNG" in refusal(
+            tmp_path / name
+        )
     assert started == []
 
 
 def test_a_dds_texture_that_pillow_cannot_decode(tmp_path: Path) -> None:
     pixel_format = struct.pack("<2I", 32, 0x1234) + b"\0\0\0\0" + struct.pack("<5I", 0, 0, 0, 0, 0)
     (tmp_path / "a.jpg").write_bytes(b"DDS " + struct.pack("<7I44x", 124, 0, 4, 4, 0, 0, 0) + pixel_format + bytes(90))
-    assert "is a DDS texture, which is not taken; convert it to JPEG or PNG" in refusal(tmp_path / "a.jpg")
+    assert "is not an image that is taken but a DDS texture; convert it to JPEG or PNG" in refusal(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name", [name for name in TAKEN if not name.startswith(("several", "animated", "apng"))])
 def test_cut_files(tmp_path: Path, name: str) -> None:
-    data = made(name)
+    data, tmp_path = made(name), tmp_path / ("long" * 50)
+    tmp_path.mkdir()
     (tmp_path / "cut.dat").write_bytes(data[: len(data) * 2 // 5])
     message = refusal(tmp_path / "cut.dat")
     assert "cut.dat is a" in message
-    assert message.endswith("it is damaged or cut short, so get a whole copy of it")
+    assert message.endswith("it is damaged or of a rare kind: get a whole copy or save it as PNG")
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -274,7 +277,7 @@ def test_paths_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("data:image/png;base64,a", "is not valid base64"),
         ("data:image/png;base64,§§§§", "is not valid base64"),
         ("data:image/png;base64,", "the data URL is empty"),
-        ("data:text/plain,hello", "the data URL is a text file"),
+        ("data:text/plain,hello", "the data URL is not an image that is taken but a text file"),
     ):
         assert said in refusal(given)
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vtexport.bundle import manifest as schema
+from vtexport.cli.main import main
 from vtexport.errors import BundleError, InputError, MissingDependencyError, UsageError
 from vtexport.runtime.pipeline import AnswerStream, Pipeline
 
@@ -210,6 +211,74 @@ def test_sizes_that_the_graphs_do_not_have(bundle_copy: Path, section: str, fiel
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=rf"takes {name} of shape .* the bundle's manifest says .*1099511627776"):
         Pipeline.open(bundle_copy, "prunesid-16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize_shortest": 2**40}, "resized to more than"),
+        ({"crop_height": None, "crop_width": None}, "sizes of their own.*takes one size"),
+        ({"crop_height": None}, "does not fit together"),
+        (
+            {"crop_height": None, "crop_width": None, "resize_shortest": None, "resize_height": 2, "resize_width": 3},
+            r"takes pixel_values of shape .* the bundle's manifest says .*\[3, 2, 3\]",
+        ),
+        (
+            {"crop_height": None, "crop_width": None, "pad_to_square": [0, 0, 0], "resize_shortest": 9},
+            r"takes pixel_values of shape .* the bundle's manifest says .*\[3, 9, 9\]",
+        ),
+    ],
+)
+def test_image_settings_that_the_graph_cannot_have(bundle_copy: Path, changes: dict[str, Any], message: str) -> None:
+    change_image_settings(bundle_copy, **changes)
+    with pytest.raises(BundleError, match=message):
+        Pipeline.open(bundle_copy, "prunesid-16")
+
+
+def change_image_settings(bundle: Path, **changes: Any) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["image"].update(changes)
+    path.write_text(json.dumps(manifest))
+
+
+def test_images_with_a_border(bundle_copy: Path, noisy_image: np.ndarray, tmp_path: Path) -> None:
+    """A model whose images are made square sees the same as one that gets them square, and the picture shows it."""
+    colour = (122, 116, 104)
+    square = np.full((201, 201, 3), colour, np.uint8)
+    square[25:175] = noisy_image
+    plain = Pipeline.open(bundle_copy, "prunesid-16", threads=1).encode(square)
+    change_image_settings(bundle_copy, pad_to_square=list(colour), crop_height=None, crop_width=None)
+    bordered = Pipeline.open(bundle_copy, "prunesid-16", threads=1).encode(noisy_image)
+    np.testing.assert_array_equal(bordered.embeddings, plain.embeddings)
+    crop = bordered.crop
+    assert (crop.left, crop.top, crop.width, crop.height) == pytest.approx((0, -25, 201, 201))
+    assert bordered.image_size == (201, 150)
+
+    Image.fromarray(noisy_image).save(tmp_path / "a.png")
+    picture = tmp_path / "kept.png"
+    given = ["show", str(bundle_copy), "--plan", "prunesid-16", "--image", str(tmp_path / "a.png"), "-o", str(picture)]
+    assert main(given) == 0
+    shown = np.asarray(Image.open(picture))
+    assert shown.shape[0] == shown.shape[1]
+    borders = {tuple(np.rint(np.array(colour) * brightness).astype(int)) for brightness in (1.0, 0.42)}
+    assert tuple(shown[10, 10]) in borders  # the first row of patches is 84 pixels high and partly border
+    assert tuple(shown[-10, -10]) in borders
+
+
+def test_what_was_passed_over_in_a_file_is_said(
+    pipeline: Pipeline, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg", exif=exif)
+    said = f"{tmp_path / 'a.jpg'} has the orientation '9', which is none of 1 to 8 and is not applied"
+    assert pipeline.encode(tmp_path / "a.jpg").warnings == [said]
+    given = ["--plan", "prunesid-16", "--image", str(tmp_path / "a.jpg")]
+    assert main(["run", str(tiny_bundle), *given, "--prompt", QUESTION, "--max-new-tokens", "1"]) == 0
+    assert f"warning: {said}\n" in capsys.readouterr().err
+    assert main(["show", str(tiny_bundle), *given, "-o", str(tmp_path / "kept.png")]) == 0
+    assert f"warning: {said}\n" in capsys.readouterr().err
 
 
 def test_cuda_without_its_provider_is_refused(tiny_bundle: Path) -> None:

@@ -56,7 +56,7 @@ def add_logits_processors_argument(parser: argparse.ArgumentParser) -> None:
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every verb that runs a bundle on an image."""
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
-    parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG, WebP, BMP or TIFF")
+    parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF")
     parser.add_argument("--plan", metavar="NAME", help="which plan or route, of several (`vtexport inspect`)")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")

@@ -225,12 +225,13 @@ def _refusal(error: BaseException, head: bytes, where: str) -> VtexportError:
     if kind is None:
         return InputError(f"{where} is not an image in a known format ({_NAMES}); convert it to one of them")
     if kind.reader is None:
-        return InputError(f"{where} is {kind.name}, which is not taken; {kind.step}")
+        return InputError(f"{where} is not an image that is taken but {kind.name}; {kind.step}")
     if not _has_reader(kind):
         return InputError(f"{where} is {kind.name}, which this Pillow cannot read; update Pillow or convert it to PNG")
     said = "" if isinstance(error, UnidentifiedImageError) else f" ({_said(error)})"
     return InputError(
-        f"{where} is {kind.name} that cannot be decoded{said}; it is damaged or cut short, so get a whole copy of it"
+        f"{where} is {kind.name} that cannot be decoded{said}; "
+        "it is damaged or of a rare kind: get a whole copy or save it as PNG"
     )
 
 
@@ -245,7 +246,7 @@ def _said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    return (lines[0].rstrip(".")[:100] if lines else "") or type(error).__name__
+    return (lines[0].rstrip(".")[:60] if lines else "") or type(error).__name__
 
 
 def _shown(path: str) -> str:

@@ -126,7 +126,7 @@ def _is_text(head: bytes) -> bool:
 def _text(head: bytes) -> Kind:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        return Kind("a Git LFS pointer and not the image it stands for", "run `git lfs pull`")
+        return Kind("a Git LFS pointer", "run `git lfs pull` for the image it stands for")
     if start.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in start:
         return Kind("an SVG drawing", _PAGE)
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<?xml")) and b"<html" in start[:1024]:
