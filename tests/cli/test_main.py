@@ -116,6 +116,31 @@ def test_default_output_is_the_models_name(
     assert "random" not in err
 
 
+def test_run_follows_the_checkpoint_as_far_as_it_is_asked(bundle_copy: Path, photo: Path, capsys: Any) -> None:
+    def answer(*arguments: object) -> dict[str, Any]:
+        ask = ("run", bundle_copy, "--plan", "prunesid-16", "--image", photo, "--prompt", "What is this?", "--json")
+        code, out, err = call(capsys, *ask, *arguments)
+        assert code == 0, err
+        return json.loads(out)
+
+    plain = answer("--max-new-tokens", 6)["token_ids"]
+    path = bundle_copy / "manifest.json"
+    settings = {"suppress_tokens": plain[:1], "do_sample": True, "temperature": 2.0, "max_new_tokens": 4}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "generation": settings}))
+    assert answer("--max-new-tokens", 6, "--no-logits-processors")["token_ids"] == plain
+    processed = answer("--max-new-tokens", 6)["token_ids"]
+    assert len(processed) == 6
+    assert plain[0] not in processed
+    sampled = [answer("--sampling", "checkpoint", "--seed", seed) for seed in range(3)]
+    assert {len(each["token_ids"]) for each in sampled} == {4}
+    assert len({tuple(each["token_ids"]) for each in sampled}) > 1
+    assert not any(plain[0] in each["token_ids"] for each in sampled)
+    greedy = answer("--sampling", "checkpoint", "--temperature", 0)
+    assert (greedy["token_ids"], greedy["finish_reason"]) == (processed[:4], "length")
+    _, out, _ = call(capsys, "inspect", bundle_copy)
+    assert f"  answers  suppress_tokens={plain[:1]}, do_sample=True, temperature=2.0, max_new_tokens=4\n" in out
+
+
 @pytest.mark.parametrize("what", ["models", "methods", "targets"])
 def test_list(what: str, capsys: Any) -> None:
     code, text, _ = call(capsys, "list", what)
@@ -153,6 +178,11 @@ def test_list(what: str, capsys: Any) -> None:
             "no.jpg does not exist",
         ),
         (["run", "{bundle}", "--plan", "prunesid-16", "--image", "{photo}", "--prompt", " "], 2, "the prompt is empty"),
+        (
+            ["run", "{bundle}", "--plan", "prunesid-16", "--image", "{photo}", "--prompt", "x", "--sampling", "beam"],
+            2,
+            "sampling is 'beam'; give greedy or checkpoint",
+        ),
         (["run", "{photos}", "--image", "{photo}", "--prompt", "x"], 4, "it is not a bundle; make one with"),
         (["run", "nowhere", "--image", "{photo}", "--prompt", "x"], 1, "nowhere is not a folder"),
         (["inspect", "{photos}"], 4, "it is not a bundle"),

@@ -135,6 +135,22 @@ def test_settings_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: P
     assert len(record_files(tmp_path / "out")) == 4
 
 
+def test_the_checkpoints_processors_answer_unless_left_out(
+    eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    path = Path(shutil.copytree(eval_bundle, tmp_path / "suppressing")) / "manifest.json"
+    first = Pipeline.open(eval_bundle, "none").generate(tmp_path / "0.png", "What is this?", max_new_tokens=1).token_ids
+    path.write_text(json.dumps({**json.loads(path.read_text()), "generation": {"suppress_tokens": first}}))
+    with_them = run(path.parent, ["none"], known_answers, tmp_path / "out")
+    without = run(
+        path.parent, ["none"], known_answers, tmp_path / "out", dataclasses.replace(SETTINGS, logits_processors=False)
+    )
+    assert len(asked) == 18
+    assert with_them.plans[0].tasks["questions"].accuracy.value < 2 / 3
+    assert without.plans[0].tasks["questions"].accuracy.value == pytest.approx(2 / 3)
+    assert (with_them.settings["logits_processors"], without.settings["logits_processors"]) == (True, False)
+
+
 def test_bundles_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]) -> None:
     """Another bundle of the same name with a plan of the same name, of other weights."""
     bundle, dataset = open_bundle(eval_bundle), open_dataset(str(known_answers), 2)

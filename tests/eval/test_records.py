@@ -174,6 +174,10 @@ def test_the_digest_covers_what_an_answer_follows_from(eval_bundle: Path) -> Non
         assert digest != plan_digest(changed_bundle(bundle, other(name)), "prunesid-16", "modern", {"threads": 2}), name
     resampled = changed_bundle(bundle, lambda manifest: setattr(manifest.image, "resample", "box"))
     assert digest != plan_digest(resampled, "prunesid-16", "modern", {"threads": 2})
+    penalised = changed_bundle(bundle, lambda manifest: setattr(manifest.generation, "repetition_penalty", 1.2))
+    assert digest != plan_digest(penalised, "prunesid-16", "modern", {"threads": 2})
+    ended = changed_bundle(bundle, lambda manifest: setattr(manifest.text, "eos_token_ids", [2, 7]))
+    assert digest != plan_digest(ended, "prunesid-16", "modern", {"threads": 2})
 
 
 def test_other_plans_of_the_bundle_do_not_matter(eval_bundle: Path) -> None:
