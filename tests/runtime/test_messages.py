@@ -16,6 +16,7 @@ from PIL import Image
 
 from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.runtime import messages as module
+from vtexport.runtime.images import load_image
 from vtexport.runtime.messages import ImageSource, choose_image, image_source, load_source, normalised
 
 QUESTION = {"type": "text", "text": "What?"}
@@ -150,7 +151,9 @@ def test_nothing_else_than_sentences(messages: Any) -> None:
     "part",
     [
         {"type": "image", "url": f"data:image/png;base64,{BASE64}"},
-        {"type": "image", "image": f"DATA:Image/PNG;BASE64,{BASE64}"},
+        {"type": "image", "image": f"DATA:Image/PNG;base64,{BASE64}"},
+        {"type": "image", "url": f"data:application/octet-stream;base64,{BASE64}"},
+        {"type": "image", "url": f"data:;base64,{BASE64}"},
         {"type": "image", "url": f"data:image/png;charset=x;base64,{urllib.parse.quote(BASE64, safe='')}"},
         {"type": "image", "url": f"data:image/png,{urllib.parse.quote_from_bytes(PNG)}"},
         {"type": "image", "base64": BASE64},
@@ -164,15 +167,17 @@ def test_nothing_else_than_sentences(messages: Any) -> None:
 )
 def test_images_written_into_messages(part: dict[str, Any]) -> None:
     image, warnings = choose_image(None, user(part, QUESTION))
-    assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(PNG))))
+    assert np.array_equal(np.asarray(load_image(image)), np.asarray(Image.open(io.BytesIO(PNG))))
     assert warnings == []
 
 
 @pytest.mark.parametrize("host", ["", "localhost"])
 def test_urls_of_files(tmp_path: Path, host: str) -> None:
     path = tmp_path / "a b#ü?.png"
+    path.write_bytes(PNG)
     for written in (urllib.parse.quote(str(path)), str(path)):
-        assert choose_image(None, user({"type": "image", "url": f"file://{host}{written}"}))[0] == str(path)
+        image, _ = choose_image(None, user({"type": "image", "url": f"file://{host}{written}"}))
+        assert load_image(image).size == (4, 4)
 
 
 def test_paths_and_objects(tmp_path: Path) -> None:
@@ -189,24 +194,29 @@ def test_paths_and_objects(tmp_path: Path) -> None:
             UsageError,
             "names 'https://x.org/a.jpg', and vtexport fetches nothing; downl",
         ),
-        ({"url": "http://x.org/a.jpg"}, UsageError, "download the image first and give its path or a data URL"),
-        ({"url": "s3://bucket/a.jpg"}, UsageError, "copy the image to this machine and give its path"),
+        ({"url": "HTTP://x.org/a.jpg"}, UsageError, "download the image first and give its path or a data URL"),
         ({"url": "https://x.org/" + "a" * 9000}, UsageError, "fetches nothing"),
-        ({"url": "file://server/a.jpg"}, UsageError, "a file's URL looks like file:///folder/image.jpg"),
-        ({"url": "file://"}, UsageError, "a file's URL looks like"),
+        ({"url": "s3://bucket/a.jpg"}, InputError, "is a URL, and images are not downloaded"),
+        ({"url": "file://server/a.jpg"}, InputError, "names a file of another machine"),
         ({"url": f"data:text/plain;base64,{BASE64}"}, UsageError, "is of type text/plain; give one that begins with"),
-        ({"url": f"data:;base64,{BASE64}"}, UsageError, "is of type text/plain"),
-        ({"url": "data:image/png;base64"}, UsageError, "data URL has no comma"),
-        ({"url": "data:image/png;base64,%%%"}, UsageError, "data is not base64"),
-        ({"url": "data:image/png;base64,é\udce9"}, UsageError, "data is not base64"),
-        ({"url": f"data:image/png;base64,{BASE64[:-1]}"}, UsageError, "data is not base64"),
-        ({"url": f"data:image/png;base64,{BASE64[:40]}"}, InputError, "is no image that can be read"),
-        ({"url": "data:image/png;base64,"}, InputError, "is no image that can be read"),
-        ({"url": "data:image/svg+xml,<svg/>"}, InputError, "the data URL of type image/svg+xml is no image"),
-        ({"base64": "photo.jpg"}, UsageError, "data is not base64"),
+        ({"url": f"data:video/{'x' * 900};base64,{BASE64}"}, UsageError, "is of type video/xxx"),
+        ({"url": "data:image/png;base64"}, InputError, "has no comma"),
+        ({"url": "data:image/png;base64,%%%"}, InputError, "is not valid base64"),
+        ({"url": "data:image/png;base64,é\udce9"}, InputError, "is not valid base64"),
+        ({"url": f"data:image/png;base64,{BASE64[:40]}"}, InputError, "cannot be decoded"),
+        ({"url": "data:image/png;base64,"}, InputError, "is empty"),
+        ({"url": "data:image/svg+xml,<svg/>"}, InputError, "which is not taken"),
+        ({"base64": "photo.jpg"}, InputError, "is not valid base64"),
+        (
+            {"base64": base64.b64encode(encoded("EPS")).decode()},
+            InputError,
+            "PostScript (EPS) file, which is not taken",
+        ),
         ({"base64": b"x"}, UsageError, "has a base64 of type bytes; give a string"),
         ({"url": 5}, UsageError, "has a url of type int; give a string"),
+        ({"image": 5}, UsageError, "an image is a path, a PIL image or a NumPy array, not int"),
         ({"path": "  "}, UsageError, "has an empty path"),
+        ({"path": "/nowhere.jpg"}, InputError, "does not exist"),
         ({"url": "/x.jpg", "path": "/y.jpg"}, UsageError, "names its image several times (url and path)"),
         ({}, UsageError, "there is no image; give one, or a conversation whose image part names it"),
         ({"url": None}, UsageError, "there is no image"),
@@ -215,26 +225,15 @@ def test_paths_and_objects(tmp_path: Path) -> None:
 )
 def test_sources_that_cannot_be_taken(part: dict[str, Any], error: type[VtexportError], said: str) -> None:
     with pytest.raises(error) as caught:
-        choose_image(None, user({"type": "image", **part}, QUESTION))
+        load_image(choose_image(None, user({"type": "image", **part}, QUESTION))[0])
     assert said in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_images_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = ImageSource("base64", BASE64)
-    monkeypatch.setattr(module, "MAX_PIXELS", 15)
-    with pytest.raises(InputError, match=r"has 4 x 4 pixels, more than the 15.*scale the image down first"):
-        load_source(source)
-    monkeypatch.setattr(module, "MAX_DATA_BYTES", len(PNG) - 1)
-    with pytest.raises(InputError, match=r"the base64 text holds .* bytes, more than .*give the image's path"):
-        load_source(source)
-
-
-def test_formats_that_no_photo_has_are_not_opened() -> None:
-    """PostScript would start an interpreter."""
-    source = ImageSource("base64", base64.b64encode(encoded("EPS")).decode())
-    with pytest.raises(InputError, match="is no image that can be read"):
-        load_source(source)
+def test_images_that_are_too_long_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TEXT", len(BASE64) - 1)
+    with pytest.raises(InputError, match=r"has a base64 of .* characters, more than .*; give the image's path"):
+        load_source(ImageSource("base64", BASE64))
 
 
 def test_an_image_given_beside_the_messages_comes_first(tmp_path: Path) -> None:

@@ -6,13 +6,8 @@ A message is `{"role": ..., "content": ...}`, its content a string or a list of 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import os
 import re
-import urllib.parse
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +17,13 @@ import numpy as np
 from PIL import Image
 
 from vtexport.bundle.manifest import ROLES
-from vtexport.errors import InputError, UsageError, cut, printable, quoted
-from vtexport.runtime.images import MAX_PIXELS
+from vtexport.errors import InputError, UsageError, cut, printable
 
 Messages = Sequence[Mapping[str, Any]]
 
 SOURCES = ("image", "url", "path", "base64")  # keys of an image part that say which image it is
-MAX_DATA_BYTES = 64 * 2**20  # of an image inside a conversation; a larger one belongs into a file
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+MAX_TEXT = 128 * 2**20  # characters of an image written into a conversation; a larger one belongs into a file
+_ANY_MEDIA = ("", "application/octet-stream")  # types of data URLs that leave open what is in them
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")  # no name of an image file: those have a dot
 _FORM = "a prompt is a string, or a list of messages with a role and content each"
 
@@ -108,7 +101,7 @@ def choose_image(image: Any, prompt: str | Messages | None) -> tuple[Any, list[s
 
     Raises:
         UsageError: there is no image, or the part's source is not one that can be taken.
-        InputError: the part's data is no image.
+        InputError: the part's image is too long a text.
     """
     source = image_source(prompt)
     if image is None:
@@ -124,36 +117,40 @@ def choose_image(image: Any, prompt: str | Messages | None) -> tuple[Any, list[s
 
 
 def load_source(source: ImageSource) -> Any:
-    """The image of a source as `images.load_image` takes it: a path, a PIL image or an array.
+    """The image of a source as `images.load_image` takes it: a path or URL, a PIL image or an array.
 
-    Paths, `file://` and `data:` URLs and base64 text are read; nothing is fetched from the network.
+    Base64 text becomes a `data:` URL.
 
     Raises:
-        UsageError: a URL of another kind, or data that is not base64 or of no image type.
-        InputError: the data is no image, or more than `MAX_DATA_BYTES`.
+        UsageError: it has another type, or is a `data:` URL of something else than an image.
+        InputError: the text of an image is longer than `MAX_TEXT`.
     """
     value = source.value
-    if isinstance(value, os.PathLike):
-        return value
     if not isinstance(value, str):
-        if source.key == "image":
-            return value  # a PIL image or an array; what else it may be, `load_image` names
+        if source.key == "image" or isinstance(value, os.PathLike):
+            return value  # what else than an image it may be, `load_image` names
         raise UsageError(f"the image part has a {source.key} of type {type(value).__name__}; give a string")
     if not value.strip():
         raise UsageError(f"the image part has an empty {source.key}; give a path, a data URL or base64 text")
+    if len(value) > MAX_TEXT:
+        raise InputError(
+            f"the image part has a {source.key} of {len(value):,} characters, more than {MAX_TEXT:,}; give the image's "
+            "path instead"
+        )
     if _is_data_url(value):
-        return _decoded(*_from_data_url(value))
-    if source.key == "base64" or _BASE64.fullmatch(value):
-        return _decoded(_from_base64(value.encode("ascii", "replace")), "the base64 text")
-    scheme = _SCHEME.match(value)
-    if scheme is None:
+        media = value[5:].partition(",")[0].partition(";")[0].strip().lower()
+        if media not in _ANY_MEDIA and not media.startswith("image/"):
+            shown = cut(printable(media), 40)
+            raise UsageError(f"the image part's data URL is of type {shown}; give one that begins with data:image/")
         return value
-    if scheme[1].lower() == "file":
-        return _from_file_url(value)
-    step = "download the image first" if scheme[1].lower() in {"http", "https"} else "copy the image to this machine"
-    raise UsageError(
-        f"the image part names {source.shown}, and vtexport fetches nothing; {step} and give its path or a data URL"
-    )
+    if source.key == "base64" or _BASE64.fullmatch(value):
+        return f"data:image/*;base64,{value}"
+    if value.lower().startswith(("http://", "https://")):
+        raise UsageError(
+            f"the image part names {source.shown}, and vtexport fetches nothing; download the image first and give its "
+            "path or a data URL"
+        )
+    return value
 
 
 def check_utf8(text: str, what: str) -> None:
@@ -257,59 +254,3 @@ def _is_same(image: Any, named: Any) -> bool:
 
 def _is_data_url(text: str) -> bool:
     return text[:5].lower() == "data:"
-
-
-def _from_data_url(url: str) -> tuple[bytes, str]:
-    """The bytes of a data URL (RFC 2397), and what it is called."""
-    head, comma, body = url[5:].partition(",")
-    if not comma:
-        raise UsageError("the image part's data URL has no comma; it looks like data:image/png;base64,...")
-    media, *parameters = head.split(";")
-    media = cut(printable(media.strip().lower()), 40) or "text/plain"  # what a URL without a type is
-    if not media.startswith("image/"):
-        raise UsageError(f"the image part's data URL is of type {media}; give one that begins with data:image/")
-    data = urllib.parse.unquote_to_bytes(body.encode("utf-8", "replace"))
-    if parameters and parameters[-1].strip().lower() == "base64":
-        data = _from_base64(data)
-    return data, f"the data URL of type {media}"
-
-
-def _from_base64(text: bytes) -> bytes:
-    try:
-        return base64.b64decode(b"".join(text.split()), validate=True)
-    except binascii.Error as error:
-        raise UsageError(
-            f"the image part's data is not base64 ({quoted(error, limit=120)}); encode the image file again"
-        ) from error
-
-
-def _from_file_url(url: str) -> str:
-    host, slash, path = url[len("file://") :].partition("/")
-    if host not in {"", "localhost"} or not path:
-        raise UsageError(f"the image part names {cut(url, 80)!r}; a file's URL looks like file:///folder/image.jpg")
-    return slash + urllib.parse.unquote(path, errors="surrogateescape")
-
-
-def _decoded(data: bytes, where: str) -> Image.Image:
-    """The image in `data`, its pixels read."""
-    if len(data) > MAX_DATA_BYTES:
-        raise InputError(
-            f"{where} holds {len(data):,} bytes, more than {MAX_DATA_BYTES:,}; give the image's path instead"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{where} has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are taken; "
-                    "scale the image down first"
-                )
-            image.load()
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's parsers raise whatever they meet
-        raise InputError(
-            f"{where} is no image that can be read ({quoted(error, limit=120)}); give a whole JPEG or PNG"
-        ) from error
-    return image
