@@ -40,7 +40,7 @@ from vtexport.export.earlier import (
     weights_of,
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
-from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
+from vtexport.export.plan import Plan, Route, check_method, check_stored, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
 
@@ -142,9 +142,11 @@ def build(
         model, weights=weights, seed=seed, cache_dir=Path(cache_dir) if cache_dir else None, notify=report.note
     )
     spec: ModelSpec = checkpoint.family.model_spec(checkpoint.config, checkpoint.folder)
+    spec = spec.with_head(checkpoint.head, checkpoint.embedding)
     image = checkpoint.family.image_spec(checkpoint.folder, spec.vision)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
+    check_stored(plans, spec, checkpoint.absent)
     route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(checkpoint))
     work = _Work(checkpoint, spec, image, plans, route, dtype, link_weights, report, command)

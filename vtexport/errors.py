@@ -33,3 +33,12 @@ class BundleError(VtexportError):
     """A bundle is damaged, incomplete or of a schema this version does not read."""
 
     exit_code = 4
+
+
+def quoted(error: BaseException | str, limit: int = 200) -> str:
+    """What a foreign library says, as one printable line of at most `limit` characters for a sentence of our own."""
+    text = " ".join(str(error).split())
+    if not text and isinstance(error, BaseException):
+        text = type(error).__name__
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -16,6 +16,7 @@ from vtexport.checkpoint import hub
 from vtexport.checkpoint.aliases import ALIASES, Alias, closest_alias
 from vtexport.checkpoint.binding import bind_tensors
 from vtexport.checkpoint.config_file import CONFIG_FILE, read_config_file
+from vtexport.checkpoint.known_files import look_over
 from vtexport.checkpoint.model_config import read_model_config
 from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_tokenizer
 from vtexport.checkpoint.random_weights import RECIPE_VERSION, copied_files, remove_partial, write_random_checkpoint
@@ -51,6 +52,9 @@ class Checkpoint:
     family: ModuleType
     config: Any  # transformers' configuration object
     tensors: dict[str, TensorEntry]  # canonical name -> where it lies, in the model's order
+    head: str  # canonical name of the output matrix, as stored; the embedding's where both are one
+    embedding: str
+    absent: tuple[str, ...]  # tensors of the model that not every graph reads and that are not stored
     weight_files: tuple[Path, ...]  # symlinks resolved, in the order the tensors need them
 
 
@@ -96,11 +100,11 @@ def open_checkpoint(
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
     located = _locate(model, weights, notify)
     if located.weights == "stored":
-        return _open_folder(located.folder, located, model, seed=None)
+        return _open_folder(located.folder, located, model, notify, seed=None)
     cache = cache_dir if cache_dir is not None else default_cache_dir()
     folder = _cached_random_checkpoint(located, seed, cache, notify)
     try:
-        return _open_folder(folder, located, model, seed=seed)
+        return _open_folder(folder, located, model, notify, seed=seed)
     except InputError as error:
         raise InputError(f"{error} (written by vtexport itself: delete {folder} and run again)") from error
 
@@ -144,27 +148,38 @@ def _unknown(model: str) -> str:
     return f"there is no model {model!r}; give a folder, an alias ({', '.join(ALIASES)}) or a hub id (owner/name)"
 
 
-def _open_folder(folder: Path, located: _Located, requested: str, *, seed: int | None) -> Checkpoint:
+def _open_folder(
+    folder: Path, located: _Located, requested: str, notify: Callable[[str], None], *, seed: int | None
+) -> Checkpoint:
     config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
     family_of(config_file.model_type, str(config_file.path))
-    stored = read_index(folder)
+    notes = look_over(folder) if located.weights == "stored" else []
+    stored = read_index(folder, config_file.weights_file if located.weights == "stored" else None)
     if not has_tokenizer(folder):
         raise InputError(
             f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
             "copy the tokenizer files of the model's repository into it"
         )
     model = read_model_config(folder)
-    tensors = bind_tensors(stored, model, folder)
+    bound = bind_tensors(stored, model, folder)
+    for note in (*notes, *bound.notes):
+        notify(note)
     source = Source(requested, located.kind, located.id, located.revision, located.weights, seed)
-    weight_files = tuple(dict.fromkeys(entry.file for entry in tensors.values()))
-    return Checkpoint(folder, source, model.family, model.config, tensors, weight_files)
+    weight_files = tuple(dict.fromkeys(entry.file for entry in bound.tensors.values()))
+    return Checkpoint(
+        folder, source, model.family, model.config, bound.tensors, bound.head, bound.embedding, bound.absent,
+        weight_files,
+    )  # fmt: skip
 
 
 def _cached_random_checkpoint(located: _Located, seed: int, cache: Path, notify: Callable[[str], None]) -> Path:
     """The folder in the cache with these random weights, written now if no run has done so before."""
     from filelock import FileLock, Timeout
 
-    read_config_file(located.folder)  # refuse before a large model is written
+    config_file = read_config_file(located.folder)  # refuse before a large model is written
+    family_of(config_file.model_type, str(config_file.path))
+    if config_file.dtype_note is not None:
+        notify(config_file.dtype_note)
     folder = cache / "random-weights" / _cache_name(located, seed)
     if folder.is_dir():  # it is put in place whole
         return folder

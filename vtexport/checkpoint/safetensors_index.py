@@ -34,6 +34,8 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_RANK = 16
 _MAX_NAME_BYTES = 255  # of a file's name, everywhere
 _OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.msgpack", "*.h5")
+# what training leaves beside a model under the same suffixes
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states")
 _PLAIN_FILE_NAME = re.compile(r"(?!\.)[^/\\\x00]+")  # no folders, and no "." or ".." or hidden file
 _FETCH_AGAIN = "fetch the file again"
 
@@ -49,20 +51,34 @@ class TensorEntry:
     dtype: str  # as safetensors spells it: "F16", "BF16", "F32", ...
 
 
-def read_index(folder: Path) -> dict[str, TensorEntry]:
+def read_index(folder: Path, named: str | None = None) -> dict[str, TensorEntry]:
     """Stored tensor name -> where it lies, for `model.safetensors` or the shards of `model.safetensors.index.json`.
 
-    Where both are there the single file counts, as in transformers. Only headers are read.
+    Where both are there the single file counts, as in transformers; `named` is the file or index that a configuration
+    names instead (`transformers_weights`). Only headers are read.
 
     Raises:
         InputError: there are no weights in the folder, or a file is damaged, incomplete or not safetensors.
     """
+    if named is not None:
+        return _read_named(folder, named)
     single, index = folder / SINGLE_FILE, folder / SHARD_INDEX
     if single.is_file():
         return read_header(single)
     if index.is_file():
         return _read_shards(folder, index)
     raise _no_weights(folder)
+
+
+def _read_named(folder: Path, named: str) -> dict[str, TensorEntry]:
+    where = f"config.json of {folder} names the weights {_short(named)} (transformers_weights)"
+    # The name comes from a file that may have been downloaded: it must not lead out of the folder.
+    if not _PLAIN_FILE_NAME.fullmatch(named) or not named.endswith((".safetensors", ".safetensors.index.json")):
+        raise InputError(f"{where}, no plain name of a safetensors file or index; correct it or fetch it again")
+    file = folder / named
+    if not named.isprintable() or len(os.fsencode(named)) > _MAX_NAME_BYTES or not file.is_file():
+        raise InputError(f"{where}, which is not there; fetch it, or take the entry out to use {SINGLE_FILE}")
+    return read_header(file) if named.endswith(".safetensors") else _read_shards(folder, file)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -236,21 +252,17 @@ def _no_weights(folder: Path) -> InputError:
             "delete the link and fetch the file again"
         )
     stray = sorted(path.name for path in folder.glob("*.safetensors"))
-    if "adapter_model.safetensors" in stray:
-        return InputError(
-            f"{folder} holds an adapter (adapter_model.safetensors), not a whole model; merge it into its base model "
-            "with peft's merge_and_unload() and save_pretrained() and give that folder"
-        )
     if stray:
         return InputError(
-            f"{folder} holds {stray[0]} but neither {SINGLE_FILE} nor {SHARD_INDEX}: "
+            f"{folder} holds {_short(stray[0])} but neither {SINGLE_FILE} nor {SHARD_INDEX}: "
             f"the download is incomplete; fetch {SHARD_INDEX} or save the model again with save_pretrained()"
         )
     other = sorted(path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern))
+    other = [name for name in other if not name.startswith(_NO_WEIGHTS)]
     if other:
         return InputError(
-            f"{folder} holds its weights as {other[0]} only, and vtexport reads safetensors; convert it with "
-            "transformers: from_pretrained(folder), then save_pretrained(new_folder, safe_serialization=True)"
+            f"{folder} holds its weights as {_short(other[0])} only, and vtexport reads safetensors; convert it with "
+            "transformers: LlavaForConditionalGeneration.from_pretrained(folder).save_pretrained(new_folder)"
         )
     return InputError(
         f"{folder} holds no weights ({SINGLE_FILE} or {SHARD_INDEX}); fetch them, "
