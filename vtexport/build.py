@@ -15,6 +15,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.checkpoint.readable import readable_folder
 from vtexport.checkpoint.resolve import Checkpoint, Weights, open_checkpoint
 from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
@@ -209,7 +210,8 @@ def _write_bundle(folder: Path, work: _Work, earlier: Bundle | None) -> schema.M
 
     report.stage("writing tokenizer and chat template")
     template = checkpoint.family.CHAT_TEMPLATE
-    tokens = write_text_files(checkpoint.folder, folder, work.spec.image_token_id, template, report.note)
+    with readable_folder(checkpoint.folder) as readable:
+        tokens = write_text_files(readable, folder, work.spec.image_token_id, template, report.note)
     source = describe_source(checkpoint, weights.source_hashes)  # the last look at the checkpoint
     if source.files != weights.source_hashes | at_first:
         raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
@@ -255,7 +257,8 @@ def _write_in_place(writer: InPlace, work: _Work, earlier: Bundle | None) -> sch
     report.stage("writing tokenizer and chat template")
     texts, template = writer.unfinished("text"), checkpoint.family.CHAT_TEMPLATE
     texts.mkdir()
-    tokens = write_text_files(folder, texts, work.spec.image_token_id, template, report.note)
+    with readable_folder(folder) as readable:
+        tokens = write_text_files(readable, texts, work.spec.image_token_id, template, report.note)
     exporter = GraphExporter(checkpoint.config, work.spec, weights.tensors, folder, work.dtype, folder, UNFINISHED)
     described = _export_plans(exporter, work)
     report.stage(f"checking {len(exporter.graphs)} graphs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,7 @@ def bind_tensors(stored: Mapping[str, TensorEntry], model: ModelConfig, folder: 
         InputError: a tensor that every graph reads is missing; the files hold quantised weights, an adapter, layers
             beyond the model's, another layout, one tensor under two names or in another shape; a file cannot be read.
     """
-    refuse_other_names(stored, folder)
-    refuse_adapters(stored, folder)
+    judge_names(stored, folder)
     names = _Names.read(stored, model, folder)
     optional = model.family.optional_tensors(model.config)
     needed = [name for name in model.shapes if not name.startswith(optional)]
@@ -74,6 +73,17 @@ def bind_tensors(stored: Mapping[str, TensorEntry], model: ModelConfig, folder: 
     head = _head(names.own, bound, model, notes)
     absent = tuple(name for name in model.shapes if name not in bound and tied.get(name) not in bound)
     return Binding(bound, *head, absent, tuple(notes))
+
+
+def judge_names(stored: Iterable[str], folder: Path) -> None:
+    """Refuses what the tensors' names alone show, so that it can be known before they are there.
+
+    Raises:
+        InputError: they are of another layout, or of an adapter that was not merged.
+    """
+    listed = list(stored)
+    refuse_other_names(listed, folder)
+    refuse_adapters(listed, folder)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,9 @@ def why_no_config(folder: Path) -> str:
         )
     if (folder / ADAPTER_CONFIG).is_file():
         return adapter_sentence(folder, ADAPTER_CONFIG)
+    inside = sorted(path.parent.name for path in folder.glob("checkpoint-*/config.json"))
+    if inside:
+        return f"{folder} has no config.json but holds checkpoints of a training; give one, such as {inside[-1]}"
     return (
         f"{folder} has no config.json, so it is no checkpoint in Hugging Face's layout; "
         "give the folder that save_pretrained() wrote or that was downloaded from the hub"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 import numpy as np
 
 from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, TensorEntry
 from vtexport.errors import InputError
 
-_CHUNK_VALUES = 1 << 20
+_CHUNK_VALUES = 1 << 18
 
 
 def same_values(first: TensorEntry, second: TensorEntry) -> bool:
@@ -27,12 +29,10 @@ def same_values(first: TensorEntry, second: TensorEntry) -> bool:
             other.seek(second.offset)
             for start in range(0, count, _CHUNK_VALUES):
                 wanted = min(_CHUNK_VALUES, count - start)
-                left, right = (
-                    _values(one.read(_bytes(first, wanted)), first),
-                    _values(other.read(_bytes(second, wanted)), second),
-                )
+                left, right = _values(one, first, wanted), _values(other, second, wanted)
                 if left.size != wanted or right.size != wanted:
-                    raise InputError(f"{first.file} changed while it was read; restore the checkpoint and build again")
+                    short = first.file if left.size != wanted else second.file
+                    raise InputError(f"{short} changed while it was read; restore the checkpoint and build again")
                 if not np.array_equal(left, right):
                     return False
     except OSError as error:
@@ -42,13 +42,11 @@ def same_values(first: TensorEntry, second: TensorEntry) -> bool:
     return True
 
 
-def _bytes(entry: TensorEntry, count: int) -> int:
-    return count * DTYPE_BYTES[entry.dtype]
-
-
-def _values(data: bytes, entry: TensorEntry) -> np.ndarray:
-    """float32, which holds every number of the three types."""
-    data = data[: len(data) - len(data) % DTYPE_BYTES[entry.dtype]]
+def _values(file: BinaryIO, entry: TensorEntry, count: int) -> np.ndarray:
+    """The next values as float32, which holds every number of the three types; fewer where the file ends."""
+    size = DTYPE_BYTES[entry.dtype]
+    data = file.read(count * size)
+    data = data[: len(data) - len(data) % size]
     if entry.dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
     return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[entry.dtype]).astype("<f4")

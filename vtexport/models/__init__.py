@@ -23,7 +23,7 @@ def family_of(model_type: str | None, where: str) -> ModuleType:
     if model_type is None:
         raise InputError(
             f"{where} names no model_type, so nothing says what model it describes; fetch it again from the model's "
-            f"repository (vtexport exports {_EXPORTED})"
+            f"repository, or add it (vtexport exports {_EXPORTED})"
         )
     named = repr(quoted(model_type, 60))
     if model_type in NEIGHBOURS:
