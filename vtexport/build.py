@@ -15,6 +15,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.checkpoint.readable import readable_folder
 from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, small_files
 from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
@@ -41,7 +42,7 @@ from vtexport.export.earlier import (
     weights_of,
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
-from vtexport.export.plan import Plan, Route, check_method, make_plans, make_route
+from vtexport.export.plan import Plan, Route, check_method, check_stored, make_plans, make_route
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.read import Processing, read_processing
@@ -154,12 +155,14 @@ def build(
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(located))
-    with small_files(located) as folder:
-        small_hashes = hash_small_files(folder)
+    with small_files(located) as small, readable_folder(small) as folder:
+        small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")
         processing = read_processing(folder, located.family, located.config, spec, note)
 
-    checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=report.note)
+    checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=note)
+    check_stored(plans, spec, checkpoint.absent)
+    spec = spec.with_head(checkpoint.head, checkpoint.embedding)
     work = _Work(checkpoint, spec, processing, small_hashes, plans, route, dtype, link_weights, report, notes, command)
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)

@@ -104,16 +104,40 @@ def test_missing_tokenizer(saved_folder: Path) -> None:
     assert open_checkpoint(str(saved_folder)).tensors
 
 
-def test_quantised_checkpoint(saved_folder: Path, edit_json: Callable[..., None]) -> None:
+def test_quantised_checkpoint(saved_folder: Path, tmp_path: Path, edit_json: Callable[..., None]) -> None:
+    """What is stored decides; that a configuration names a method is told."""
     edit_json(saved_folder / "config.json", quantization_config={"quant_method": "awq"})
     for weights in ("stored", "random"):
-        with pytest.raises(InputError, match=r"quantised \(awq\)"):
-            open_checkpoint(str(saved_folder), weights=weights)
+        notes: list[str] = []
+        checkpoint = open_checkpoint(str(saved_folder), weights=weights, cache_dir=tmp_path, notify=notes.append)
+        assert checkpoint.tensors
+        assert len(notes) == 1
+        assert "names the quantisation awq, but the weights are stored in full precision" in notes[0]
+
+
+@pytest.mark.parametrize("word", [None, "auto", "float8_e4m3fn", "float64", "bf16", {"": "float16"}, 16])
+def test_no_word_for_a_dtype_keeps_stored_weights_from_being_read(
+    saved_folder: Path, tiny_checkpoint: Path, edit_json: Callable[..., None], word: Any
+) -> None:
+    path = saved_folder / "config.json"
+    for key in ("dtype", "torch_dtype"):
+        content = json.loads(path.read_text())
+        edit_json(path, **{key: word}, text_config=content["text_config"] | {key: word})
+        assert stored_values(saved_folder) == stored_values(tiny_checkpoint)
+
+
+def test_a_dtype_that_random_weights_do_not_have_is_told(
+    saved_folder: Path, tmp_path: Path, edit_json: Callable[..., None]
+) -> None:
+    edit_json(saved_folder / "config.json", dtype="float64")
+    notes: list[str] = []
+    open_checkpoint(str(saved_folder), weights="random", cache_dir=tmp_path, notify=notes.append)
+    assert notes == [f"{saved_folder / 'config.json'} has dtype 'float64'; random weights are written in float32"]
 
 
 def test_unknown_family(saved_folder: Path, edit_json: Callable[..., None]) -> None:
     edit_json(saved_folder / "config.json", model_type="blip")
-    with pytest.raises(InputError, match="'blip', which vtexport cannot export; supported: llava"):
+    with pytest.raises(InputError, match=r"family BLIP \(model_type 'blip'\), which vtexport cannot export yet"):
         open_checkpoint(str(saved_folder))
 
 

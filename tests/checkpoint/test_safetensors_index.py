@@ -13,7 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from vtexport.checkpoint.safetensors_index import SHARD_INDEX, SINGLE_FILE, TensorEntry, read_header, read_index
+from vtexport.checkpoint.safetensors_index import (
+    SHARD_INDEX,
+    SINGLE_FILE,
+    TensorEntry,
+    listed_names,
+    read_header,
+    read_index,
+)
 from vtexport.errors import InputError
 
 
@@ -306,9 +313,13 @@ def test_damaged_index_is_refused(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["config.json"], "holds no weights .*--weights random"),
-        (["pytorch_model-00001-of-00002.bin"], r"as pytorch_model-00001-of-00002.bin only.*safe_serialization=True"),
+        (["pytorch_model-00001-of-00002.bin"], r"as pytorch_model-00001-of-00002.bin only.*save_pretrained\(new"),
+        (["mm_projector.bin", "pytorch_model.bin", "training_args.bin"], "as pytorch_model.bin only"),
+        (["mm_projector.bin", "optimizer.pt", "adapter_model.safetensors"], "holds no weights"),
         (["consolidated.00.pth"], "as consolidated.00.pth only"),
-        (["adapter_model.safetensors"], "holds an adapter .* merge it"),
+        (["llava.gguf"], "as llava.gguf only, another library's format.*converted from"),
+        (["model.fp16.safetensors"], "as a variant only .*rename it to model.safetensors"),
+        (["zero_to_fp32.py", "latest"], "a training state of DeepSpeed .*run python zero_to_fp32.py"),
         ([ONE, TWO], f"holds {ONE} but neither {SINGLE_FILE} nor {SHARD_INDEX}"),
     ],
 )
@@ -317,6 +328,15 @@ def test_folders_without_weights(tmp_path: Path, files: list[str], message: str)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError, match=message):
         read_index(tmp_path)
+
+
+def test_names_that_an_index_lists(tmp_path: Path) -> None:
+    assert listed_names(tmp_path) == []
+    (tmp_path / SHARD_INDEX).write_text(json.dumps({"weight_map": {"a": ONE, "b": TWO}}))
+    assert listed_names(tmp_path) == ["a", "b"]
+    (tmp_path / SHARD_INDEX).write_text("[]")
+    with pytest.raises(InputError, match="not a JSON object"):
+        listed_names(tmp_path)
 
 
 def test_not_a_folder(tmp_path: Path) -> None:

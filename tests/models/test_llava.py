@@ -72,7 +72,10 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
     [
         ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy = 'full'"),
         ({"vision_feature_layer": [-2, -5]}, r"vision_feature_layer = \[-2, -5\]"),
-        ({"vision_feature_layer": -9}, "vision_feature_layer = -9"),
+        ({"vision_feature_layer": []}, r"vision_feature_layer = \[\]"),
+        ({"vision_feature_layer": -9}, r"vision_feature_layer = -9.* takes -4 to -1, or 1 to 4"),
+        ({"vision_feature_layer": 0}, r"vision_feature_layer = 0.* takes -4 to -1, or 1 to 4"),
+        ({"vision_feature_layer": [5]}, r"vision_feature_layer = \[5\].* takes -4 to -1, or 1 to 4"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act = 'relu'"),
         ({"text_config": {"model_type": "mistral"}}, "text_config.model_type = 'mistral'"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type = 'siglip_vision_model'"),
@@ -92,6 +95,25 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, change: dict[str, Any]
     config = llava.load_config(write(tmp_path, settings))
     with pytest.raises(UsageError, match=message):
         llava.model_spec(config, tmp_path)
+
+
+def test_a_list_of_one_feature_layer_is_that_layer(tmp_path: Path) -> None:
+    settings = json.loads(make_config().to_json_string(use_diff=False))
+    specs = [
+        llava.model_spec(llava.load_config(write(tmp_path, settings | {"vision_feature_layer": layer})), tmp_path)
+        for layer in (-2, [-2], 3, [3])
+    ]
+    assert [spec.vision for spec in specs] == [specs[0].vision] * 4
+    assert specs[0].vision.feature_layer == 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_head_and_embedding_as_claimed_and_as_stored(tmp_path: Path, tied: bool) -> None:
+    spec = llava.model_spec(make_config(tie_word_embeddings=tied), tmp_path)
+    assert (spec.decoder.head == spec.decoder.embedding) == tied
+    stored = spec.with_head("a", "b")
+    assert (stored.decoder.head, stored.decoder.embedding) == ("a", "b")
+    assert stored.with_head(spec.decoder.head, spec.decoder.embedding).decoder == spec.decoder
 
 
 def test_unknown_family() -> None:

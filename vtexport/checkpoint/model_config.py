@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from vtexport.checkpoint.config_file import ConfigFile, read_config_file
-from vtexport.errors import InputError, VtexportError
+from vtexport.errors import InputError, VtexportError, quoted
 from vtexport.models import family_of
 
 
@@ -19,7 +19,8 @@ class ModelConfig:
     file: ConfigFile
     family: ModuleType
     config: Any  # transformers' configuration object
-    shapes: dict[str, tuple[int, ...]]  # of every tensor a checkpoint must hold, by canonical name, in model order
+    shapes: dict[str, tuple[int, ...]]  # of every tensor by canonical name, in model order; tied ones once
+    ties: dict[str, str]  # tensors that the configuration ties -> the one in `shapes` that they then are
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -32,14 +33,13 @@ def read_model_config(folder: Path) -> ModelConfig:
     family = family_of(file.model_type, str(file.path))
     try:
         config = family.load_config(folder)
-        shapes = family.tensor_shapes(config)
+        shapes, ties = family.stored_tensors(config)
     except (VtexportError, ImportError):
         raise
     except Exception as error:
         # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown
         # activation, huggingface_hub's own classes for a wrong type), always for what the file says.
-        reason = "; ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
         raise InputError(
-            f"{file.path} does not describe a model that can be built ({reason}); correct it or fetch it again"
+            f"{file.path} does not describe a model that can be built ({quoted(error)}); correct it or fetch it again"
         ) from error
-    return ModelConfig(file, family, config, shapes)
+    return ModelConfig(file, family, config, shapes, ties)

@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 
 from vtexport.checkpoint import hub
 from vtexport.checkpoint.aliases import ALIASES, closest_alias
-from vtexport.checkpoint.binding import bind_tensors
+from vtexport.checkpoint.binding import bind_tensors, judge_names
 from vtexport.checkpoint.config_file import CONFIG_FILE, read_config_file
+from vtexport.checkpoint.known_files import look_over
 from vtexport.checkpoint.model_config import ModelConfig, read_model_config
 from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_tokenizer
 from vtexport.checkpoint.random_weights import (
@@ -64,6 +65,9 @@ class Checkpoint:
     family: ModuleType
     config: Any  # transformers' configuration object
     tensors: dict[str, TensorEntry]  # canonical name -> where it lies, in the model's order
+    head: str  # canonical name of the output matrix, as stored; the embedding's where both are one
+    embedding: str
+    absent: tuple[str, ...]  # tensors of the model that not every graph reads and that are not stored
     weight_files: tuple[Path, ...]  # symlinks resolved, in the order the tensors need them
 
 
@@ -132,13 +136,17 @@ def locate(
     config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
     family_of(config_file.model_type, str(config_file.path))
     if weights == "stored":
+        for note in look_over(folder):
+            notify(note)
         if not source.from_hub:
-            read_index(folder)
+            judge_names(read_index(folder, config_file.weights_file), folder)
         if not has_tokenizer(folder):
             raise InputError(
                 f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
                 "copy the tokenizer files of the model's repository into it"
             )
+    elif config_file.dtype_note is not None:
+        notify(config_file.dtype_note)
     return Located(folder, source, read_model_config(folder))
 
 
@@ -170,11 +178,11 @@ def open_weights(
         folder = located.folder
         if source.from_hub:
             folder = hub.fetch_snapshot(source.id, source.revision, with_weights=True, notify=notify)
-        return _bind(folder, located)
+        return _bind(folder, located, notify)
     cache = cache_dir if cache_dir is not None else default_cache_dir()
     folder = _cached_random_checkpoint(located, cache, notify)
     try:
-        return _bind(folder, located)
+        return _bind(folder, located, notify)
     except InputError as error:
         raise InputError(f"{error} (written by vtexport itself: delete {folder} and run again)") from error
 
@@ -220,10 +228,22 @@ def _unknown(model: str) -> str:
     return f"there is no model {model!r}; give a folder, an alias ({', '.join(ALIASES)}) or a hub id (owner/name)"
 
 
-def _bind(folder: Path, located: Located) -> Checkpoint:
-    tensors = bind_tensors(read_index(folder), located.model, folder)
-    weight_files = tuple(dict.fromkeys(entry.file for entry in tensors.values()))
-    return Checkpoint(folder, located.source, located.family, located.config, tensors, weight_files)
+def _bind(folder: Path, located: Located, notify: Callable[[str], None]) -> Checkpoint:
+    stored = located.source.weights == "stored"
+    bound = bind_tensors(read_index(folder, located.model.file.weights_file if stored else None), located.model, folder)
+    for note in bound.notes:
+        notify(note)
+    return Checkpoint(
+        folder=folder,
+        source=located.source,
+        family=located.family,
+        config=located.config,
+        tensors=bound.tensors,
+        head=bound.head,
+        embedding=bound.embedding,
+        absent=bound.absent,
+        weight_files=tuple(dict.fromkeys(entry.file for entry in bound.tensors.values())),
+    )
 
 
 def _cached_random_checkpoint(located: Located, cache: Path, notify: Callable[[str], None]) -> Path:

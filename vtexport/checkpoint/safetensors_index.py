@@ -34,6 +34,14 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_RANK = 16
 _MAX_NAME_BYTES = 255  # of a file's name, everywhere
 _OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.msgpack", "*.h5")
+_OTHER_LIBRARIES = (".gguf", ".msgpack", ".h5")
+# what training leaves beside a model under the same suffixes, and parts that are no model
+_LEFTOVERS = (
+    "training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states",
+    "adapter_model", "mm_projector", "non_lora_trainables",
+)  # fmt: skip
+_DEEPSPEED = "zero_to_fp32.py"
+_VARIANT = re.compile(r"model\.(?!safetensors)[\w-]+\.safetensors")
 _PLAIN_FILE_NAME = re.compile(r"(?!\.)[^/\\\x00]+")  # no folders, and no "." or ".." or hidden file
 _FETCH_AGAIN = "fetch the file again"
 
@@ -49,20 +57,44 @@ class TensorEntry:
     dtype: str  # as safetensors spells it: "F16", "BF16", "F32", ...
 
 
-def read_index(folder: Path) -> dict[str, TensorEntry]:
+def read_index(folder: Path, named: str | None = None) -> dict[str, TensorEntry]:
     """Stored tensor name -> where it lies, for `model.safetensors` or the shards of `model.safetensors.index.json`.
 
-    Where both are there the single file counts, as in transformers. Only headers are read.
+    Where both are there the single file counts, as in transformers; `named` is the file or index that a configuration
+    names instead (`transformers_weights`). Only headers are read.
 
     Raises:
         InputError: there are no weights in the folder, or a file is damaged, incomplete or not safetensors.
     """
+    if named is not None:
+        return _read_named(folder, named)
     single, index = folder / SINGLE_FILE, folder / SHARD_INDEX
     if single.is_file():
         return read_header(single)
     if index.is_file():
         return _read_shards(folder, index)
     raise _no_weights(folder)
+
+
+def _read_named(folder: Path, named: str) -> dict[str, TensorEntry]:
+    where = f"config.json of {folder} names the weights {_short(named)} (transformers_weights)"
+    # The name comes from a file that may have been downloaded: it must not lead out of the folder.
+    if not _PLAIN_FILE_NAME.fullmatch(named) or not named.endswith((".safetensors", ".safetensors.index.json")):
+        raise InputError(f"{where}, no plain name of a safetensors file or index; correct it or fetch it again")
+    file = folder / named
+    if not named.isprintable() or len(os.fsencode(named)) > _MAX_NAME_BYTES or not file.is_file():
+        raise InputError(f"{where}, which is not there; fetch it, or take the entry out to use {SINGLE_FILE}")
+    return read_header(file) if named.endswith(".safetensors") else _read_shards(folder, file)
+
+
+def listed_names(folder: Path) -> list[str]:
+    """Names of the tensors that an index of shards lists, for a look before the shards are there; none without one.
+
+    Raises:
+        InputError: the index is damaged.
+    """
+    index = folder / SHARD_INDEX
+    return list(_read_map(index)) if index.is_file() else []
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -176,7 +208,8 @@ def _check_layout(file: Path, entries: dict[str, TensorEntry], data_start: int, 
         )
 
 
-def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
+def _read_map(index: Path) -> dict[str, Any]:
+    """The index's `weight_map`, tensor name -> shard, its names not looked at yet."""
     try:
         with index.open("rb") as stream:
             raw = stream.read(_MAX_HEADER_BYTES + 1)
@@ -189,6 +222,11 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
     weight_map = _parse_json_object(index, raw, "content").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map, which says what shard holds which tensor; {_FETCH_AGAIN}")
+    return weight_map
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
+    weight_map = _read_map(index)
     entries: dict[str, TensorEntry] = {}
     for shard in sorted({_shard_name(index, name) for name in weight_map.values()}):
         if not (folder / shard).is_file():
@@ -235,27 +273,43 @@ def _no_weights(folder: Path) -> InputError:
             f"{folder / dangling[0]} links to a file that is not there: a cache was cleaned or a download broke off; "
             "delete the link and fetch the file again"
         )
-    stray = sorted(path.name for path in folder.glob("*.safetensors"))
-    if "adapter_model.safetensors" in stray:
+    stray = [name for name in sorted(path.name for path in folder.glob("*.safetensors")) if not _is_leftover(name)]
+    variant = next((name for name in stray if _VARIANT.fullmatch(name)), None)
+    if variant is not None:
         return InputError(
-            f"{folder} holds an adapter (adapter_model.safetensors), not a whole model; merge it into its base model "
-            "with peft's merge_and_unload() and save_pretrained() and give that folder"
+            f"{folder} holds its weights as a variant only ({_short(variant)}), which transformers reads where it is "
+            f"named (variant=); rename it to {SINGLE_FILE}"
         )
     if stray:
         return InputError(
-            f"{folder} holds {stray[0]} but neither {SINGLE_FILE} nor {SHARD_INDEX}: "
+            f"{folder} holds {_short(stray[0])} but neither {SINGLE_FILE} nor {SHARD_INDEX}: "
             f"the download is incomplete; fetch {SHARD_INDEX} or save the model again with save_pretrained()"
         )
-    other = sorted(path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern))
-    if other:
+    if (folder / _DEEPSPEED).is_file():
         return InputError(
-            f"{folder} holds its weights as {other[0]} only, and vtexport reads safetensors; convert it with "
-            "transformers: from_pretrained(folder), then save_pretrained(new_folder, safe_serialization=True)"
+            f"{folder} holds a training state of DeepSpeed and no model; run python {_DEEPSPEED} . OUTPUT "
+            "--safe_serialization there, and give a folder with the result, config.json and tokenizer"
+        )
+    found = sorted(path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern))
+    other = next((name for name in found if not _is_leftover(name)), None)
+    if other is not None and other.endswith(_OTHER_LIBRARIES):
+        return InputError(
+            f"{folder} holds its weights as {_short(other)} only, another library's format, and vtexport reads "
+            "safetensors; give the checkpoint that it was converted from"
+        )
+    if other is not None:
+        return InputError(
+            f"{folder} holds its weights as {_short(other)} only, and vtexport reads safetensors; convert it with "
+            "transformers: LlavaForConditionalGeneration.from_pretrained(folder).save_pretrained(new_folder)"
         )
     return InputError(
         f"{folder} holds no weights ({SINGLE_FILE} or {SHARD_INDEX}); fetch them, "
         "or use `--weights random` to work with seeded random weights of the same shapes"
     )
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(_LEFTOVERS)
 
 
 def _short(value: Any, limit: int = 120) -> str:

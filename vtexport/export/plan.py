@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtexport.errors import UsageError
+from vtexport.errors import InputError, UsageError
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, Parameters, get_method, list_methods
 from vtexport.pruning.llm.step import LLMStep
@@ -105,6 +105,25 @@ def make_plans(
             )
         )
     return tuple(plans)
+
+
+def check_stored(plans: Sequence[Plan], spec: ModelSpec, absent: Sequence[str]) -> None:
+    """Refuses plans that read what the checkpoint lacks: `absent` are its missing tensors that not every graph reads.
+
+    Raises:
+        InputError: naming the method and the first tensor.
+    """
+    vision = spec.vision
+    for plan in plans:
+        run = vision.blocks_run(plan.vision_signals)
+        behind = tuple(vision.block_prefix.format(number) for number in range(vision.feature_layer, run))
+        lacking = [name for name in absent if name.startswith(behind)]
+        if lacking:
+            raise InputError(
+                f"{plan.method.name} reads the outputs of the vision tower's blocks up to the last of {run}, and the "
+                f"checkpoint lacks {len(lacking)} tensors of those behind the feature layer ({lacking[0]}, ...); give "
+                "another method, or weights with the whole tower"
+            )
 
 
 @dataclass(frozen=True)

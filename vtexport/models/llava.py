@@ -6,24 +6,26 @@ of transformers 5.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from vtexport.errors import UsageError
 from vtexport.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from vtexport.models.wrappers import unwrapped
 
 # Tensor names come as the hub's files have them (`language_model.model.layers.0...`,
-# `vision_tower.vision_model.encoder...`), as transformers 5 saves them (no `vision_model.`) and as its modules name
-# them (`model.language_model.layers.0...`). The first rule that matches is applied; the result is the canonical name.
+# `vision_tower.vision_model.encoder...`), as transformers 5 saves them (no `vision_model.`), as its modules name
+# them (`model.language_model.layers.0...`), and with a `.model` too many, as some of its versions saved them: every
+# name that from_pretrained takes. Behind the match the rest of the name follows.
 _CANONICAL = (
-    ("model.vision_tower.vision_model.", "vision_tower."),
-    ("model.vision_tower.", "vision_tower."),
-    ("vision_tower.vision_model.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.language_model.", "language_model."),
-    ("language_model.model.", "language_model."),
-    ("language_model.lm_head.", "lm_head."),
+    (re.compile(r"(?:model\.)?lm_head\.|language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?"), "vision_tower."),
+    (re.compile(r"(?:model\.)?multi_modal_projector\."), "multi_modal_projector."),
+    (re.compile(r"(?:model\.)?language_model\.(?:model\.){0,2}(?!lm_head\.)"), "language_model."),
 )
+HEAD, EMBEDDING = "lm_head.weight", "language_model.embed_tokens.weight"
+_VISION_BLOCK = "vision_tower.encoder.layers.{}."
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # What LLaVA-1.5 was trained with, for checkpoints that come without a template: the image first, then the text.
@@ -40,10 +42,20 @@ CHAT_TEMPLATE = """\
 
 def canonical_name(stored: str) -> str:
     """The name under which vtexport knows a tensor, whatever layout the file has."""
-    for prefix, replacement in _CANONICAL:
-        if stored.startswith(prefix):
-            return replacement + stored[len(prefix) :]
-    return stored
+    return read_name(stored)[0]
+
+
+def read_name(stored: str) -> tuple[str, tuple[str, ...]]:
+    """A stored tensor's canonical name, and the prefixes in it that from_pretrained would not look behind."""
+    bare, wrappers = unwrapped(stored)
+    name, doubled = bare, False
+    while True:
+        for pattern, replacement in _CANONICAL:
+            if match := pattern.match(name):
+                return replacement + name[match.end() :], wrappers + (("model.",) if doubled else ())
+        if not name.startswith("model."):  # of another model, or a trainer's own wrapper with the model inside
+            return bare, wrappers
+        name, doubled = name.removeprefix("model."), True
 
 
 def hub_name(canonical: str) -> str:
@@ -65,33 +77,48 @@ def is_harmless(canonical: str) -> bool:
 def load_config(folder: Path) -> Any:
     """The checkpoint's configuration, with transformers' defaults for what config.json leaves out.
 
+    Its dtypes are left out: the stored tensors say theirs, and not every word that stands there is one to transformers.
+
     Raises whatever transformers raises for a file it cannot read; `checkpoint.model_config` makes a sentence of it.
     """
     from transformers import LlavaConfig
 
-    return LlavaConfig.from_pretrained(folder, local_files_only=True)
+    settings, _ = LlavaConfig.get_config_dict(folder, local_files_only=True)
+    for part in (settings, settings.get("text_config"), settings.get("vision_config")):
+        if isinstance(part, dict):
+            part.pop("dtype", None)
+            part.pop("torch_dtype", None)
+    return LlavaConfig.from_dict(settings)
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every tensor that a checkpoint of this configuration must hold."""
+    """Canonical name -> shape of every tensor of a model of this configuration; tied ones once."""
+    return stored_tensors(config)[0]
+
+
+def stored_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes by canonical name, and the tensors beyond those that transformers ties: name -> the one it then is."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
+    ties = {canonical_name(name): canonical_name(source) for name, source in model.all_tied_weights_keys.items()}
     shapes = {canonical_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if is_tied(config):
-        shapes.pop("lm_head.weight", None)
-    return shapes
+    return {name: shape for name, shape in shapes.items() if name not in ties}, ties
 
 
-def is_tied(config: Any) -> bool:
-    """Whether the output head is the token embedding itself."""
-    return bool(config.tie_word_embeddings or getattr(config.text_config, "tie_word_embeddings", False))
+def optional_tensors(config: Any) -> tuple[str, ...]:
+    """Prefixes of the canonical names that not every graph reads: what stands behind the vision feature layer."""
+    layer, layers = _feature_layer(config), config.vision_config.num_hidden_layers
+    behind = range(layer, layers) if layer is not None and layer > 0 else ()
+    return ("vision_tower.post_layernorm.", *map(_VISION_BLOCK.format, behind))
 
 
 def model_spec(config: Any, folder: Path) -> ModelSpec:
-    """What the model is made of.
+    """What the model is made of; head and embedding as a checkpoint holds them that does what the configuration says.
+
+    What is stored decides in the end: `ModelSpec.with_head`.
 
     Raises:
         UsageError: the configuration asks for something that the exporter does not do yet.
@@ -115,20 +142,13 @@ def _vision(config: Any, where: Path) -> VisionSpec:
         vision.model_type,
         "clip_vision_model",
     )
-    _require(
-        isinstance(config.vision_feature_layer, int),
-        where,
-        "vision_feature_layer",
-        config.vision_feature_layer,
-        "one layer number",
-    )
     strategy = config.vision_feature_select_strategy
     _require(strategy == "default", where, "vision_feature_select_strategy", strategy, "default")
     _require(vision.num_channels == 3, where, "vision_config.num_channels", vision.num_channels, "3")
-    layer = config.vision_feature_layer
-    layer = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
-    _require(1 <= layer <= vision.num_hidden_layers, where, "vision_feature_layer", config.vision_feature_layer,
-             f"-{vision.num_hidden_layers} to -1, or 1 to {vision.num_hidden_layers}")  # fmt: skip
+    given, last, layer = config.vision_feature_layer, vision.num_hidden_layers, _feature_layer(config)
+    _require(layer is not None, where, "vision_feature_layer", given, "one layer's number")
+    assert layer is not None
+    _require(1 <= layer <= last, where, "vision_feature_layer", given, f"-{last} to -1, or 1 to {last}")
     side = vision.image_size // vision.patch_size
     return VisionSpec(
         image_size=vision.image_size,
@@ -140,7 +160,18 @@ def _vision(config: Any, where: Path) -> VisionSpec:
         layers=vision.num_hidden_layers,
         feature_layer=layer,
         heads=vision.num_attention_heads,
+        block_prefix=_VISION_BLOCK,
     )
+
+
+def _feature_layer(config: Any) -> int | None:
+    """Index into the tower's hidden states, of which there is one more than blocks; None for several layers."""
+    given = config.vision_feature_layer
+    if isinstance(given, list | tuple) and len(given) == 1:
+        given = given[0]
+    if isinstance(given, bool) or not isinstance(given, int):
+        return None
+    return given if given >= 0 else config.vision_config.num_hidden_layers + 1 + given
 
 
 def _projector(config: Any, where: Path) -> ProjectorSpec:
@@ -191,10 +222,10 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         rope_scale=float(rope.attention_scaling),
         attention_bias=bool(text.attention_bias),
         mlp_bias=bool(text.mlp_bias),
-        embedding="language_model.embed_tokens.weight",
+        embedding=EMBEDDING,
         layer_prefix="language_model.layers.{}.",
         final_norm="language_model.norm.weight",
-        head="language_model.embed_tokens.weight" if is_tied(config) else "lm_head.weight",
+        head=stored_tensors(config)[1].get(HEAD, HEAD),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class VisionSpec:
     layers: int
     feature_layer: int  # index into hidden_states: 0 = embeddings, k = output of block k - 1
     heads: int
+    block_prefix: str  # of a block's weight names, formatted with its number
 
     @property
     def tokens(self) -> int:
@@ -30,6 +32,10 @@ class VisionSpec:
     def similarity_layer(self) -> int:
         """The first hidden state of the tower's last third; Nüwa averages those from 16 on of CLIP-L's 24."""
         return round(2 * self.layers / 3)
+
+    def blocks_run(self, signals: Collection[str]) -> int:
+        """How many blocks a graph with these signals (`vtexport.pruning.signals`) runs, from the first on."""
+        return self.layers if "similarity_features" in signals else self.feature_layer
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,17 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: its parts and the token id that stands for the image."""
+    """One model: its parts and the token ids that the runtime needs."""
 
     family: str
     vision: VisionSpec
     projector: ProjectorSpec
     decoder: DecoderSpec
     image_token_id: int
+
+    def with_head(self, head: str, embedding: str) -> ModelSpec:
+        """The same with the weights that a checkpoint has for the output head and the token embedding, by name.
+
+        They are one where the two are tied; which name it has follows from what is stored (`checkpoint.binding`).
+        """
+        return replace(self, decoder=replace(self.decoder, head=head, embedding=embedding))
