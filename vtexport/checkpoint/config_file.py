@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 CONFIG_FILE = "config.json"
 
@@ -39,7 +39,7 @@ def read_config_file(folder: Path) -> ConfigFile:
             "give the folder that save_pretrained() wrote or that was downloaded from the hub"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({error}); fetch the file again") from error
+        raise InputError(f"{path} is not readable as JSON ({quoted(error, path)}); fetch the file again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; fetch the file again")
     _refuse_quantised(path, content)
@@ -58,8 +58,9 @@ def _refuse_quantised(path: Path, content: dict[str, Any]) -> None:
         quantisation = section.get("quantization_config") or section.get("compression_config")
         if quantisation:
             method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+            method = quoted(method or "quantization_config", path)
             raise InputError(
-                f"{path} says that the weights are quantised ({method or 'quantization_config'}), and vtexport reads "
+                f"{path} says that the weights are quantised ({method}), and vtexport reads "
                 "float32, float16 and bfloat16; use the checkpoint that this one was quantised from"
             )
 
@@ -70,6 +71,8 @@ def _dtype(path: Path, content: dict[str, Any]) -> str:
         if dtype:
             dtype = str(dtype).removeprefix("torch.")
             if dtype not in WEIGHT_DTYPES:
-                raise InputError(f"{path} has dtype {dtype!r}; vtexport works with {', '.join(WEIGHT_DTYPES)}")
+                raise InputError(
+                    f"{path} has dtype {quoted(repr(dtype), path)}; vtexport works with {', '.join(WEIGHT_DTYPES)}"
+                )
             return dtype
     return "float32"  # what transformers creates where nothing is said

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from vtexport.checkpoint.config_file import ConfigFile, read_config_file
-from vtexport.errors import InputError, VtexportError
+from vtexport.errors import InputError, VtexportError, quoted
 from vtexport.models import family_of
 
 
@@ -38,7 +38,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     except Exception as error:
         # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown
         # activation, huggingface_hub's own classes for a wrong type), always for what the file says.
-        reason = "; ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
+        reason = quoted(
+            "; ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error), file.path
+        )
         raise InputError(
             f"{file.path} does not describe a model that can be built ({reason}); correct it or fetch it again"
         ) from error

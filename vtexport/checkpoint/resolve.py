@@ -20,7 +20,7 @@ from vtexport.checkpoint.model_config import read_model_config
 from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_tokenizer
 from vtexport.checkpoint.random_weights import RECIPE_VERSION, copied_files, remove_partial, write_random_checkpoint
 from vtexport.checkpoint.safetensors_index import TensorEntry, read_index
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import InputError, UsageError, quoted
 from vtexport.models import family_of
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
@@ -102,7 +102,9 @@ def open_checkpoint(
     try:
         return _open_folder(folder, located, model, seed=seed)
     except InputError as error:
-        raise InputError(f"{error} (written by vtexport itself: delete {folder} and run again)") from error
+        raise InputError(
+            f"{quoted(error, folder, limit=250)} (written by vtexport itself: delete {folder} and run again)"
+        ) from error
 
 
 def default_cache_dir() -> Path:

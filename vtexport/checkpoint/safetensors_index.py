@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -119,7 +119,9 @@ def _parse_json_object(file: Path, raw: bytes, what: str) -> dict[str, Any]:
     except RecursionError as error:
         raise InputError(f"{file} has {what} nested too deeply to be true: it is damaged; {_FETCH_AGAIN}") from error
     except ValueError as error:  # includes text that is not UTF-8
-        raise InputError(f"{file} has {what} that is not JSON ({error}): it is damaged; {_FETCH_AGAIN}") from error
+        raise InputError(
+            f"{file} has {what} that is not JSON ({quoted(error, file)}): it is damaged; {_FETCH_AGAIN}"
+        ) from error
     if not isinstance(parsed, dict):
         raise InputError(f"{file} has {what} that is not a JSON object: it is damaged; {_FETCH_AGAIN}")
     return parsed

@@ -114,7 +114,7 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
     progress.stage("loading the exporter")
     from vtexport.build import Report as BuildReport
     from vtexport.build import build
-    from vtexport.cli.main import explain
+    from vtexport.cli.explain import explain
     from vtexport.export.plan import make_plans
     from vtexport.pruning import list_methods
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import InputError, UsageError, VtexportError
+from vtexport.errors import InputError, UsageError, VtexportError, quoted
 from vtexport.eval.answering import PlanRun, Settings, answer_all
 from vtexport.eval.dataset import Dataset
 from vtexport.eval.machine import describe_machine
@@ -175,8 +175,8 @@ def _outcome(
     except Exception as error:  # such as ONNX Runtime's own, which are as many as its operators
         kind = type(error).__name__
         wrapped = VtexportError(
-            f"unexpected {kind}: {error}; run `vtexport eval {bundle.folder} --plan {plan} --debug` and report this "
-            "with its output"
+            f"unexpected {kind}: {quoted(error, bundle.folder)}; run `vtexport eval {bundle.folder} --plan {plan} "
+            "--debug` and report this with its output"
         )
         wrapped.__cause__ = error
         return Failure(plan, wrapped)

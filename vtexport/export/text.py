@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 # Copied as they are, for people and for other tools; the runtime needs only tokenizer.json, the template and manifest.
 _COPIED = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
@@ -30,9 +30,9 @@ def write_text_files(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # its many loaders raise whatever they meet
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the tokenizer in {source} cannot be loaded ({reason}); copy the tokenizer files of the model there"
+            f"the tokenizer in {source} cannot be loaded ({quoted(error, source)}); copy the tokenizer files of the "
+            "model there"
         ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -75,7 +75,7 @@ def find_chat_template(source: Path) -> str | None:
         try:
             found: Any = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
         except (ValueError, AttributeError) as error:
-            raise InputError(f"{path} is not a JSON object ({error}); fetch the file again") from error
+            raise InputError(f"{path} is not a JSON object ({quoted(error, path)}); fetch the file again") from error
         if isinstance(found, list):  # several named templates
             found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
         if isinstance(found, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 FAMILIES = {"llava": "vtexport.models.llava"}
 
@@ -18,6 +18,7 @@ def family_of(model_type: str | None, where: str) -> ModuleType:
     """
     if model_type not in FAMILIES:
         raise InputError(
-            f"{where} has model_type {model_type!r}, which vtexport cannot export; supported: {', '.join(FAMILIES)}"
+            f"{where} has model_type {quoted(repr(model_type), where)}, which vtexport cannot export; "
+            f"supported: {', '.join(FAMILIES)}"
         )
     return importlib.import_module(FAMILIES[model_type])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import InputError, UsageError, quoted
 from vtexport.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 # Tensor names come as the hub's files have them (`language_model.model.layers.0...`,
@@ -288,7 +288,7 @@ def _read(path: Path, kind: type[_T]) -> _T:
     except FileNotFoundError as error:
         raise InputError(_NO_IMAGE_SETTINGS.format(path.parent)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise InputError(f"{path} cannot be used ({error}); correct it or fetch it again") from error
+        raise InputError(f"{path} cannot be used ({quoted(error, path)}); correct it or fetch it again") from error
 
 
 def _eos(config: Any, folder: Path) -> tuple[int, ...]:
@@ -306,5 +306,6 @@ def _eos(config: Any, folder: Path) -> tuple[int, ...]:
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:
     if not condition:
         raise UsageError(
-            f"{where} has {field} = {value!r}, which vtexport cannot export for LLaVA yet; it takes {wanted}"
+            f"{where} has {field} = {quoted(repr(value), where)}, which vtexport cannot export for LLaVA yet; it "
+            f"takes {wanted}"
         )

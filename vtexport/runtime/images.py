@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtexport.bundle.manifest import Image as ImageSettings
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import InputError, UsageError, quoted
 
 # As many pixels as Pillow decodes without a warning. A larger picture holds nothing that survives the resize to a few
 # hundred pixels, and decoding it can exhaust a device's memory.
@@ -72,9 +72,11 @@ def _from_file(path: Path) -> Image.Image:
             f"{path} is not an image that Pillow reads; give a JPEG, PNG, WebP, BMP or TIFF file"
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large: {error}; scale the image down first") from error
+        raise InputError(f"{path} is too large: {quoted(error, path)}; scale the image down first") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be decoded ({error}); the file is damaged or cut short") from error
+        raise InputError(
+            f"{path} cannot be decoded ({quoted(error, path)}); the file is damaged or cut short"
+        ) from error
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:

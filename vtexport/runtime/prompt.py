@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from vtexport.bundle.manifest import TEMPLATE_NAME, Text
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import BundleError, UsageError
+from vtexport.errors import BundleError, UsageError, quoted
 
 Messages = Sequence[dict[str, Any]]
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -42,12 +42,16 @@ class PromptReader:
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path} is not a tokenizer ({error}); build or copy the bundle again") from error
+            raise BundleError(
+                f"{path} is not a tokenizer ({quoted(error, path)}); build or copy the bundle again"
+            ) from error
         path = bundle.path(self._text.chat_template)
         try:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}); build or copy the bundle again") from error
+            raise BundleError(
+                f"{path} cannot be read ({quoted(error, path)}); build or copy the bundle again"
+            ) from error
         self._template = _compile(source)
 
     def render(self, prompt: str | Messages, *, raw: bool = False) -> str:
@@ -142,7 +146,7 @@ class PromptReader:
                 eos_token=self._eos(),
             )
         except Exception as error:  # a template computes: it may also divide by zero or count too far
-            raise UsageError(f"the chat template does not take these messages: {error}") from error
+            raise UsageError(f"the chat template does not take these messages: {quoted(error)}") from error
 
     def _eos(self) -> str:
         return self.tokenizer.id_to_token(self._text.eos_token_ids[0]) or ""
@@ -220,4 +224,6 @@ def _compile(source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except (jinja2.TemplateError, RecursionError) as error:
-        raise BundleError(f"{TEMPLATE_NAME} is not a template ({error}); build or copy the bundle again") from error
+        raise BundleError(
+            f"{TEMPLATE_NAME} is not a template ({quoted(error)}); build or copy the bundle again"
+        ) from error
