@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
+from vtexport.bundle.paths import check_name
 from vtexport.checkpoint import hub
 from vtexport.checkpoint.aliases import ALIASES, Alias, closest_alias
 from vtexport.checkpoint.binding import bind_tensors
@@ -94,10 +95,12 @@ def open_checkpoint(
         raise UsageError(f"weights is {weights!r}; it takes {' or '.join(WEIGHTS)}")
     if seed < 0:
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
+    check_name(model, "rename the checkpoint's folder")
     located = _locate(model, weights, notify)
     if located.weights == "stored":
         return _open_folder(located.folder, located, model, seed=None)
     cache = cache_dir if cache_dir is not None else default_cache_dir()
+    check_name(cache, f"choose another cache folder (--cache-dir or {CACHE_VARIABLE})")
     folder = _cached_random_checkpoint(located, seed, cache, notify)
     try:
         return _open_folder(folder, located, model, seed=seed)

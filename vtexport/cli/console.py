@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,10 +58,10 @@ def say(text: str = "", end: str = "\n") -> None:
         raise VtexportError(f"the results cannot be written to stdout ({reason}); send them elsewhere") from error
 
 
-def tell(text: str) -> None:
+def tell(text: str = "", end: str = "\n") -> None:
     """A line about the work; never mixed into results. Where it cannot be shown, the work goes on."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(text, end=end, file=sys.stderr, flush=True)
     except OSError:  # whoever read about the progress has gone, or the disk is full
         silence(sys.stderr)
 
@@ -78,6 +79,11 @@ def say_json(value: Any) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
     say(json.dumps(value, ensure_ascii=not is_utf8, indent=2, sort_keys=True))
+
+
+def command_line() -> str:
+    """The command as it was given, for records of what was done; stray bytes in it are escapes."""
+    return shlex.join(["vtexport", *sys.argv[1:]]).encode(errors=_VISIBLE).decode()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:

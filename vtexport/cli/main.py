@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             args = make_parser().parse_args(arguments)
-        finally:  # what --help printed goes out now: at the end of the process it is too late for a sentence
-            say(end="")
+        finally:
+            say(end="")  # what --help printed goes out now: at the end of the process it is too late for a sentence
         debug = args.debug
         return int(args.run(args) or 0)
     except BrokenPipeError:
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message, code = explain(error)
         tell(f"vtexport: {message}")
         return code
+    finally:
+        tell(end="")  # and what others have put there, or Python's own attempt would change the exit code
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -93,7 +96,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     end_workers()
     removed = discard_unfinished()
     # not print(): the signal may have come while it was printing
-    os.write(2, b"\nvtexport: interrupted" + (b"; what was half-written is removed\n" if removed else b"\n"))
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, b"\nvtexport: interrupted" + (b"; what was half-written is removed\n" if removed else b"\n"))
     os._exit(INTERRUPTED)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vtexport.bundle.paths import check_name
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, quoted
 from vtexport.plugins.libraries import SWITCH
 
@@ -22,6 +23,7 @@ class Session:
     """
 
     def __init__(self, path: Path, device: str, threads: int | None, library: Path | None = None):
+        check_name(path, "rename the bundle's folder")
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
