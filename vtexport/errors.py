@@ -39,17 +39,19 @@ class BundleError(VtexportError):
 
 
 def quoted(error: object, *beside: object, limit: int = 180) -> str:
-    """What a library says, short enough to stand in a sentence of ours: the first line of it, printable, never empty.
+    """What a library says, short enough to stand in a sentence of ours: its first line, printable, never empty.
+
+    A first line that ends in a colon takes the second along.
 
     Args:
         error: an exception, or a library's text.
         beside: what else in the sentence may be long, such as a path: the quotation leaves room for it.
         limit: characters that the quotation and all of `beside` may have together; longer ones are cut with "...".
     """
-    lines = [line.strip() for line in str(error).splitlines()]
-    first = next((line for line in lines if line), type(error).__name__)
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line] or [type(error).__name__]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     room = max(_SHORTEST, limit - sum(len(str(each)) for each in beside))
-    return cut(printable(first), room)
+    return cut(printable(first[: room + 1]), room)
 
 
 def cut(text: str, room: int) -> str:

@@ -58,7 +58,7 @@ def _refuse_quantised(path: Path, content: dict[str, Any]) -> None:
         quantisation = section.get("quantization_config") or section.get("compression_config")
         if quantisation:
             method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-            method = quoted(method or "quantization_config", path)
+            method = quoted(method or "quantization_config", path, limit=140)
             raise InputError(
                 f"{path} says that the weights are quantised ({method}), and vtexport reads "
                 "float32, float16 and bfloat16; use the checkpoint that this one was quantised from"

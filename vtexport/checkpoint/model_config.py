@@ -38,10 +38,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     except Exception as error:
         # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown
         # activation, huggingface_hub's own classes for a wrong type), always for what the file says.
-        reason = quoted(
-            "; ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error), file.path
-        )
         raise InputError(
-            f"{file.path} does not describe a model that can be built ({reason}); correct it or fetch it again"
+            f"{file.path} does not describe a model that can be built ({quoted(error, file.path)}); correct it or "
+            "fetch it again"
         ) from error
     return ModelConfig(file, family, config, shapes)

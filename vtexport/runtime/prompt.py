@@ -146,7 +146,10 @@ class PromptReader:
                 eos_token=self._eos(),
             )
         except Exception as error:  # a template computes: it may also divide by zero or count too far
-            raise UsageError(f"the chat template does not take these messages: {quoted(error)}") from error
+            raise UsageError(
+                f"the chat template does not take these messages: {quoted(error)}; change them, or give the whole text "
+                "(--raw-prompt)"
+            ) from error
 
     def _eos(self) -> str:
         return self.tokenizer.id_to_token(self._text.eos_token_ids[0]) or ""
