@@ -103,7 +103,7 @@ def _needs_plugin(model: onnx.ModelProto) -> bool:
     return any(node.domain == DOMAIN and (node.domain, node.op_type) not in bodies for node in model.graph.node)
 
 
-def _onnxruntime() -> object | None:
+def _onnxruntime() -> object | None:  # its telemetry is off since `import vtexport`
     try:
         import onnxruntime
     except ImportError:
