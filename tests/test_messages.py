@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,23 @@ def test_what_the_hub_provokes(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sentence(caught.value)
 
 
+def test_what_an_unreachable_hub_provokes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(LONG)
+
+    def not_cached(*arguments: Any, **options: Any) -> None:
+        raise huggingface_hub.errors.LocalEntryNotFoundError(LONG)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    with pytest.raises(VtexportError) as caught:
+        fetch_snapshot("owner/name", None, with_weights=False, notify=print)
+    check_sentence(caught.value)
+
+
 def test_what_compilers_provoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The sentence has the beginning; all of it, with the command, is in a file."""
     monkeypatch.setattr(plugins_build, "_work_folder", lambda: tmp_path)
@@ -326,14 +343,43 @@ def vtexport_command() -> list[str]:
     return [sys.executable, "-m", "vtexport"]
 
 
+SHORT = {"strerror", "filename", "name", "errno"}  # of an exception, what may stand in a sentence as it is
+
+
+def sentences() -> Iterator[tuple[str, ast.JoinedStr]]:
+    """Every f-string of the package that is raised, with its place."""
+    for path in Path(vtexport.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                for part in ast.walk(node.exc):
+                    if isinstance(part, ast.JoinedStr):
+                        yield f"{path.name}:{part.lineno}", part
+
+
+def quotations(part: ast.AST) -> list[ast.Call]:
+    called = [node for node in ast.walk(part) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return [call for call in called if call.func.id in {"quoted", "_reason", "_next_step"}]  # type: ignore[attr-defined]
+
+
 def test_no_sentence_holds_a_foreign_text_whole() -> None:
     """In every module: what is raised names an exception by `quoted` alone, or one of its short parts."""
     found = []
-    for path in Path(vtexport.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Raise) or node.exc is None:
-                continue
-            for part in ast.walk(node.exc):
-                if isinstance(part, ast.FormattedValue) and ast.unparse(part.value) in {"error", "str(error)", "e"}:
-                    found.append(f"{path.name}:{part.lineno}")
+    for place, text in sentences():
+        fine = {id(node) for call in quotations(text) for node in ast.walk(call)}
+        fine |= {id(n.value) for n in ast.walk(text) if isinstance(n, ast.Attribute) and n.attr in SHORT}
+        names = [node for node in ast.walk(text) if isinstance(node, ast.Name) and id(node) not in fine]
+        if any(node.id in {"error", "exception", "e"} for node in names):
+            found.append(place)
     assert found == []
+
+
+def test_no_sentence_is_too_long_by_its_own_words() -> None:
+    """Its words and its quotation, with a path of 100 characters, stay under the limit."""
+    counted = 0
+    for place, text in sentences():
+        for call in quotations(text)[:1]:
+            limits = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "limit"]
+            words = sum(len(part.value) for part in text.values if isinstance(part, ast.Constant))
+            assert words + (limits[0] if limits else 180) <= MOST, place
+            counted += 1
+    assert counted > 20

@@ -106,7 +106,7 @@ def open_checkpoint(
         return _open_folder(folder, located, model, seed=seed)
     except InputError as error:
         raise InputError(
-            f"{quoted(error, folder, limit=250)} (written by vtexport itself: delete {folder} and run again)"
+            f"{quoted(error, folder, limit=240)} (written by vtexport itself: delete {folder} and run again)"
         ) from error
 
 
@@ -183,7 +183,7 @@ def _cached_random_checkpoint(located: _Located, seed: int, cache: Path, notify:
             lock.acquire()
     except OSError as error:
         raise InputError(
-            f"the cache folder {cache} cannot be written ({error.strerror or error}); "
+            f"the cache folder {cache} cannot be written ({quoted(error.strerror or error, cache)}); "
             f"set {CACHE_VARIABLE} to a folder that can"
         ) from error
     try:

@@ -78,7 +78,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             header_bytes = _header_length(file, stream.read(_LENGTH_BYTES), file_bytes)
             raw = stream.read(header_bytes)
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}; check the file and its rights") from error
+        raise InputError(
+            f"{file} cannot be read: {quoted(error.strerror or error, file)}; check the file and its rights"
+        ) from error
     header = _parse_json_object(file, raw, "a header")
     header.pop("__metadata__", None)
     data_start = _LENGTH_BYTES + header_bytes
@@ -183,7 +185,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorEntry]:
         with index.open("rb") as stream:
             raw = stream.read(_MAX_HEADER_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{index} cannot be read: {error.strerror or error}; check the file and its rights") from error
+        raise InputError(
+            f"{index} cannot be read: {quoted(error.strerror or error, index)}; check the file and its rights"
+        ) from error
     if len(raw) > _MAX_HEADER_BYTES:
         raise InputError(
             f"{index} is longer than {_MAX_HEADER_BYTES} bytes, which no list of tensors is; {_FETCH_AGAIN}"

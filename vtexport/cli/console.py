@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vtexport.errors import VtexportError
+from vtexport.errors import VtexportError, quoted
 
 _SECONDS_BETWEEN_LINES = 10.0
 _VISIBLE = "backslashreplace"
@@ -54,7 +54,7 @@ def say(text: str = "", end: str = "\n") -> None:
         raise
     except OSError as error:
         silence(sys.stdout)
-        reason = error.strerror or error
+        reason = quoted(error.strerror or error)
         raise VtexportError(f"the results cannot be written to stdout ({reason}); send them elsewhere") from error
 
 

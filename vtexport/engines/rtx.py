@@ -145,7 +145,9 @@ def _run(job: Job, name: str) -> Outcome:
         hint = ""
         if "SM75" in job.compute_capabilities and "Turing" in outcome.problems[0]:
             hint = "; compute capability 7.5 cannot run this graph, leave it out"
-        raise VtexportError(f"{outcome.version} does not take {name}: {quoted(outcome.problems[0], name)}{more}{hint}")
+        raise VtexportError(
+            f"{outcome.version} does not take {name}: {quoted(outcome.problems[0], name, limit=150)}{more}{hint}"
+        )
     return outcome
 
 

@@ -174,9 +174,10 @@ def _outcome(
         return Failure(plan, error, is_busy=isinstance(error, RecordsInUseError))
     except Exception as error:  # such as ONNX Runtime's own, which are as many as its operators
         kind = type(error).__name__
+        said = quoted(error, bundle.folder, bundle.folder, limit=200)
         wrapped = VtexportError(
-            f"unexpected {kind}: {quoted(error, bundle.folder)}; run `vtexport eval {bundle.folder} --plan {plan} "
-            "--debug` and report this with its output"
+            f"unexpected {kind}: {said}; run `vtexport eval {bundle.folder} --plan {plan} --debug` and report this "
+            "with its output"
         )
         wrapped.__cause__ = error
         return Failure(plan, wrapped)

@@ -305,7 +305,7 @@ def _eos(config: Any, folder: Path) -> tuple[int, ...]:
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:
     if not condition:
+        shown = quoted(repr(value), where, limit=150)
         raise UsageError(
-            f"{where} has {field} = {quoted(repr(value), where)}, which vtexport cannot export for LLaVA yet; it "
-            f"takes {wanted}"
+            f"{where} has {field} = {shown}, which vtexport cannot export for LLaVA yet; it takes {wanted}"
         )
