@@ -49,8 +49,9 @@ def generated_images(batch: int, grid: tuple[int, int]) -> tuple[Any, Any]:
 
 def session(model: Any, threads: int, library: Any = None) -> Any:
     """A session of ONNX Runtime; with `library`, its operators replace the function bodies."""
-    import onnxruntime as ort
+    from vtexport.runtime.onnxruntime_backend import import_onnxruntime
 
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     if library is not None:
         options.register_custom_ops_library(str(library))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtexport.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
+
+# ONNX Runtime from 1.31 on writes a device id and queued events below the user's cache folder, beginning with its
+# import. This comes before any module of ours imports it and passes to every process started from here. Whoever has set
+# the variable, to whatever value, has decided already.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,9 @@ from typing import Annotated
 
 import msgspec
 
+from vtexport.bundle.hub_cache import leads_out, refuse_to_write
 from vtexport.bundle.manifest import Manifest, Positive, Route, Sha256
-from vtexport.errors import BundleError, InputError
+from vtexport.errors import BundleError, InputError, quoted
 
 SCHEMA_VERSION = 1
 CALIBRATION_NAME = "calibration.json"
@@ -62,16 +63,18 @@ def read_calibration(folder: Path, manifest: Manifest) -> dict[str, RouteCalibra
     """The calibrations that fit the bundle's routes, by route; those of routes that have changed are left out.
 
     Raises:
-        BundleError: the file cannot be read, or is of another checkpoint.
+        BundleError: the file cannot be read, is of another checkpoint or leads out of the bundle.
     """
     path = folder / CALIBRATION_NAME
     again = "run `vtexport calibrate` again"
+    if leads_out(path, folder):
+        raise BundleError(f"{path} leads out of the bundle; delete it and {again}")
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Calibration)
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a calibration ({error}); delete it and {again}") from error
+        raise BundleError(f"{path} is not a calibration ({quoted(error, path)}); delete it and {again}") from error
     if found.schema_version != SCHEMA_VERSION:
         raise BundleError(f"{path} has schema_version {found.schema_version}, not {SCHEMA_VERSION}; delete it, {again}")
     if found.source_sha256 != source_digest(manifest):
@@ -87,8 +90,10 @@ def write_calibration(folder: Path, manifest: Manifest, routes: dict[str, RouteC
     """Puts calibration.json in place whole.
 
     Raises:
-        InputError: the folder cannot be written.
+        UsageError: the folder lies in the hub's cache.
+        InputError: it cannot be written.
     """
+    refuse_to_write(folder)
     value = Calibration(schema_version=SCHEMA_VERSION, source_sha256=source_digest(manifest), routes=routes)
     data = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
     written: str | None = None

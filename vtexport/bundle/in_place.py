@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest, decode, encode
 from vtexport.bundle.publish import discarded_when_interrupted, sync
 from vtexport.bundle.reader import check_files
-from vtexport.errors import BundleError, InputError, UsageError
+from vtexport.errors import BundleError, InputError, UsageError, quoted
 
 UNFINISHED = ".vtx-unfinished-"  # how names of what is being written begin
 TEXT_FOLDER = "vtexport"  # below the checkpoint's folder, for files that have the names of the checkpoint's own
@@ -72,9 +73,10 @@ def in_place(folder: Path) -> Iterator[InPlace]:
     """Holds the real folder `folder` for one writer; what it leaves unnamed by the manifest is removed at the end.
 
     Raises:
-        UsageError: a manifest.json stands there that is not of a bundle in place.
+        UsageError: a manifest.json stands there that is not of a bundle in place, or the folder is of the hub's cache.
         InputError: the folder cannot be written, or another process is building in it.
     """
+    refuse_to_write(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -115,7 +117,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (OSError, BundleError) as error:
         raise UsageError(
-            f"{path} is not what --link-weights writes ({error}); move it away, or choose another -o/--output"
+            f"{path} is not what --link-weights writes ({quoted(error, path)}); move it away, or choose another "
+            "-o/--output"
         ) from error
     if "/" in manifest.text.embedding.file:
         raise UsageError(

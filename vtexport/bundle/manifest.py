@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from vtexport.errors import BundleError
+from vtexport.errors import BundleError, quoted
 
 SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
@@ -321,7 +321,9 @@ def decode(data: bytes, where: str) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BundleError(f"{where} is not a bundle manifest ({error}); build or copy the bundle again") from error
+        raise BundleError(
+            f"{where} is not a bundle manifest ({quoted(error, where)}); build or copy the bundle again"
+        ) from error
     _check_references(manifest, where)
     return manifest
 
@@ -373,7 +375,7 @@ def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) 
 
 def _check_references(manifest: Manifest, where: str) -> None:
     def refuse(what: str) -> None:
-        raise BundleError(f"{where} {what}; build or copy the bundle again")
+        raise BundleError(f"{where} {quoted(what, where)}; build or copy the bundle again")
 
     for path in manifest.files:
         if not is_inside(path):

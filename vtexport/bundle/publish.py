@@ -20,7 +20,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME
+from vtexport.bundle.paths import check_name
 from vtexport.errors import InputError, UsageError
 
 _AT_FDCWD = -100
@@ -133,8 +135,11 @@ def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:
     """Refuses to replace anything that is not a bundle, or another folder that holds the file `marker`.
 
     Raises:
-        UsageError: a file stands there, or a folder that holds something else.
+        UsageError: a file stands there, or a folder that holds something else, it lies in the hub's cache, or its
+            name is no UTF-8.
     """
+    check_name(destination, "choose another -o/--output")
+    refuse_to_write(destination)
     parent = next(parent for parent in destination.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise UsageError(f"{parent} is a file, so {destination} cannot be made in it; choose another -o/--output")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.hub_cache import leads_out, repository_of
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, Route, decode
 from vtexport.bundle.publish import recover
 from vtexport.errors import BundleError, InputError, UsageError
@@ -112,7 +113,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: one is missing, of another size or outside.
     """
-    inside = folder.resolve()
     for relative, recorded in manifest.files.items():
         file = folder / relative
         try:
@@ -121,11 +121,25 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"{file} is missing ({error.strerror}); build or copy the bundle again") from error
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise BundleError(f"{file} is not a plain file; build or copy the bundle again")
-        if not file.resolve().is_relative_to(inside):
+        if leads_out(file, folder):
             raise BundleError(
-                f"{file} leads out of the bundle, to {file.resolve()}; copy the bundle with its files, not links"
+                f"{file} leads out of the bundle, to {file.resolve()}; make a copy that holds the files themselves "
+                "(cp -rL, or hf download with --local-dir)"
             )
         if status.st_size != recorded.bytes:
             raise BundleError(
                 f"{file} has {status.st_size} bytes, the manifest says {recorded.bytes}; build or copy the bundle again"
             )
+    if repository_of(folder) is not None:
+        _check_graphs_are_links(folder, manifest)
+
+
+def _check_graphs_are_links(folder: Path, manifest: Manifest) -> None:
+    """ONNX Runtime reads weights among a cache's blobs only for a graph that is a link to there itself."""
+    linked = {name for name in manifest.files if (folder / name).is_symlink()}
+    graph = next((each.file for each in manifest.graphs.values() if each.file not in linked), None)
+    if graph is not None and any(name.endswith(".safetensors") for name in linked):
+        raise BundleError(
+            f"{folder / graph} is a file among links to weights, which ONNX Runtime refuses; make a copy that holds "
+            "the files themselves (cp -rL, or hf download with --local-dir)"
+        )

@@ -43,7 +43,7 @@ def read_config_file(folder: Path) -> ConfigFile:
     except FileNotFoundError as error:
         raise InputError(why_no_config(folder)) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON ({quoted(error)}); fetch the file again") from error
+        raise InputError(f"{path} is not readable as JSON ({quoted(error, path)}); fetch the file again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; fetch the file again")
     refuse_other_layouts(path, content)
@@ -69,7 +69,7 @@ def _quantisation(content: dict[str, Any]) -> str | None:
         for key in ("quantization_config", "compression_config"):
             if claim := section.get(key):
                 method = claim.get("quant_method") if isinstance(claim, dict) else None
-                return quoted(method, 40) if isinstance(method, str) and method else key
+                return quoted(method, limit=40) if isinstance(method, str) and method else key
     return None
 
 

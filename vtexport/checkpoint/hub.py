@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from vtexport.errors import InputError, MissingDependencyError
+from vtexport.errors import InputError, MissingDependencyError, quoted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -70,7 +70,7 @@ def fetch_snapshot(hub_id: str, revision: str | None, *, with_weights: bool, not
         # Proxies, TLS, full disks, interrupted transfers: the transport's own errors have no common base class that
         # stays the same over huggingface_hub's versions.
         raise InputError(
-            f"{at} cannot be fetched ({_described(error)}); "
+            f"{at} cannot be fetched ({quoted(error, at)}); "
             "check connection, proxy and disk, then run the command again: what has arrived is kept"
         ) from error
     if no_answer is not None:
@@ -114,16 +114,12 @@ def _why_no_answer(hub_id: str, revision: str | None, at: str) -> str | None:
             "and for a private one log in with `hf auth login` or set HF_TOKEN"
         )
     except HFValidationError as error:
-        raise InputError(f"{at} is not a valid hub id ({_described(error)}); write it as owner/name") from error
+        raise InputError(f"{at} is not a valid hub id ({quoted(error, at)}); write it as owner/name") from error
     except HfHubHTTPError as error:
-        return f"{at} cannot be fetched, the hub answered: {_described(error)}; try again later"
+        return f"{at} cannot be fetched, the hub answered: {quoted(error, at)}; try again later"
     except Exception as error:  # the HTTP library's connection errors; which library it is changes between versions
         return (
-            f"{at} is neither a folder here nor (completely) in the Hugging Face cache, and the hub cannot be reached "
-            f"({_described(error)}); check the connection, {_WITHOUT_THE_HUB}"
+            f"{at} is neither here nor (completely) in the hub's cache, and the hub cannot be reached "
+            f"({quoted(error, at, limit=85)}); check the connection, {_WITHOUT_THE_HUB}"
         )
     return None
-
-
-def _described(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

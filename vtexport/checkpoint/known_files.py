@@ -115,7 +115,7 @@ def _about_config(path: Path, config: dict[str, Any]) -> list[str]:
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     if own is not None and classes and own not in classes:
         notes.append(
-            f"{path} names the class {quoted(classes[0], 60)}, but its model_type is {config['model_type']}; it is "
+            f"{path} names the class {quoted(classes[0], limit=60)}, but its model_type is {config['model_type']}; it is "
             f"read as {own}, which model_type stands for"
         )
     original = [key for key in config if key.startswith("mm_") or key in _ORIGINAL_KEYS]
@@ -133,7 +133,7 @@ def _about_config(path: Path, config: dict[str, Any]) -> list[str]:
         )
     if isinstance(config.get("transformers_weights"), str):
         notes.append(
-            f"{path} names the weights {quoted(config['transformers_weights'], 60)} (transformers_weights), "
+            f"{path} names the weights {quoted(config['transformers_weights'], limit=60)} (transformers_weights), "
             "which are taken, as by transformers"
         )
     return notes
@@ -193,4 +193,4 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(quoted(name, 80) for name in names[:_NAMED_AT_MOST]) + more
+    return ", ".join(quoted(name, limit=80) for name in names[:_NAMED_AT_MOST]) + more

@@ -56,13 +56,13 @@ def refuse_other_layouts(path: Path, content: dict[str, Any]) -> None:
         return
     if code := _code_of_its_own(content):
         raise InputError(
-            f"{path} describes a model whose code is in its repository (auto_map: {quoted(code, 80)}), which vtexport "
+            f"{path} describes a model whose code is in its repository (auto_map: {quoted(code, limit=80)}), which vtexport "
             "does not run; give LLaVA-1.5 in transformers' own layout, such as llava-hf/llava-1.5-7b-hf"
         )
     alone = next((name for name in _architectures(content) if name.endswith(("ForCausalLM", "LMHeadModel"))), None)
     if alone is not None:
         raise InputError(
-            f"{path} describes a language model alone ({quoted(alone, 60)}), without vision tower and projector; "
+            f"{path} describes a language model alone ({quoted(alone, limit=60)}), without vision tower and projector; "
             "give the whole LLaVA, or put a fine-tuned language model back into it (model.model.language_model, "
             "model.lm_head) and save that"
         )
@@ -78,13 +78,13 @@ def refuse_other_names(names: Iterable[str], folder: Path) -> None:
     original = next((name for name in listed if _ORIGINAL_TENSOR.search(name)), None)
     if original is not None:
         raise InputError(
-            f"{folder} names its tensors as the original LLaVA code does ({quoted(original, 100)}); give the same "
+            f"{folder} names its tensors as the original LLaVA code does ({quoted(original, limit=100)}); give the same "
             f"model's -hf repository, such as {_REPOSITORIES['7b']}, or convert it with {_CONVERTER}"
         )
     layer = next((name for name in listed if _LAYER.match(name)), None)
     if layer is not None and not any("vision_tower." in name or "multi_modal_projector." in name for name in listed):
         raise InputError(
-            f"{folder} holds the tensors of a language model alone ({quoted(layer, 100)}), without vision tower and "
+            f"{folder} holds the tensors of a language model alone ({quoted(layer, limit=100)}), without vision tower and "
             "projector; give the whole LLaVA, or put the language model back into it and save that"
         )
 
@@ -110,14 +110,14 @@ def why_no_config(folder: Path) -> str:
 
 def adapter_sentence(folder: Path, name: str) -> str:
     """The sentence for an adapter that was trained on a model and not merged into it."""
-    return f"{folder} holds an adapter ({quoted(name, 60)}), which vtexport does not apply; {_MERGE}"
+    return f"{folder} holds an adapter ({quoted(name, limit=60)}), which vtexport does not apply; {_MERGE}"
 
 
 def _original(content: dict[str, Any]) -> str | None:
     """What shows the original code's layout, or None."""
     model_type = content.get("model_type")
     if isinstance(model_type, str) and model_type.startswith("llava_") and model_type not in NEIGHBOURS:
-        return f"model_type {quoted(model_type, 40)}"
+        return f"model_type {quoted(model_type, limit=40)}"
     if any(isinstance(content.get(part), dict) for part in _PARTS["llava"]) or model_type in NEIGHBOURS:
         return None
     own = next((name for name in _architectures(content) if _ORIGINAL_CLASS.fullmatch(name)), None)

@@ -40,6 +40,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown
         # activation, huggingface_hub's own classes for a wrong type), always for what the file says.
         raise InputError(
-            f"{file.path} does not describe a model that can be built ({quoted(error)}); correct it or fetch it again"
+            f"{file.path} does not describe a model that can be built ({quoted(error, file.path)}); correct it or "
+            "fetch it again"
         ) from error
     return ModelConfig(file, family, config, shapes, ties)

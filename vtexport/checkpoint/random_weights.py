@@ -18,7 +18,7 @@ from vtexport.checkpoint.model_config import read_model_config
 from vtexport.checkpoint.placeholder_processing import write_placeholder_processing
 from vtexport.checkpoint.random_values import distribution_of, value_chunks
 from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, SHARD_INDEX, SINGLE_FILE
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 SHARD_BYTES = 5_000_000_000  # as the hub's files usually are
 RECIPE_VERSION = 1  # raised whenever the same configuration and seed give other bytes
@@ -72,7 +72,8 @@ def write_random_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise InputError(
-            f"{destination} cannot be written: {error.strerror or error}; make room or choose another folder"
+            f"{destination} cannot be written: {quoted(error.strerror or error, destination)}; make room or choose "
+            "another folder"
         ) from error
 
 

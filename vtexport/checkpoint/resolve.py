@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
+from vtexport.bundle.paths import check_name
 from vtexport.checkpoint import hub
 from vtexport.checkpoint.aliases import ALIASES, closest_alias
 from vtexport.checkpoint.binding import bind_tensors, judge_names
@@ -29,7 +30,7 @@ from vtexport.checkpoint.random_weights import (
     write_small_files,
 )
 from vtexport.checkpoint.safetensors_index import TensorEntry, read_index
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import InputError, UsageError, quoted
 from vtexport.models import family_of
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
@@ -132,6 +133,7 @@ def locate(
         raise UsageError(f"weights is {weights!r}; it takes {' or '.join(WEIGHTS)}")
     if seed < 0:
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
+    check_name(model, "rename the checkpoint's folder")
     folder, source = _find(model, weights, seed if weights == "random" else None, notify)
     config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
     family_of(config_file.model_type, str(config_file.path))
@@ -180,11 +182,14 @@ def open_weights(
             folder = hub.fetch_snapshot(source.id, source.revision, with_weights=True, notify=notify)
         return _bind(folder, located, notify)
     cache = cache_dir if cache_dir is not None else default_cache_dir()
+    check_name(cache, f"choose another cache folder (--cache-dir or {CACHE_VARIABLE})")
     folder = _cached_random_checkpoint(located, cache, notify)
     try:
         return _bind(folder, located, notify)
     except InputError as error:
-        raise InputError(f"{error} (written by vtexport itself: delete {folder} and run again)") from error
+        raise InputError(
+            f"{quoted(error, folder, limit=240)} (written by vtexport itself: delete {folder} and run again)"
+        ) from error
 
 
 def default_cache_dir() -> Path:
@@ -264,7 +269,7 @@ def _cached_random_checkpoint(located: Located, cache: Path, notify: Callable[[s
             lock.acquire()
     except OSError as error:
         raise InputError(
-            f"the cache folder {cache} cannot be written ({error.strerror or error}); "
+            f"the cache folder {cache} cannot be written ({quoted(error.strerror or error, cache)}); "
             f"set {CACHE_VARIABLE} to a folder that can"
         ) from error
     try:

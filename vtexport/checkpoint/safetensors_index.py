@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -110,7 +110,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             header_bytes = _header_length(file, stream.read(_LENGTH_BYTES), file_bytes)
             raw = stream.read(header_bytes)
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}; check the file and its rights") from error
+        raise InputError(
+            f"{file} cannot be read: {quoted(error.strerror or error, file)}; check the file and its rights"
+        ) from error
     header = _parse_json_object(file, raw, "a header")
     header.pop("__metadata__", None)
     data_start = _LENGTH_BYTES + header_bytes
@@ -151,7 +153,9 @@ def _parse_json_object(file: Path, raw: bytes, what: str) -> dict[str, Any]:
     except RecursionError as error:
         raise InputError(f"{file} has {what} nested too deeply to be true: it is damaged; {_FETCH_AGAIN}") from error
     except ValueError as error:  # includes text that is not UTF-8
-        raise InputError(f"{file} has {what} that is not JSON ({error}): it is damaged; {_FETCH_AGAIN}") from error
+        raise InputError(
+            f"{file} has {what} that is not JSON ({quoted(error, file)}): it is damaged; {_FETCH_AGAIN}"
+        ) from error
     if not isinstance(parsed, dict):
         raise InputError(f"{file} has {what} that is not a JSON object: it is damaged; {_FETCH_AGAIN}")
     return parsed
@@ -214,7 +218,9 @@ def _read_map(index: Path) -> dict[str, Any]:
         with index.open("rb") as stream:
             raw = stream.read(_MAX_HEADER_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{index} cannot be read: {error.strerror or error}; check the file and its rights") from error
+        raise InputError(
+            f"{index} cannot be read: {quoted(error.strerror or error, index)}; check the file and its rights"
+        ) from error
     if len(raw) > _MAX_HEADER_BYTES:
         raise InputError(
             f"{index} is longer than {_MAX_HEADER_BYTES} bytes, which no list of tensors is; {_FETCH_AGAIN}"

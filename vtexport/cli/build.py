@@ -19,12 +19,11 @@ import argparse
 import atexit
 import gc
 import shlex
-import sys
 from typing import Any
 
 from vtexport.bundle.manifest import Plan
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
-from vtexport.cli.console import Progress, say, say_json, size
+from vtexport.cli.console import Progress, command_line, say, say_json, size
 from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
 from vtexport.engines.targets import Target, check_precision, find_target
 from vtexport.errors import UsageError
@@ -148,7 +147,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         replace=args.replace,
         link_weights=args.link_weights,
         report=Report(progress.stage, progress.note, progress.bytes_done),
-        command=shlex.join(["vtexport", *sys.argv[1:]]),
+        command=command_line(),
     )
     engines = None
     if target is not None:

@@ -2,35 +2,88 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from vtexport.errors import VtexportError, quoted
+
 _SECONDS_BETWEEN_LINES = 10.0
+_VISIBLE = "backslashreplace"
+
+
+def prepare_streams() -> None:
+    """Makes stdout and stderr take every text: a character that the encoding cannot show is written as an escape.
+
+    A stream that was closed (`>&-`) becomes a sink. Without it the next file opened would have its number, and what a
+    library prints would go into that file.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    # What Python found closed when it started is None, for it and for us.
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # A program that calls `main` may have put in something else.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape", "surrogatepass"}:
+            stream.reconfigure(errors=_VISIBLE)
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """A line of a result."""
-    print(text, end=end, flush=True)
+    """A line of a result.
 
-
-def tell(text: str) -> None:
-    """A line about the work; never mixed into results."""
+    Raises:
+        BrokenPipeError: nobody reads the results any more.
+        VtexportError: they cannot be written, as on a full disk.
+    """
     try:
-        print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:  # whoever read about the progress has gone; the work goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout)
+        reason = quoted(error.strerror or error)
+        raise VtexportError(f"the results cannot be written to stdout ({reason}); send them elsewhere") from error
+
+
+def tell(text: str = "", end: str = "\n") -> None:
+    """A line about the work; never mixed into results. Where it cannot be shown, the work goes on."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:  # whoever read about the progress has gone, or the disk is full
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Turns a stream that cannot be written into a sink, so that what is left in it raises nothing at the end."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, stream.fileno())
+    os.close(sink)
 
 
 def say_json(value: Any) -> None:
-    """A result as JSON: UTF-8, keys sorted."""
-    say(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+    """A result as JSON, keys sorted: UTF-8, or escapes where stdout has another encoding."""
+    # Lone surrogates, which stand for stray bytes, are left to the stream: its escapes for them are JSON's.
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    say(json.dumps(value, ensure_ascii=not is_utf8, indent=2, sort_keys=True))
+
+
+def command_line() -> str:
+    """The command as it was given, for records of what was done; stray bytes in it are escapes."""
+    return shlex.join(["vtexport", *sys.argv[1:]]).encode(errors=_VISIBLE).decode()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:

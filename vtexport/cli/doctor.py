@@ -21,7 +21,7 @@ from typing import Literal
 
 from vtexport.cli.console import say, say_json
 from vtexport.engines.rtx import check_installed
-from vtexport.errors import MissingDependencyError, VtexportError
+from vtexport.errors import MissingDependencyError, VtexportError, quoted
 
 _EXPORT_PACKAGES = (
     "torch",
@@ -125,9 +125,12 @@ def _gpu() -> Finding:
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     if shutil.which(query[0]):
         try:
-            shown = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            done = subprocess.run(
+                query, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True
+            )
+            shown = done.stdout.strip()
         except (OSError, subprocess.SubprocessError) as error:
-            return Finding("run on a GPU", "missing", "NVIDIA GPU", f"nvidia-smi failed: {error}")
+            return Finding("run on a GPU", "missing", "NVIDIA GPU", f"nvidia-smi failed: {quoted(error)}")
         if shown:
             return Finding("run on a GPU", "ok", f"NVIDIA GPU: {'; '.join(shown.splitlines())}")
     return Finding("run on a GPU", "missing", "NVIDIA GPU", "none is seen; --device cpu works without one")
@@ -155,7 +158,7 @@ def _rtx(has_gpu: bool) -> Finding:
     except MissingDependencyError as error:
         return Finding(ability, "missing", "TensorRT-RTX", f"{error} to build engines here; that takes no GPU")
     except (ImportError, OSError) as error:  # its library is there and cannot be loaded
-        step = f"{error}; run pip install --force-reinstall 'vtexport[tensorrt-rtx]'"
+        step = f"{quoted(error)}; run pip install --force-reinstall 'vtexport[tensorrt-rtx]'"
         return Finding(ability, "missing", "TensorRT-RTX", step)
     running = "an NVIDIA GPU is there to run them" if has_gpu else "running them takes an NVIDIA GPU, and none is seen"
     return Finding(ability, "ok", f"TensorRT-RTX {tensorrt_rtx.__version__} builds engines here; {running}")

@@ -14,14 +14,12 @@ examples:
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle.reader import open_bundle
-from vtexport.cli.console import Progress, counted, say, say_json, table, tell
+from vtexport.cli.console import Progress, command_line, counted, say, say_json, table, tell
 from vtexport.cli.run import add_logits_processors_argument
 
 if TYPE_CHECKING:
@@ -112,7 +110,7 @@ def evaluated(args: argparse.Namespace, bundle: Any, plans: Sequence[str]) -> Re
         f"{counted(len(plans), 'plan')} on {dataset.name}; records in {folder}, where the same command goes on"
     )
     with progress.items_done("asking", dataset.most * len(plans), "questions") as done:
-        command = shlex.join(["vtexport", *sys.argv[1:]])
+        command = command_line()
         return evaluate(bundle, plans, dataset, settings, folder, lambda plan, count: done(count), command)
 
 
@@ -131,7 +129,7 @@ def save(args: argparse.Namespace, name: str, report: Report, **further: Any) ->
 
     result = msgspec.to_builtins(report) | further
     data = json.dumps(result, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-    write_whole(output_folder(args) / f"{name}.json", data.encode())
+    write_whole(output_folder(args) / f"{name}.json", data.encode(errors="backslashreplace"))  # as JSON has it, too
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import importlib
 import os
 import signal
@@ -14,15 +14,15 @@ from types import FrameType
 
 import vtexport
 from vtexport.bundle.publish import discard_unfinished
-from vtexport.cli.console import tell
-from vtexport.errors import MissingDependencyError, VtexportError
+from vtexport.cli.console import prepare_streams, say, silence, tell
+from vtexport.cli.explain import INTERRUPTED, explain
 from vtexport.eval.workers import end_workers
 
 VERBS = (
     *("build", "export", "compile", "calibrate", "run", "show", "eval", "sweep"),
     *("inspect", "list", "plugins", "doctor"),
 )
-INTERRUPTED = 130
+
 
 _DESCRIPTION = """\
 Prune a vision-language model's visual tokens to an exact budget, as ONNX graphs in a bundle that runs on the device.
@@ -64,36 +64,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; errors are one sentence on stderr."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    args = make_parser().parse_args(arguments)
+    prepare_streams()
+    debug = False
     try:
+        try:
+            args = make_parser().parse_args(arguments)
+        finally:
+            say(end="")  # what --help printed goes out now: at the end of the process it is too late for a sentence
+        debug = args.debug
         return int(args.run(args) or 0)
     except BrokenPipeError:
         # The reader of our output has gone, as with `| head`: that is not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 0
-    except Exception as error:
-        if args.debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
             traceback.print_exc()
         message, code = explain(error)
         tell(f"vtexport: {message}")
         return code
-
-
-def explain(error: Exception) -> tuple[str, int]:
-    """One sentence and the exit code for an error."""
-    if isinstance(error, VtexportError):
-        return str(error), error.exit_code
-    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("vtexport"):
-        missing = MissingDependencyError(
-            f"the Python package {error.name} is not installed; run pip install 'vtexport[export]' to build bundles"
-        )
-        return str(missing), missing.exit_code
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"the disk is full ({error.filename or error.strerror}); free some space or choose another folder", 1
-    if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return f"no permission for {error.filename} ({error.strerror}); choose another folder", 1
-    kind = type(error).__name__
-    return f"unexpected {kind}: {error}; run again with --debug and report this with its output", 1
+    finally:
+        tell(end="")  # and what others have put there, or Python's own attempt would change the exit code
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -105,7 +96,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     end_workers()
     removed = discard_unfinished()
     # not print(): the signal may have come while it was printing
-    os.write(2, b"\nvtexport: interrupted" + (b"; what was half-written is removed\n" if removed else b"\n"))
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, b"\nvtexport: interrupted" + (b"; what was half-written is removed\n" if removed else b"\n"))
     os._exit(INTERRUPTED)
 
 

@@ -13,8 +13,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vtexport.bundle.manifest import Manifest, Plan
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.build import budgets
-from vtexport.cli.console import Progress, say, say_json, table, tell
+from vtexport.cli.console import Progress, command_line, say, say_json, table, tell
 from vtexport.cli.eval import add_evaluation_arguments, evaluated, finish, kept, output_folder, percent, questions, save
 from vtexport.errors import UsageError
 
@@ -114,13 +112,13 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
     progress.stage("loading the exporter")
     from vtexport.build import Report as BuildReport
     from vtexport.build import build
-    from vtexport.cli.main import explain
+    from vtexport.cli.explain import explain
     from vtexport.export.plan import make_plans
     from vtexport.pruning import list_methods
 
     def add(method: str, keep: Sequence[int] | None, precision: str) -> Bundle:
         report = BuildReport(progress.stage, progress.note, progress.bytes_done)
-        command = shlex.join(["vtexport", *sys.argv[1:]])
+        command = command_line()
         return build(
             args.model, args.bundle, method=method, keep=keep, precision=precision, report=report, command=command
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vtexport.errors import MissingDependencyError, VtexportError
+from vtexport.errors import MissingDependencyError, VtexportError, quoted
 
 # Of cuda.h; the names with _v2 are what its macros make of those without.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -50,7 +50,7 @@ class Device:
         try:
             self._library = ctypes.CDLL(library)
         except OSError as error:
-            raise MissingDependencyError(f"there is no NVIDIA driver here ({error}); {advice}") from error
+            raise MissingDependencyError(f"there is no NVIDIA driver here ({quoted(error)}); {advice}") from error
         for name, arguments in _SIGNATURES.items():
             getattr(self._library, name).argtypes = arguments
         count = c_int()
@@ -58,7 +58,7 @@ class Device:
             self._call("cuInit", 0)
             self._call("cuDeviceGetCount", byref(count))
         except VtexportError as error:
-            raise MissingDependencyError(f"the NVIDIA driver sees no GPU ({error}); {advice}") from error
+            raise MissingDependencyError(f"the NVIDIA driver sees no GPU ({quoted(error)}); {advice}") from error
         if count.value == 0:
             raise MissingDependencyError(f"the NVIDIA driver sees no GPU; {advice}")
         self._device = c_int()

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.hub_cache import leads_out
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Sha256, is_inside
 from vtexport.bundle.reader import Bundle
 from vtexport.engines.profiles import Profile
-from vtexport.errors import BundleError
+from vtexport.errors import BundleError, quoted
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "engines.json"
@@ -58,6 +59,8 @@ def read_engines(bundle: Bundle) -> list[Engines]:
 
 def _read(path: Path, manifest_sha256: str) -> Engines:
     again = "run `vtexport compile` again"
+    if leads_out(path, path.parents[2]):
+        raise BundleError(f"{path} leads out of the bundle; {again}")
     try:
         with path.open("rb") as opened:
             data = opened.read(MAX_MANIFEST_BYTES + 1)
@@ -65,12 +68,12 @@ def _read(path: Path, manifest_sha256: str) -> Engines:
             raise BundleError(f"{path} has more bytes than a record of engines can have; {again}")
         record = msgspec.json.decode(data, type=Engines)
     except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a record of engines ({error}); {again}") from error
+        raise BundleError(f"{path} is not a record of engines ({quoted(error, path)}); {again}") from error
     if record.schema_version != SCHEMA_VERSION:
         raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {again}")
     if record.manifest_sha256 != manifest_sha256:
         raise BundleError(f"{path} is of engines that were built from another manifest; {again}")
-    inside = path.parents[2].resolve()  # the bundle
+    bundle = path.parents[2]
     for engine in record.engines.values():
         file = path.parent / engine.file
         try:
@@ -78,6 +81,8 @@ def _read(path: Path, manifest_sha256: str) -> Engines:
         except OSError:  # not there, or no name that a file can have
             status = None
         plain = status is not None and stat.S_ISREG(status.st_mode) and status.st_size == engine.bytes
-        if not plain or not file.resolve().is_relative_to(inside):
-            raise BundleError(f"{path} names {engine.file!r}, which is not there with {engine.bytes} bytes; {again}")
+        if not plain or leads_out(file, bundle):
+            raise BundleError(
+                f"{path} names {quoted(repr(engine.file), path)}, which is not there with {engine.bytes} bytes; {again}"
+            )
     return record

@@ -20,7 +20,7 @@ from vtexport.engines.profiles import TEXT_TOKENS, profiles
 from vtexport.engines.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, Engine, Engines, encode
 from vtexport.engines.rtx_worker import Job, Outcome
 from vtexport.engines.targets import Target
-from vtexport.errors import MissingDependencyError, UsageError, VtexportError
+from vtexport.errors import MissingDependencyError, UsageError, VtexportError, quoted
 
 _WORKER = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
 # How C++, Python and TensorRT say it, in lower case.
@@ -140,18 +140,20 @@ def _run(job: Job, name: str) -> Outcome:
     outcome = msgspec.json.decode(answer, type=Outcome)
     if outcome.problems:
         if _is_out_of_memory(" ".join(outcome.problems)):
-            raise VtexportError(_lack_of_memory(name, outcome.problems[0]))
+            raise VtexportError(_lack_of_memory(name, quoted(outcome.problems[0], limit=100)))
         more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
         hint = ""
         if "SM75" in job.compute_capabilities and "Turing" in outcome.problems[0]:
             hint = "; compute capability 7.5 cannot run this graph, leave it out"
-        raise VtexportError(f"{outcome.version} does not take {name}: {outcome.problems[0]}{more}{hint}")
+        raise VtexportError(
+            f"{outcome.version} does not take {name}: {quoted(outcome.problems[0], name, limit=150)}{more}{hint}"
+        )
     return outcome
 
 
 def _ending(name: str, returncode: int, told: str) -> str:
     """What to say of a process that ended without an outcome."""
-    last = (told.splitlines() or ["it said nothing"])[-1]
+    last = quoted((told.splitlines() or ["it said nothing"])[-1], limit=100)
     ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     if returncode == -signal.SIGKILL:
         return _lack_of_memory(name, f"{ended}, which is how Linux ends a process when memory is short")

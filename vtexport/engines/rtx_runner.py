@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vtexport.engines.cuda_driver import Device
-from vtexport.errors import InputError, UsageError, VtexportError
+from vtexport.errors import InputError, UsageError, VtexportError, quoted
 
 # (least, usual, largest) shape of each input
 Ranges = Mapping[str, Sequence[Sequence[int]]]
@@ -166,4 +166,4 @@ class EngineRunner:
         if not succeeded:
             words = " ".join(self._told) or "it gave no reason"
             version = f"tensorrt_rtx {self._trt.__version__}"
-            raise VtexportError(f"{version} could not {what} {self.path} on this GPU: {words}")
+            raise VtexportError(f"{version} could not {what} {self.path} on this GPU: {quoted(words, self.path)}")

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from vtexport.data_files import data_folder
-from vtexport.errors import UsageError, VtexportError
+from vtexport.errors import UsageError, VtexportError, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,7 +44,7 @@ def list_targets(folder: Path | None = None) -> list[Target]:
         try:
             target = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Target)
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise VtexportError(f"{path} is not a target recipe: {error}") from error
+            raise VtexportError(f"{path} is not a target recipe: {quoted(error, path)}") from error
         target.name = path.stem
         targets.append(target)
     return targets

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import InputError, UsageError, quoted
 from vtexport.eval.metrics import FEWEST_ANSWERS, Box
 
 SCENES = "scenes"
@@ -198,7 +198,7 @@ def _parse(number: int, line: bytes) -> tuple[str, Question]:
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, or a number of too many digits
-        raise _BadLineError(f"it is not JSON in UTF-8 ({error})") from error
+        raise _BadLineError(f"it is not JSON in UTF-8 ({quoted(error)})") from error
     if not isinstance(value, dict):
         raise _BadLineError(f"it is not a JSON object but {_shown(value)}")
     image, question = _text(value, "image"), _text(value, "question")

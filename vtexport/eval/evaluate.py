@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import InputError, UsageError, VtexportError
+from vtexport.errors import InputError, UsageError, VtexportError, quoted
 from vtexport.eval.answering import PlanRun, Settings, answer_all
 from vtexport.eval.dataset import Dataset
 from vtexport.eval.machine import describe_machine
@@ -174,8 +174,9 @@ def _outcome(
         return Failure(plan, error, is_busy=isinstance(error, RecordsInUseError))
     except Exception as error:  # such as ONNX Runtime's own, which are as many as its operators
         kind = type(error).__name__
+        said = quoted(error, bundle.folder, bundle.folder, limit=200)
         wrapped = VtexportError(
-            f"unexpected {kind}: {error}; run `vtexport eval {bundle.folder} --plan {plan} --debug` and report this "
+            f"unexpected {kind}: {said}; run `vtexport eval {bundle.folder} --plan {plan} --debug` and report this "
             "with its output"
         )
         wrapped.__cause__ = error

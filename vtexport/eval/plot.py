@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtexport.errors import InputError, MissingDependencyError
+from vtexport.errors import InputError, MissingDependencyError, quoted
 from vtexport.eval.files import write_whole
 from vtexport.eval.report import PlanReport, Report, Share, Summary
 
@@ -142,7 +142,7 @@ def _figure_class() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
-            f"the plot takes matplotlib, which is not installed ({error}); run pip install 'vtexport[plot]' or give "
-            "--no-plot"
+            f"the plot takes matplotlib, which is not installed ({quoted(error)}); run pip install 'vtexport[plot]' or "
+            "give --no-plot"
         ) from error
     return Figure

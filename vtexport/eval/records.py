@@ -20,7 +20,7 @@ import msgspec
 from vtexport.bundle.calibration import read_calibration
 from vtexport.bundle.manifest import Route
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 SCHEMA_VERSION = 1
 _DIGITS = 16  # of the digest in a file's name
@@ -120,7 +120,9 @@ class Records:
             header = msgspec.json.decode(first, type=Header)
             records = [msgspec.json.decode(line, type=Record) for line in lines if line]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{self.path} does not hold records ({error}); delete it or move it away") from error
+            raise InputError(
+                f"{self.path} does not hold records ({quoted(error, self.path)}); delete it or move it away"
+            ) from error
         if (header.schema_version, header.digest) != (SCHEMA_VERSION, self._header.digest):
             raise InputError(f"{self.path} holds the records of another run; delete it or move it away")
         self.machine = header.machine

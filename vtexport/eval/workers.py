@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from vtexport.errors import MissingDependencyError
+from vtexport.errors import MissingDependencyError, quoted
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -55,8 +55,8 @@ def check_joblib() -> None:
         import joblib  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            f"several processes take joblib, which is not installed ({error}); run pip install 'vtexport[jobs]' or "
-            "leave --jobs out"
+            f"several processes take joblib, which is not installed ({quoted(error)}); run pip install "
+            "'vtexport[jobs]' or leave --jobs out"
         ) from error
 
 

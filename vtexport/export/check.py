@@ -10,7 +10,7 @@ import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
 
-from vtexport.errors import VtexportError
+from vtexport.errors import VtexportError, quoted
 from vtexport.export.graph import IR_VERSION
 from vtexport.pruning.op import DOMAIN
 
@@ -48,7 +48,7 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
             if _OUT_OF_MEMORY in str(error):
                 notify(f"{path.name} passed onnx.checker; this machine has too little memory to load it")
                 continue
-            raise VtexportError(f"{path.name} was exported wrongly, please report this: {error}") from error
+            raise VtexportError(f"{path.name} was exported wrongly, please report this: {quoted(error)}") from error
     if not_loaded and runtime is not None:
         notify(
             f"{not_loaded} graphs in bfloat16 passed onnx.checker and a check of their types; they were not loaded, "
@@ -103,7 +103,7 @@ def _needs_plugin(model: onnx.ModelProto) -> bool:
     return any(node.domain == DOMAIN and (node.domain, node.op_type) not in bodies for node in model.graph.node)
 
 
-def _onnxruntime() -> object | None:
+def _onnxruntime() -> object | None:  # its telemetry is off since `import vtexport`
     try:
         import onnxruntime
     except ImportError:

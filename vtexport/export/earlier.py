@@ -14,7 +14,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
-from vtexport.errors import BundleError, InputError, UsageError
+from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.export.plan import Plan
 from vtexport.export.weights import Weight, stored_weight
 
@@ -31,7 +31,7 @@ def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:
         return open_bundle(destination)
     except BundleError as error:
         raise UsageError(
-            f"{destination} holds a bundle that cannot be opened ({error}); "
+            f"{destination} holds a bundle that cannot be opened ({quoted(error, destination)}); "
             "give --replace to discard it, or another -o/--output"
         ) from error
 
@@ -137,7 +137,7 @@ def carry_calibration(earlier: Bundle, folder: Path, manifest: schema.Manifest, 
     try:
         found = read_calibration(earlier.folder, earlier.manifest)
     except BundleError as error:
-        note(f"the earlier calibration is not taken over ({error})")
+        note(f"the earlier calibration is not taken over ({quoted(error)})")
         return
     routes = {route.name: route for route in manifest.routes}
     kept = {name: each for name, each in found.items() if name in routes and each.fits(manifest, routes[name])}

@@ -25,7 +25,7 @@ def family_of(model_type: str | None, where: str) -> ModuleType:
             f"{where} names no model_type, so nothing says what model it describes; fetch it again from the model's "
             f"repository, or add it (vtexport exports {_EXPORTED})"
         )
-    named = repr(quoted(model_type, 60))
+    named = repr(quoted(model_type, limit=60))
     if model_type in NEIGHBOURS:
         raise InputError(
             f"{where} describes a model of the family {NEIGHBOURS[model_type]} (model_type {named}), "

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vtexport.errors import UsageError
+from vtexport.errors import UsageError, quoted
 from vtexport.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from vtexport.models.wrappers import unwrapped
 
@@ -231,6 +231,7 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:
     if not condition:
+        shown = quoted(repr(value), where, limit=150)
         raise UsageError(
-            f"{where} has {field} = {value!r}, which vtexport cannot export for LLaVA yet; it takes {wanted}"
+            f"{where} has {field} = {shown}, which vtexport cannot export for LLaVA yet; it takes {wanted}"
         )

@@ -7,6 +7,7 @@ import fcntl
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtexport.data_files import data_folder
-from vtexport.errors import InputError, MissingDependencyError
+from vtexport.errors import InputError, MissingDependencyError, quoted
 from vtexport.plugins.libraries import KERNELS, ORT_LIBRARY, PLUGIN, REGISTER, default_folder, write_record
 
 NEEDS_KERNELS = "it needs the CUDA kernels"
@@ -70,7 +71,7 @@ def build(
     if tensorrt_include is not None:
         arguments.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
     _make_folder(output)
-    work = default_folder() / f".work-{platform.machine()}"  # never in a bundle, which is to be copied as it is
+    work = _work_folder()
     with _alone_in(work):
         _forget_settings(work)
         tell(f"configuring in {work}")
@@ -199,6 +200,11 @@ def folder_name(said: str, libraries: dict[str, str], tensorrt: str | None) -> s
     return "-".join(parts)
 
 
+def _work_folder() -> Path:
+    """Where CMake works: never in a bundle, which is to be copied as it is."""
+    return default_folder() / f".work-{platform.machine()}"
+
+
 def _path() -> str:
     """PATH, with the folders of this Python's scripts (pip's cmake and ninja) and of CUDA behind it."""
     return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), *_CUDA_HINTS])
@@ -261,11 +267,14 @@ def _jobs() -> list[str]:
 
 
 def _run(command: list[str], what: str) -> str:
-    """What the command says; raises InputError with the errors in it where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _path()})
+    """What the command says; raises InputError with the first of the errors in it where it fails."""
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, "PATH": _path()}
+    )
     if done.returncode:
-        reason = _reason(done.stdout + done.stderr)
-        raise InputError(f"{what} failed: {reason} (the command was: {' '.join(command)})")
+        said, log = done.stdout + done.stderr, _work_folder() / "failed.log"
+        log.write_text(f"{shlex.join(command)}\n\n{said}", encoding="utf-8")
+        raise InputError(f"{what} failed: {quoted(_reason(said), log)}; the command and all that it said are in {log}")
     return done.stdout
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import vtexport
 from vtexport.data_files import data_folder, is_packaged
+from vtexport.errors import quoted
 from vtexport.plugins.structures import ABI_VERSION
 
 ORT_LIBRARY = "libvtexport_ort.so"
@@ -71,7 +72,7 @@ def _unfit(path: Path) -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         abi, sources = record["abi_version"], record["sources"][ORT_LIBRARY]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path} cannot be read ({error})"
+        return f"{path} cannot be read ({quoted(error, path)})"
     if abi != ABI_VERSION:
         return f"{path.parent} was built for another version of vtexport"
     if sources != sources_hash(ORT_LIBRARY):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vtexport.errors import InputError, MissingDependencyError
+from vtexport.errors import InputError, MissingDependencyError, quoted
 from vtexport.plugins.structures import (
     ABI_VERSION,
     DTYPES,
@@ -50,7 +50,9 @@ class Library:
         try:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise MissingDependencyError(f"the library {path} cannot be loaded ({error}); build it again") from error
+            raise MissingDependencyError(
+                f"the library {path} cannot be loaded ({quoted(error, path)}); build it again"
+            ) from error
         self.path, self.prefix = path, prefix
         self._library.vtx_status_text.restype = ctypes.c_char_p
         version = self._function("abi_version")()

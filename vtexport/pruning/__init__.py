@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vtexport.errors import InputError, MissingDependencyError
+from vtexport.errors import InputError, MissingDependencyError, quoted
 from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, as_grid
 from vtexport.pruning.registry import get_method, list_methods, make_parameters
 from vtexport.pruning.signals import SIGNALS
@@ -186,7 +186,7 @@ def _model(
         from vtexport.pruning.op import build
     except ImportError as error:
         raise MissingDependencyError(
-            f"making an ONNX model takes the package onnx, which is not installed ({error}); "
+            f"making an ONNX model takes the package onnx, which is not installed ({quoted(error)}); "
             "run pip install 'vtexport[export]'"
         ) from error
     return build(chosen, given, sizes, keep=keep, dtype=dtype, diagnostics=diagnostics)

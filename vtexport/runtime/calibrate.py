@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.bundle.calibration import RouteCalibration, read_calibration, write_calibration
+from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import BundleError, InputError, UsageError
+from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.runtime.answers import Clock
 from vtexport.runtime.onnxruntime_backend import check_device
 from vtexport.runtime.routing import fit, redundancy
@@ -45,7 +46,7 @@ def calibrate(
         note: called with a sentence for each file that cannot be read, and once where an older calibration goes.
 
     Raises:
-        UsageError: the bundle has no route, or no such device.
+        UsageError: the bundle has no route or lies in the hub's cache, or there is no such device.
         InputError: no such folder, nothing in it, nothing in it that can be read, or the bundle cannot be written.
         BundleError: the bundle has no graphs for this runtime.
     """
@@ -54,6 +55,7 @@ def calibrate(
         raise UsageError(
             f"{bundle.folder} has no route to calibrate; build one with `vtexport build --keep 32,64,128 --dynamic`"
         )
+    refuse_to_write(bundle.folder)
     check_device(device)
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give a folder of images")
@@ -63,7 +65,7 @@ def calibrate(
     try:
         before = read_calibration(bundle.folder, manifest)
     except BundleError as error:
-        note(f"the calibration that was there is replaced ({error})")
+        note(f"the calibration that was there is replaced ({quoted(error)})")
         before = {}
     plans = {plan.name: plan for plan in manifest.plans}
     # The features are the same in every vision graph, whatever signals it gives beside them.

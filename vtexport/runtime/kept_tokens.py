@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vtexport.errors import InputError, UsageError
+from vtexport.errors import InputError, UsageError, quoted
 from vtexport.runtime.pipeline import VisualTokens
 
 # Small images are drawn larger, so that a patch is some 20 pixels wide and its frame can be seen, but narrow ones not
@@ -70,7 +70,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     try:
         picture.save(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another -o/--output") from error
+        raise InputError(
+            f"{path} cannot be written ({quoted(error.strerror or error, path)}); choose another -o/--output"
+        ) from error
 
 
 def _box(

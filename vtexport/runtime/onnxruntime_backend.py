@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtexport.errors import BundleError, MissingDependencyError, UsageError
+from vtexport.bundle.paths import check_name
+from vtexport.errors import BundleError, MissingDependencyError, UsageError, quoted
 from vtexport.plugins.libraries import SWITCH
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -21,6 +23,7 @@ class Session:
     """
 
     def __init__(self, path: Path, device: str, threads: int | None, library: Path | None = None):
+        check_name(path, "rename the bundle's folder")
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -39,8 +42,7 @@ class Session:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
             raise BundleError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error).rstrip('.')}; "
-                "`vtexport inspect --verify` says whether the bundle is damaged, then build or copy it again"
+                f"ONNX Runtime {ort.__version__} cannot load {path}: {_reason(error, path)}; {_next_step(error, path)}"
             ) from error
         if self._session.get_providers()[0] != PROVIDERS[device]:
             raise MissingDependencyError(
@@ -76,7 +78,7 @@ def _register(ort: Any, options: Any, library: Path) -> None:
         options.register_custom_ops_library(str(library))
     except Exception as error:  # as above
         raise MissingDependencyError(
-            f"ONNX Runtime {ort.__version__} cannot take {library}: {_first_line(error).rstrip('.')}; build it again "
+            f"ONNX Runtime {ort.__version__} cannot take {library}: {_reason(error, library)}; build it again "
             f"with `vtexport plugins build`, or set {SWITCH}=0 to run the function bodies"
         ) from error
 
@@ -91,7 +93,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            f"ONNX Runtime is not installed ({error}); run pip install 'vtexport[cpu]' or 'vtexport[gpu]'"
+            f"ONNX Runtime is not installed ({quoted(error)}); run pip install 'vtexport[cpu]' or 'vtexport[gpu]'"
         ) from error
     return onnxruntime
 
@@ -113,5 +115,13 @@ def check_device(device: str) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: BaseException, path: Path) -> str:
+    """What ONNX Runtime says of a file, without its codes and without the path, which the sentence has already."""
+    said = re.sub(r"^\s*\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error)).replace(str(path), path.name)
+    return quoted(said.strip().rstrip(".") or type(error).__name__, path, limit=150)
+
+
+def _next_step(error: BaseException, path: Path) -> str:
+    if path.is_symlink() and "escapes" in str(error):  # 1.24.1, before it was mended
+        return "this version refuses links as the hub's cache has them: update it, or hf download with --local-dir"
+    return "`vtexport inspect --verify` says whether the bundle is damaged, then build or copy it again"
