@@ -6,6 +6,9 @@ line is a defect of vtexport and shows as exit code 1 with a request to report i
 
 from __future__ import annotations
 
+_SHORTEST = 60  # characters of a quotation, however much stands beside it
+_CUT = "..."
+
 
 class VtexportError(Exception):
     """Base of all errors meant for users. `exit_code` is what the command line returns for it."""
@@ -33,3 +36,27 @@ class BundleError(VtexportError):
     """A bundle is damaged, incomplete or of a schema this version does not read."""
 
     exit_code = 4
+
+
+def quoted(error: object, *beside: object, limit: int = 180) -> str:
+    """What a library says, short enough to stand in a sentence of ours: the first line of it, printable, never empty.
+
+    Args:
+        error: an exception, or a library's text.
+        beside: what else in the sentence may be long, such as a path: the quotation leaves room for it.
+        limit: characters that the quotation and all of `beside` may have together; longer ones are cut with "...".
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    first = next((line for line in lines if line), type(error).__name__)
+    room = max(_SHORTEST, limit - sum(len(str(each)) for each in beside))
+    return cut(printable(first), room)
+
+
+def cut(text: str, room: int) -> str:
+    """`text`, or as much of it as fits into `room` characters, with "..." behind."""
+    return text if len(text) <= room else text[: room - len(_CUT)].rstrip() + _CUT
+
+
+def printable(text: object) -> str:
+    """`text` with what no terminal should get, such as control characters and stray bytes, as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
