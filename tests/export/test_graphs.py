@@ -212,3 +212,19 @@ def test_checks_say_when_onnxruntime_is_missing(tmp_path: Path, blocked_import: 
     notes: list[str] = []
     check_graphs([path], notes.append)
     assert notes == ["ONNX Runtime is not installed, so the graphs were checked by onnx.checker alone"]
+
+
+def test_graphs_that_an_old_onnxruntime_cannot_load_are_checked_without_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
+    loaded: list[str] = []
+    monkeypatch.setattr("vtexport.export.check._load", lambda runtime, path: loaded.append(path.name))
+    graphs = ["vision.cls_attention.modern", "vision.cls_attention.classic", "decoder_0.modern", "prunesid-16.prune"]
+    notes: list[str] = []
+    check_graphs([bundle.path(bundle.manifest.graphs[name].file) for name in graphs], notes.append)
+    assert loaded == ["vision.cls_attention.classic.onnx", "prunesid-16.prune.onnx"]
+    assert notes == [
+        "2 graphs passed onnx.checker and a check of their types; they were not loaded, because ONNX Runtime 1.22.1 is "
+        "too old for them"
+    ]

@@ -115,8 +115,8 @@ def _about_config(path: Path, config: dict[str, Any]) -> list[str]:
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     if own is not None and classes and own not in classes:
         notes.append(
-            f"{path} names the class {quoted(classes[0], limit=60)}, but its model_type is {config['model_type']}; it is "
-            f"read as {own}, which model_type stands for"
+            f"{path} names the class {quoted(classes[0], limit=60)}, but its model_type is {config['model_type']}; "
+            f"it is read as {own}, which model_type stands for"
         )
     original = [key for key in config if key.startswith("mm_") or key in _ORIGINAL_KEYS]
     if own is not None and original:

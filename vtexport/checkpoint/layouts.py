@@ -56,8 +56,8 @@ def refuse_other_layouts(path: Path, content: dict[str, Any]) -> None:
         return
     if code := _code_of_its_own(content):
         raise InputError(
-            f"{path} describes a model whose code is in its repository (auto_map: {quoted(code, limit=80)}), which vtexport "
-            "does not run; give LLaVA-1.5 in transformers' own layout, such as llava-hf/llava-1.5-7b-hf"
+            f"{path} describes a model whose code is in its repository (auto_map: {quoted(code, limit=80)}), which "
+            "vtexport does not run; give LLaVA-1.5 in transformers' own layout, such as llava-hf/llava-1.5-7b-hf"
         )
     alone = next((name for name in _architectures(content) if name.endswith(("ForCausalLM", "LMHeadModel"))), None)
     if alone is not None:
@@ -78,14 +78,14 @@ def refuse_other_names(names: Iterable[str], folder: Path) -> None:
     original = next((name for name in listed if _ORIGINAL_TENSOR.search(name)), None)
     if original is not None:
         raise InputError(
-            f"{folder} names its tensors as the original LLaVA code does ({quoted(original, limit=100)}); give the same "
-            f"model's -hf repository, such as {_REPOSITORIES['7b']}, or convert it with {_CONVERTER}"
+            f"{folder} names its tensors as the original LLaVA code does ({quoted(original, limit=100)}); give the "
+            f"same model's -hf repository, such as {_REPOSITORIES['7b']}, or convert it with {_CONVERTER}"
         )
     layer = next((name for name in listed if _LAYER.match(name)), None)
     if layer is not None and not any("vision_tower." in name or "multi_modal_projector." in name for name in listed):
         raise InputError(
-            f"{folder} holds the tensors of a language model alone ({quoted(layer, limit=100)}), without vision tower and "
-            "projector; give the whole LLaVA, or put the language model back into it and save that"
+            f"{folder} holds the tensors of a language model alone ({quoted(layer, limit=100)}), without vision tower "
+            "and projector; give the whole LLaVA, or put the language model back into it and save that"
         )
 
 

@@ -19,6 +19,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from vtexport.bundle.dialects import DIALECTS, choose_dialect, why_not
 from vtexport.cli.console import say, say_json
 from vtexport.engines.rtx import check_installed
 from vtexport.errors import MissingDependencyError, VtexportError, quoted
@@ -35,6 +36,7 @@ _EXPORT_PACKAGES = (
     "polygraphy",
 )
 
+_RUN_IN = ("float32", "float16")  # precisions of bundles that ONNX Runtime runs
 
 # benchmarks/results/native_cpu.json
 WITHOUT = "PruneSID's and SVD-Prune's selection take half as long with it"
@@ -97,7 +99,16 @@ def _onnxruntime() -> Finding:
     except MissingDependencyError as error:
         return Finding("run bundles", "missing", "ONNX Runtime", str(error))
     providers = ", ".join(runtime.get_available_providers())
-    return Finding("run bundles", "ok", f"ONNX Runtime {runtime.__version__} ({providers})")
+    what, version = f"ONNX Runtime {runtime.__version__} ({providers})", runtime.__version__
+    try:
+        taken = {precision: choose_dialect(version, precision) for precision in _RUN_IN}
+    except MissingDependencyError as error:
+        return Finding("run bundles", "missing", what, str(error))
+    runs = ", ".join(f"{precision} by their {dialect} graphs" for precision, dialect in taken.items())
+    reasons = [(each, why) for each in _RUN_IN if (why := why_not(DIALECTS[0], version, each))]
+    left_out = "; ".join(f"{DIALECTS[0]} graphs are left out in {each}: {why}" for each, why in reasons)
+    step = f"{left_out}; a newer version runs them, where there is one for this Python" if left_out else None
+    return Finding("run bundles", "ok", f"{what} runs bundles: {runs}", step)
 
 
 def _native() -> Finding:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, command_line, counted, say, say_json, table, tell
-from vtexport.cli.run import add_logits_processors_argument
+from vtexport.cli.run import DIALECT_HELP, add_logits_processors_argument, tell_dialect
 
 if TYPE_CHECKING:
     from vtexport.eval.report import PlanReport, Report, Share, Summary, Task
@@ -59,7 +59,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     add_logits_processors_argument(parser)
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
-    parser.add_argument("--dialect", default="modern", metavar="NAME", help="graphs to run: modern or classic")
+    parser.add_argument("--dialect", metavar="NAME", help=DIALECT_HELP)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -103,6 +103,8 @@ def evaluated(args: argparse.Namespace, bundle: Any, plans: Sequence[str]) -> Re
     from vtexport.eval.evaluate import evaluate
 
     settings = Settings(args.max_new_tokens, args.device, args.threads, args.dialect, args.jobs, args.logits_processors)
+    if args.dialect is None:
+        tell_dialect(bundle.manifest.precision)
     dataset = open_dataset(args.dataset, args.limit)
     progress = Progress(args.quiet)
     folder = output_folder(args)

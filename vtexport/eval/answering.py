@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from vtexport.eval.metrics import IOU_THRESHOLD, Box, exact_match, iou, parse_bo
 from vtexport.eval.records import SCHEMA_VERSION, Header, Record, Records, plan_digest
 from vtexport.runtime.answers import Answer, VisualTokens
 from vtexport.runtime.images import load_image
-from vtexport.runtime.onnxruntime_backend import import_onnxruntime
-from vtexport.runtime.pipeline import DIALECTS, Pipeline
+from vtexport.runtime.onnxruntime_backend import dialect_here, import_onnxruntime
+from vtexport.runtime.pipeline import Pipeline
 
 MAX_NEW_TOKENS = 64
 
@@ -34,9 +34,17 @@ class Settings:
     max_new_tokens: int = MAX_NEW_TOKENS
     device: str = "cpu"
     threads: int | None = None
-    dialect: str = DIALECTS[0]
+    dialect: str | None = None  # as for `Pipeline.open`
     jobs: int = 1  # plans that are asked at the same time; it slows each of them
     logits_processors: bool = True  # the checkpoint's
+
+    def on(self, bundle: Bundle) -> Settings:
+        """The same with the dialect that the bundle's graphs are run in here.
+
+        Raises:
+            UsageError, MissingDependencyError: as `Pipeline`.
+        """
+        return replace(self, dialect=dialect_here(bundle.manifest.precision, self.dialect))
 
     def described(self) -> dict[str, Any]:
         """The settings with the versions of what answers."""
@@ -88,8 +96,9 @@ def answer_all(
     """
     if settings.max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {settings.max_new_tokens}; give a whole number from 1")
+    settings = settings.on(bundle)
     described = settings.described()
-    digest = plan_digest(bundle, plan, settings.dialect, described)
+    digest = plan_digest(bundle, plan, described["dialect"], described)
     header = Header(
         schema_version=SCHEMA_VERSION, digest=digest, plan=plan, settings=described, machine=describe_machine()
     )

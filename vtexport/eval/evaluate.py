@@ -82,6 +82,7 @@ def evaluate(
         settings = dataclasses.replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // settings.jobs))
     if settings.jobs > 1:
         check_joblib()
+    settings = settings.on(bundle)
     outcomes = _spread(bundle, plans, dataset, settings, folder / RECORDS, progress)
     runs = [outcome for outcome in outcomes if isinstance(outcome, PlanRun)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
@@ -132,7 +133,7 @@ def _asked(
         return
     described = settings.described()
     counters = {
-        plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, settings.dialect, described)))
+        plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, described["dialect"], described)))
         for plan in plans
     }
     told = dict.fromkeys(plans, 0)

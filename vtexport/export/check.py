@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
 
+from vtexport.bundle.dialects import loads
 from vtexport.errors import VtexportError, quoted
+from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import IR_VERSION
 from vtexport.pruning.op import DOMAIN
 
@@ -21,8 +24,8 @@ _OUT_OF_MEMORY = "bad_alloc"  # how ONNX Runtime says it
 def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
     """Runs onnx.checker, the rules below and a load in stock ONNX Runtime on each file.
 
-    ONNX Runtime cannot load graphs that compute in bfloat16; the types of their nodes are held to the operators'
-    definitions instead, and `notify` is told.
+    ONNX Runtime cannot load graphs that compute in bfloat16, nor an older version those of an opset that it does not
+    know; the types of their nodes are held to the operators' definitions instead, and `notify` is told.
 
     Raises:
         VtexportError: a graph fails; that is a defect of the exporter.
@@ -30,7 +33,7 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
     runtime = _onnxruntime()
     if runtime is None:
         notify("ONNX Runtime is not installed, so the graphs were checked by onnx.checker alone")
-    not_loaded = 0
+    not_loaded = too_new = 0
     for path in paths:
         try:
             model = onnx.load(path, load_external_data=False)
@@ -42,6 +45,9 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
             if _uses_bfloat16(model):
                 check_types(bare)
                 not_loaded += 1
+            elif runtime is not None and not loads(_dialect(model), runtime.__version__):
+                check_types(bare)
+                too_new += 1
             elif runtime is not None:
                 _load(runtime, path)
         except Exception as error:
@@ -54,6 +60,11 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
             f"{not_loaded} graphs in bfloat16 passed onnx.checker and a check of their types; they were not loaded, "
             "because ONNX Runtime has no bfloat16 on the CPU"
         )
+    if too_new and runtime is not None:
+        notify(
+            f"{too_new} graphs passed onnx.checker and a check of their types; they were not loaded, because ONNX "
+            f"Runtime {runtime.__version__} is too old for them"
+        )
 
 
 def check_types(model: onnx.ModelProto) -> None:
@@ -64,6 +75,12 @@ def check_types(model: onnx.ModelProto) -> None:
     """
     flat = onnx.inliner.inline_local_functions(model)
     onnx.shape_inference.infer_shapes(flat, check_type=True, strict_mode=True)
+
+
+def _dialect(model: onnx.ModelProto) -> str:
+    """The dialect by whose limits a runtime takes the graph; the pruning ops are written in the lower opset."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    return next((name for name, dialect in DIALECTS.items() if dialect.opset == opset), "classic")
 
 
 def _uses_bfloat16(model: onnx.ModelProto) -> bool:
@@ -103,7 +120,7 @@ def _needs_plugin(model: onnx.ModelProto) -> bool:
     return any(node.domain == DOMAIN and (node.domain, node.op_type) not in bodies for node in model.graph.node)
 
 
-def _onnxruntime() -> object | None:  # its telemetry is off since `import vtexport`
+def _onnxruntime() -> Any:  # its telemetry is off since `import vtexport`
     try:
         import onnxruntime
     except ImportError:
@@ -111,15 +128,15 @@ def _onnxruntime() -> object | None:  # its telemetry is off since `import vtexp
     return onnxruntime
 
 
-def _load(runtime: object, path: Path) -> None:
+def _load(runtime: Any, path: Path) -> None:
     """Loads with the weights mapped from their file: a 7B model must not fill the memory.
 
     Without prepacking and constant folding ONNX Runtime has no reason to copy them; with all optimisation off it does.
     """
-    options = runtime.SessionOptions()  # type: ignore[attr-defined]
+    options = runtime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # type: ignore[attr-defined]
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.disable_prepacking", "1")
-    runtime.InferenceSession(  # type: ignore[attr-defined]
+    runtime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
     )

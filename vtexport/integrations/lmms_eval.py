@@ -21,7 +21,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
 from vtexport.errors import UsageError
-from vtexport.runtime.pipeline import DIALECTS, Pipeline
+from vtexport.runtime.pipeline import Pipeline
 
 _KNOWN = {"max_new_tokens", "temperature", "top_p", "do_sample", "until", "num_beams"}
 
@@ -39,7 +39,7 @@ class VtexportModel(lmms):
         plan: as for `Pipeline.open`.
         device: "cpu", or "cuda" with onnxruntime-gpu; `cuda:0` is taken for `cuda`.
         threads: threads for one operator; all cores when left out.
-        dialect: "modern" or "classic" graphs.
+        dialect: "modern" or "classic" graphs; as for `Pipeline.open`.
         seed: for tasks that sample.
         max_new_tokens: where a task names none.
         logits_processors: False leaves the checkpoint's logits processors out.
@@ -59,7 +59,7 @@ class VtexportModel(lmms):
         plan: str | None = None,
         device: str | None = None,
         threads: int | None = None,
-        dialect: str = DIALECTS[0],
+        dialect: str | None = None,
         seed: int = 0,
         max_new_tokens: int = 1024,  # as lmms-eval's own LLaVA has it
         logits_processors: bool = True,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vtexport.bundle.dialects import choose_dialect
 from vtexport.bundle.paths import check_name
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, quoted
 from vtexport.plugins.libraries import SWITCH
@@ -113,6 +114,16 @@ def check_device(device: str) -> None:
             f"the installed ONNX Runtime has no {PROVIDERS[device]} (it has {', '.join(available)}); "
             "run pip install 'vtexport[gpu]' or use --device cpu"
         )
+
+
+def dialect_here(precision: str, wanted: str | None = None) -> str:
+    """The graphs to run with the installed ONNX Runtime: those that are wanted, else the first that it runs rightly.
+
+    Raises:
+        UsageError: no such dialect, or one that this version gives wrong answers with.
+        MissingDependencyError: ONNX Runtime is not installed, or too old for any.
+    """
+    return choose_dialect(import_onnxruntime().__version__, precision, wanted)
 
 
 def _reason(error: BaseException, path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Literal, overload
 
 import numpy as np
 
+from vtexport.bundle.dialects import DIALECTS
 from vtexport.bundle.manifest import Route, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import BundleError, UsageError
@@ -19,15 +20,14 @@ from vtexport.plugins.libraries import Choice, choose_library
 from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
 from vtexport.runtime.language_model import LanguageModel
 from vtexport.runtime.messages import choose_image
-from vtexport.runtime.onnxruntime_backend import Session, check_device
+from vtexport.runtime.onnxruntime_backend import Session, check_device, dialect_here
 from vtexport.runtime.prompt import Messages, Prompt, PromptReader
 from vtexport.runtime.routing import Router
 from vtexport.runtime.sampling import Decoding, Sampling
 from vtexport.runtime.vision import ImageLike, VisionTower, check_finite
 
-__all__ = ["Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "VisualTokens"]
+__all__ = ["DIALECTS", "Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "VisualTokens"]
 
-DIALECTS = ("modern", "classic")  # ONNX Runtime takes both; the first has fused operators
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 FURTHER = ("labels",)  # outputs of the prune graph that steps inside the language model read
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
@@ -37,7 +37,7 @@ _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dt
 class Pipeline:
     """One plan of a bundle, or a route over several, loaded. Make it with `Pipeline.open`.
 
-    `native` says which library runs the pruning ops, or why the function bodies do.
+    `native` says which library runs the pruning ops, or why the function bodies do; `dialect` which graphs run.
     """
 
     def __init__(
@@ -47,12 +47,10 @@ class Pipeline:
         *,
         device: str = "cpu",
         threads: int | None = None,
-        dialect: str = DIALECTS[0],
+        dialect: str | None = None,
     ):
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
-        if dialect not in DIALECTS:
-            raise UsageError(f"dialect {dialect!r} is not known; choose one of {', '.join(DIALECTS)}")
         manifest = bundle.manifest
         if manifest.precision not in _NUMPY:
             raise UsageError(
@@ -60,6 +58,7 @@ class Pipeline:
                 "which is for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
             )
         check_device(device)
+        self.dialect = dialect = dialect_here(manifest.precision, dialect)
         self.bundle = bundle
         chosen = bundle.plan_or_route(plan)
         self.name = chosen.name
@@ -91,7 +90,7 @@ class Pipeline:
         *,
         device: str = "cpu",
         threads: int | None = None,
-        dialect: str = DIALECTS[0],
+        dialect: str | None = None,
     ) -> Pipeline:
         """Opens a bundle and loads the graphs of one plan or route.
 
@@ -101,12 +100,13 @@ class Pipeline:
                 its plans.
             device: "cpu", or "cuda" with onnxruntime-gpu.
             threads: threads for one operator; all cores when left out.
-            dialect: "modern" graphs, or "classic" ones as older TensorRT runs them, to look into a difference there.
+            dialect: "modern" graphs, or "classic" ones, which older runtimes take too; when left out, the first of them
+                that the installed version of ONNX Runtime answers rightly with.
 
         Raises:
             InputError, BundleError: no such folder, not a whole bundle, or a route without calibration.
-            UsageError: no such plan or device.
-            MissingDependencyError: ONNX Runtime or its CUDA provider is not there.
+            UsageError: no such plan, device or dialect, or a dialect that this ONNX Runtime gives wrong answers with.
+            MissingDependencyError: ONNX Runtime or its CUDA provider is not there, or it is too old.
         """
         return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
 
