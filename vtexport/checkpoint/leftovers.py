@@ -123,7 +123,7 @@ def some(names: Iterable[str], what: str) -> str:
 
 def shown(name: str) -> str:
     """A tensor's name as a message has it, however long or odd it is."""
-    return quoted(name if name.isprintable() else repr(name), _NAME_LENGTH)
+    return quoted(name if name.isprintable() else repr(name), limit=_NAME_LENGTH)
 
 
 def _replaces(stored: str, entry: TensorEntry, modules: Collection[str], model: ModelConfig) -> bool:
