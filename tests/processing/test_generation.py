@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from tiny_llava import VOCABULARY, make_config
-from transformers import GenerationConfig, LlavaConfig
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vtexport.bundle.manifest import Generation
 from vtexport.errors import InputError
@@ -113,6 +114,36 @@ def test_config_json_is_passed_over_where_there_is_a_generation_config(
         "config.json has eos_token_id = 5",
         "config.json has repetition_penalty = 1.2",
     ]
+
+
+FILES: list[dict[str, Any] | None] = [
+    None, {}, {"eos_token_id": 3}, {"eos_token_id": [2, 5], "repetition_penalty": 1.1, "max_length": 90},
+]  # fmt: skip
+TOP: list[dict[str, Any]] = [{}, {"eos_token_id": 7, "repetition_penalty": 1.2, "suppress_tokens": [8]}]
+TEXT: list[dict[str, Any]] = [{}, {"eos_token_id": 9, "no_repeat_ngram_size": 2, "max_length": 80, "do_sample": True}]
+
+
+@pytest.mark.parametrize(("file", "top", "text"), itertools.product(FILES, TOP, TEXT))
+def test_every_combination_of_files_as_the_loaded_model_has_it(
+    file: dict[str, Any] | None,
+    top: dict[str, Any],
+    text: dict[str, Any],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tiny_checkpoint / "model.safetensors")
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    generation, eos, _ = read(tmp_path, {**config, **top, "text_config": {**config["text_config"], **text}}, file)
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    wanted = model._prepare_generation_config(None)[0]
+    for name in ("repetition_penalty", "no_repeat_ngram_size", "do_sample", "top_k"):
+        assert getattr(generation, name) == getattr(wanted, name), name
+    assert generation.suppress_tokens == (wanted.suppress_tokens or [])
+    assert generation.max_length == model.generation_config.max_length
+    if wanted.eos_token_id is None:  # it would never stop
+        assert eos == (top.get("eos_token_id") or text.get("eos_token_id") or 2,)
+    else:
+        assert list(eos) == (wanted.eos_token_id if isinstance(wanted.eos_token_id, list) else [wanted.eos_token_id])
 
 
 def test_end_tokens_that_only_the_model_configuration_has(tmp_path: Path, described: dict[str, Any]) -> None:
