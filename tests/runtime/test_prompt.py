@@ -131,13 +131,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptReader, Any]:
 
 def library_ids(processor: Any, messages: list[dict[str, Any]]) -> list[int]:
     """The processor's own ids, its many placeholders as one."""
-    ids = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        processor_kwargs={"images": [Image.new("RGB", (112, 112))]},
-        return_tensors="np",
-    )
+    image = {"type": "image", "image": Image.new("RGB", (112, 112))}
+    messages = [
+        {**each, "content": [image if part["type"] == "image" else part for part in each["content"]]}
+        for each in messages
+    ]
+    ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_tensors="np")
     token = processor.image_token_id
     ids = ids[0].tolist()
     return [each for at, each in enumerate(ids) if each != token or at == 0 or ids[at - 1] != token]

@@ -58,8 +58,17 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def require_present_semantics() -> None:
+    """The device renders as recent versions of transformers do, whichever version built the bundle."""
+    from transformers.utils import chat_template_utils
+
+    if not hasattr(chat_template_utils, "_plain_template_data"):
+        pytest.skip("this version of transformers gives templates other data; the device does as later ones")
+
+
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    require_present_semantics()
     return processor_of(write_text_checkpoint(tmp_path_factory.mktemp("text") / "llava"))
 
 
@@ -154,6 +163,7 @@ class _Record:
     ],
 )  # fmt: skip
 def test_data_is_made_plain_as_transformers_makes_it(value: Any) -> None:
+    require_present_semantics()
     from transformers.utils.chat_template_utils import _plain_template_data
 
     expected = _plain_template_data(value)
