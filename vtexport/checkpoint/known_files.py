@@ -27,12 +27,15 @@ _NAMED_AT_MOST = 3
 _MAX_JSON_BYTES = 100_000_000
 
 
+_WEIGHTS = ("safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "npz")
+
+
 @dataclass(frozen=True)
 class _Rule:
-    """Names at the top of a checkpoint's folder (shell patterns, lower case) and what a note says of those found."""
+    """Names at the top of a checkpoint's folder (shell patterns, lower case), and why those found are not used."""
 
     patterns: tuple[str, ...]
-    note: str | None  # behind the names; None where nothing is to be said
+    why: str | None  # None where nothing is to be said
 
 
 # The first rule that matches a name counts.
@@ -43,29 +46,29 @@ _RULES = (
     ),
     _Rule(
         (PROJECTOR_ALONE, "projector*.bin", "mm_projector*"),
-        "a projector that was trained apart, is not read, and not by transformers either; merge it into the model "
-        "where it is not in there already",
+        "a projector that was trained apart, which transformers does not read either; merge it into the model where it "
+        "is not in there already",
     ),
-    _Rule(("consolidated*",), "the weights in another layout, is not read; transformers does not read it either"),
+    _Rule(("consolidated*",), "the weights in another layout, which transformers does not read either"),
     _Rule(
         ("pytorch_model*.bin", "pytorch_model*.json", "tf_model*.h5", "flax_model*.msgpack", "*.gguf", "*.ggml"),
-        "weights in another format, is not read; transformers too takes the safetensors files",
+        "weights in another format; transformers too takes the safetensors files",
     ),
     _Rule(
         ("model.*.safetensors", "model.*-of-*.safetensors", "model.safetensors.index.*.json"),
-        "a variant of the weights, is not read; transformers does so only where it is named (variant=)",
+        "a variant of the weights, which transformers reads only where it is named (variant=)",
     ),
     _Rule(
         ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quant_strategy.json"),
-        "says how weights were quantised, is not read; what is stored decides",
+        "it tells how weights were quantised, and what is stored decides",
     ),
     _Rule(
-        ("*lora*", "*adapter*"),
-        "is named like an adapter and not applied; merge it into the model where it belongs to it",
+        tuple(f"*{word}*.{suffix}" for word in ("lora", "adapter") for suffix in (*_WEIGHTS, "json")),
+        "named like an adapter; merge it into the model if it belongs to it",
     ),
     _Rule(
-        ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz"),
-        "is named like weights and not read; transformers does not read it either",
+        tuple(f"*.{suffix}" for suffix in _WEIGHTS),
+        "named like weights, which transformers does not read either",
     ),
 )
 _CODE = ("modeling_", "configuration_", "processing_", "image_processing_", "tokenization_")
@@ -89,8 +92,8 @@ def look_over(folder: Path) -> list[str]:
     read = _weight_files(folder, config)
     for rule in _RULES:
         found = [name for name in names if name not in read and _rule_of(name) is rule]
-        if found and rule.note is not None:
-            notes.append(f"{folder}: {_listed(found)}, {rule.note}")
+        if found and rule.why is not None:
+            notes.append(f"{folder}: {_listed(found)} not used: {rule.why}")
     return notes + _about_folders(folder)
 
 
