@@ -57,6 +57,12 @@ def nothing(folder: Path) -> None:
     pass
 
 
+def tensor_names(folder: Path) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.mm_projector.0.weight"] = "model-00001-of-00003.safetensors"
+    edited(folder / "model.safetensors.index.json", **index)
+
+
 FAULTS: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
     (decoder, {}, "text_config.model_type = 'mistral'"),
     (tower, {}, "vision_feature_select_strategy = 'full'"),
@@ -95,7 +101,10 @@ def test_nothing_is_written(
     assert not cache.exists()
 
 
-@pytest.mark.parametrize(("fault", "options", "message"), [FAULTS[0], FAULTS[3], FAULTS[5]])
+@pytest.mark.parametrize(
+    ("fault", "options", "message"),
+    [FAULTS[0], FAULTS[3], FAULTS[5], (tensor_names, {}, "as the original LLaVA code does")],
+)
 def test_only_small_files_are_fetched(
     checkpoint: Path,
     tmp_path: Path,

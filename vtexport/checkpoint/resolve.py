@@ -29,7 +29,7 @@ from vtexport.checkpoint.random_weights import (
     write_random_checkpoint,
     write_small_files,
 )
-from vtexport.checkpoint.safetensors_index import TensorEntry, read_index
+from vtexport.checkpoint.safetensors_index import TensorEntry, listed_names, read_index
 from vtexport.errors import InputError, UsageError, quoted
 from vtexport.models import family_of
 
@@ -140,7 +140,9 @@ def locate(
     if weights == "stored":
         for note in look_over(folder):
             notify(note)
-        if not source.from_hub:
+        if source.from_hub:  # the shards are not there yet, but their index names what they hold
+            judge_names(listed_names(folder), folder)
+        else:
             judge_names(read_index(folder, config_file.weights_file), folder)
         if not has_tokenizer(folder):
             raise InputError(

@@ -113,7 +113,7 @@ def _asked(load: Callable[[], _T], folder: Path, what: str) -> _T:
                 f"the {what} of {folder} is code that came with it (auto_map), and vtexport runs none; name a class of "
                 "transformers in processor_config.json and preprocessor_config.json"
             ) from error
-        said = quoted(said.replace(str(folder), folder.name), folder)
+        said = quoted(said.replace(f"{folder}/", "").replace(str(folder), folder.name), folder)
         raise InputError(
             f"transformers cannot make the {what} of {folder} ({said}); correct its files or fetch them again"
         ) from error
