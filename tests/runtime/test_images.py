@@ -145,6 +145,11 @@ def test_settings_that_no_processor_has(changes: dict[str, Any], message: str) -
         output_size(replaced(**changes))
 
 
+def test_a_crop_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(BundleError, match="crop of 1048576 x 1048576 pixels"):
+        pixel_values(random_image(4, 4), replaced(crop_height=2**20, crop_width=2**20))
+
+
 def crop_of(size: tuple[int, int], **changes: Any) -> Crop:
     return pixel_values(random_image(*size), replaced(**changes))[1]
 

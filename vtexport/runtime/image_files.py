@@ -150,15 +150,20 @@ def _decoded(source: BinaryIO | bytes, where: str) -> tuple[Image.Image, list[st
         raise InputError(f"{where} is empty; get a whole copy of the image")
     try:
         return _opened(file, where)
-    except (VtexportError, MemoryError, Image.DecompressionBombError) as error:
+    except VtexportError:
+        raise
+    except (MemoryError, Image.DecompressionBombError) as error:
         raise _refusal(error, head, where) from error
     except Exception as error:
         first = error
     try:
-        data = _all_bytes(file)
-        for stripped in without_metadata(data):
-            with suppress(Exception):
+        for stripped in without_metadata(_all_bytes(file)):
+            try:
                 return _opened(io.BytesIO(stripped), where)
+            except VtexportError:
+                raise
+            except Exception:
+                continue
     except (OSError, MemoryError):
         pass  # the first error tells more
     raise _refusal(first, head, where) from first
@@ -212,10 +217,8 @@ def _bits(image: Image.Image) -> int | None:
     return 16 if image.mode == "I" and image.format in _SIXTEEN_BITS_IN_MODE_I else None
 
 
-def _refusal(error: BaseException, head: bytes, where: str) -> VtexportError:
+def _refusal(error: Exception, head: bytes, where: str) -> InputError:
     """One sentence for a file that gave no image."""
-    if isinstance(error, VtexportError):
-        return error
     if isinstance(error, Image.DecompressionBombError):
         said = str(error).split(",", maxsplit=1)[0]
         return InputError(f"{where} is too large ({said}); scale the image down first")

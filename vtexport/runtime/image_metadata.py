@@ -134,7 +134,10 @@ def _webp(data: bytes, exif: bool) -> bytes | None:
         if name == b"VP8X":
             metadata = 0x20 | 0x04 | (0 if exif else 0x08)  # flags: ICC profile, XMP, EXIF
             chunk = chunk[:8] + bytes([chunk[8] & ~metadata]) + chunk[9:]
-        if name in {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"} or (exif and name == b"EXIF"):
+        needed = name in {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
+        if needed and at + 8 + size > len(data):
+            return None  # cut short
+        if needed or (exif and name == b"EXIF"):
             kept.append(chunk)
         at = end
     body = b"WEBP" + b"".join(kept)

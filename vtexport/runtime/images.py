@@ -89,6 +89,8 @@ def pixel_values(image: Image.Image, settings: ImageSettings) -> tuple[np.ndarra
     seen = seen.resize(resized, _RESAMPLE[settings.resample])
     width, height = settings.crop_width or resized[0], settings.crop_height or resized[1]
     left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+    if width * height > MAX_PIXELS:
+        raise BundleError(f"the bundle's manifest has a crop of {width} x {height} pixels; build or copy it again")
     if (width, height) != resized:
         seen = seen.crop((left, top, left + width, top + height))  # black where there is no image
     planes = _normalisation_table(settings)[np.arange(3), np.asarray(seen)]  # [H, W, 3]
