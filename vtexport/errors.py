@@ -46,17 +46,24 @@ def quoted(error: object, *beside: object, limit: int = 180) -> str:
     Args:
         error: an exception, or a library's text.
         beside: what else in the sentence may be long, such as a path: the quotation leaves room for it.
-        limit: characters that the quotation and all of `beside` may have together; longer ones are cut with "...".
+        limit: characters that the quotation and all of `beside` may have together; longer ones are cut
+            in the middle with "...".
     """
     lines = [line for line in map(str.strip, str(error).splitlines()) if line] or [type(error).__name__]
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     room = max(_SHORTEST, limit - sum(len(str(each)) for each in beside))
-    return cut(printable(first[: room + 1]), room)
+    return cut(printable(first if len(first) <= 2 * room else first[:room] + first[-room:]), room)
 
 
 def cut(text: str, room: int) -> str:
-    """`text`, or as much of it as fits into `room` characters, with "..." behind."""
-    return text if len(text) <= room else text[: room - len(_CUT)].rstrip() + _CUT
+    """`text`, or its beginning and its end with "..." between them, so that it fits into `room` characters.
+
+    What it is about often comes last: the name of a node, the place in a file.
+    """
+    if len(text) <= room:
+        return text
+    end = room // 3
+    return text[: room - end - len(_CUT)].rstrip() + _CUT + text[-end:].lstrip()
 
 
 def printable(text: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from vtexport.errors import MissingDependencyError, UsageError, VtexportError, q
 _WORKER = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
 # How C++, Python and TensorRT say it, in lower case.
 _OUT_OF_MEMORY = ("bad_alloc", "memoryerror", "out of memory", "outofmemory")
+# In TensorRT's messages: its own function, a number, and places in its sources.
+_PLACES = re.compile(r"^\w+::\w+: Error Code \d+: |\[[\w.]+:\d+: \w+\] | In \w+ at /_src/[^\s)]+")
 # What TensorRT-RTX 1.7 compiles for, by NVIDIA's compute capability.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
@@ -139,15 +142,14 @@ def _run(job: Job, name: str) -> Outcome:
         raise VtexportError(_ending(name, process.returncode, told.decode(errors="replace").strip()))
     outcome = msgspec.json.decode(answer, type=Outcome)
     if outcome.problems:
+        first = _PLACES.sub("", outcome.problems[0])
         if _is_out_of_memory(" ".join(outcome.problems)):
-            raise VtexportError(_lack_of_memory(name, quoted(outcome.problems[0], limit=100)))
+            raise VtexportError(_lack_of_memory(name, quoted(first, limit=100)))
         more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
-        hint = ""
+        hint = "the bundle's graphs still run in ONNX Runtime"
         if "SM75" in job.compute_capabilities and "Turing" in outcome.problems[0]:
-            hint = "; compute capability 7.5 cannot run this graph, leave it out"
-        raise VtexportError(
-            f"{outcome.version} does not take {name}: {quoted(outcome.problems[0], name, limit=150)}{more}{hint}"
-        )
+            hint = "compute capability 7.5 cannot run this graph, leave it out"
+        raise VtexportError(f"{outcome.version} does not take {name}: {quoted(first, name, limit=150)}{more}; {hint}")
     return outcome
 
 
@@ -159,7 +161,7 @@ def _ending(name: str, returncode: int, told: str) -> str:
         return _lack_of_memory(name, f"{ended}, which is how Linux ends a process when memory is short")
     if _is_out_of_memory(told):
         return _lack_of_memory(name, f"{ended}: {last}")
-    return f"the process that built the engine of {name} ended with {ended}: {last}"
+    return f"the process that built the engine of {name} ended with {ended}: {last}; run it again, and report this"
 
 
 def _is_out_of_memory(told: str) -> bool:

@@ -166,4 +166,7 @@ class EngineRunner:
         if not succeeded:
             words = " ".join(self._told) or "it gave no reason"
             version = f"tensorrt_rtx {self._trt.__version__}"
-            raise VtexportError(f"{version} could not {what} {self.path} on this GPU: {quoted(words, self.path)}")
+            raise VtexportError(
+                f"{version} could not {what} {self.path} on this GPU: {quoted(words, self.path, limit=150)}; build the "
+                "engine again with this version, for this GPU"
+            )

@@ -44,7 +44,9 @@ def list_targets(folder: Path | None = None) -> list[Target]:
         try:
             target = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Target)
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise VtexportError(f"{path} is not a target recipe: {quoted(error, path)}") from error
+            raise VtexportError(
+                f"{path} is not a target recipe: {quoted(error, path)}; install vtexport again"
+            ) from error
         target.name = path.stem
         targets.append(target)
     return targets
