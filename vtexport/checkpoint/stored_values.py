@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, TensorEntry
-from vtexport.errors import InputError
+from vtexport.errors import InputError, quoted
 
 _CHUNK_VALUES = 1 << 18
 
@@ -37,7 +37,7 @@ def same_values(first: TensorEntry, second: TensorEntry) -> bool:
                     return False
     except OSError as error:
         raise InputError(
-            f"{error.filename or first.file} cannot be read ({error.strerror or error}); restore the checkpoint"
+            f"{first.file} or {second.file} cannot be read ({quoted(error)}); restore the checkpoint"
         ) from error
     return True
 

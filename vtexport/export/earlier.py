@@ -30,8 +30,9 @@ def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:
     try:
         return open_bundle(destination)
     except BundleError as error:
+        why = str(error).replace(f"{destination}/", "")
         raise UsageError(
-            f"{destination} holds a bundle that cannot be opened ({quoted(error, destination)}); "
+            f"{destination} holds a bundle that cannot be opened ({quoted(why, limit=160)}); "
             "give --replace to discard it, or another -o/--output"
         ) from error
 

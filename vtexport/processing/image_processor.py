@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import BundleError, UsageError
+from vtexport.errors import BundleError, UsageError, cut
 from vtexport.runtime.images import output_size
 
 # PIL.Image.Resampling, as preprocessor_config.json stores it
@@ -22,7 +23,7 @@ def image_settings(processor: Any, image_size: int, where: str) -> schema.Image:
     Args:
         processor: transformers' image processor in its Pillow form.
         image_size: height and width that the vision tower takes.
-        where: the checkpoint, for messages.
+        where: the file of its settings, for messages.
 
     Raises:
         UsageError: it has steps that the device runtime does not do, or gives pixels of another size.
@@ -31,7 +32,8 @@ def image_settings(processor: Any, image_size: int, where: str) -> schema.Image:
 
     def refuse(what: str, takes: str) -> UsageError:
         return UsageError(
-            f"the image processor of {where} ({name}) has {what}, which vtexport does not do; it takes {takes}"
+            f"the image processor of {where} ({name}) has {cut(what, 120)}, which vtexport does not do; "
+            f"it takes {takes}"
         )
 
     if not _has_common_steps(processor, name):
@@ -45,9 +47,12 @@ def image_settings(processor: Any, image_size: int, where: str) -> schema.Image:
             shown = f"image_mean {processor.image_mean!r} and image_std {processor.image_std!r}"
             raise refuse(shown, "three numbers each, none of image_std 0")
         colour = [int(255 * each) for each in mean]
-    resample = _BILINEAR if processor.resample is None else int(processor.resample)
-    if resample not in _RESAMPLE:
+    resample = _BILINEAR if processor.resample is None else processor.resample
+    if not isinstance(resample, int) or resample not in _RESAMPLE:
         raise refuse(f"resample {processor.resample!r}", ", ".join(map(str, _RESAMPLE)))
+    rescale = processor.rescale_factor if processor.do_rescale else 1.0
+    if not _is_number(rescale) or not rescale:
+        raise refuse(f"rescale_factor {rescale!r}", "a number other than 0")
     size = _sizes(processor.size) if processor.do_resize else {}
     if processor.do_resize and set(size) not in ({"shortest_edge"}, {"height", "width"}):
         raise refuse(f"size {size}", "a shortest_edge, or height and width")
@@ -60,10 +65,10 @@ def image_settings(processor: Any, image_size: int, where: str) -> schema.Image:
         resize_shortest=size.get("shortest_edge"),
         resize_height=size.get("height"),
         resize_width=size.get("width"),
-        resample=_RESAMPLE[resample],  # type: ignore[arg-type]
+        resample=_RESAMPLE[int(resample)],  # type: ignore[arg-type]
         crop_height=crop.get("height"),
         crop_width=crop.get("width"),
-        rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
+        rescale=float(rescale),
         mean=mean,
         std=std,
     )
@@ -111,8 +116,12 @@ def _sizes(size: Any) -> dict[str, int]:
 
 def _channels(processor: Any, field: str) -> list[float] | None:
     value = getattr(processor, field)
-    if isinstance(value, (int, float)):
+    if _is_number(value):
         return [float(value)] * 3
-    if isinstance(value, (list, tuple)) and len(value) == 3:
+    if isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value)):
         return [float(each) for each in value]
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

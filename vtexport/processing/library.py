@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from vtexport.errors import InputError, MissingDependencyError, quoted
 
-_IMAGE_SETTINGS = "preprocessor_config.json"
+_IMAGE_SETTINGS, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 _T = TypeVar("_T")
 
@@ -33,22 +34,15 @@ def load_processor(folder: Path) -> Any:
     """
     from transformers import AutoProcessor
 
-    def load() -> Any:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        # Given to AutoProcessor, `backend` would reach the tokenizer as well, which takes it for a setting of its own.
-        if hasattr(processor, "image_processor"):
-            processor.image_processor = _pillow_form(folder)
-        return processor
+    image_processor = load_image_processor(folder)
 
-    try:
-        processor = _asked(load, folder, "processor")
-    except InputError as error:
-        if (folder / _IMAGE_SETTINGS).is_file() or "image processor" not in str(error):
-            raise
-        raise InputError(  # of which the library speaks as of a model on the hub
-            f"{folder} has no {_IMAGE_SETTINGS}, so it is not known how pixels are prepared; "
-            "copy the file from the model's repository"
-        ) from error
+    def load() -> Any:
+        return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    processor = _asked(load, folder, "processor")
+    # Given to AutoProcessor, `backend` would reach the tokenizer as well, which takes it for a setting of its own.
+    if hasattr(processor, "image_processor"):
+        processor.image_processor = image_processor
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:  # AutoProcessor takes what it finds, such as a tokenizer alone
             raise InputError(
@@ -60,7 +54,22 @@ def load_processor(folder: Path) -> Any:
 
 def load_image_processor(folder: Path) -> Any:
     """The image processor alone, in the Pillow form; arguments and errors as for `load_processor`."""
-    return _asked(lambda: _pillow_form(folder), folder, "image processor")
+    file = image_settings_file(folder)
+    if not file.is_file():  # of which the library speaks as of a model on the hub
+        raise InputError(
+            f"{folder} has no {file.name}, so it is not known how pixels are prepared; "
+            "copy the file from the model's repository"
+        )
+    return _asked(lambda: _pillow_form(folder), folder, f"image processor ({file.name})")
+
+
+def image_settings_file(folder: Path) -> Path:
+    """The file that the library takes an image processor's settings from, for naming it."""
+    try:
+        inside = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8")).get("image_processor")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        inside = None
+    return folder / (_PROCESSOR if inside is not None else _IMAGE_SETTINGS)
 
 
 def load_torchvision_form(folder: Path) -> Any | None:

@@ -15,7 +15,7 @@ from vtexport.bundle import manifest as schema
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.generation import read_generation
 from vtexport.processing.image_processor import image_settings
-from vtexport.processing.library import load_processor, load_torchvision_form
+from vtexport.processing.library import image_settings_file, load_processor, load_torchvision_form
 from vtexport.processing.self_check import compare_ids, compare_pixels, torchvision_levels
 from vtexport.processing.text import TextFiles, read_text_files
 from vtexport.processing.tokenizer import load_tokenizer
@@ -63,7 +63,7 @@ def read_processing(
     tokenizer = load_tokenizer(folder)
     processor = load_processor(folder)
     processor.tokenizer = tokenizer
-    image = image_settings(processor.image_processor, spec.vision.image_size, str(folder))
+    image = image_settings(processor.image_processor, spec.vision.image_size, str(image_settings_file(folder)))
     files = read_text_files(folder, tokenizer, spec.image_token_id, family.CHAT_TEMPLATE)
     for each in files.notes:
         note(each)

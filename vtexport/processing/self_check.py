@@ -148,7 +148,7 @@ def compare_ids(
             prompt = reader.read(messages)
         except VtexportError as error:
             raise InputError(
-                f"the bundle's runtime cannot read a conversation of {kind}: {error}; {_REPORT}"
+                f"the bundle's runtime cannot read a conversation of {kind} ({quoted(error, limit=150)}); {_REPORT}"
             ) from error
         found = [*prompt.before.tolist(), text.image_token_id, *prompt.after.tolist()]
         if found != expected:
@@ -181,7 +181,7 @@ def _library_ids(
             ids, counted = tokenizer(rendered, add_special_tokens=special)["input_ids"], None
     except Exception as error:  # a template computes, and a tokenizer's code is the checkpoint's choice
         raise InputError(
-            f"transformers cannot make token ids of a conversation with this checkpoint ({quoted(error)}); "
+            f"transformers cannot make token ids of a conversation with this checkpoint ({quoted(error, limit=150)}); "
             "fetch its tokenizer and template files again"
         ) from error
     collapsed = [

@@ -77,7 +77,10 @@ def render(
             }
         )
     except Exception as error:  # a template computes: it may also divide by zero or count too far
-        raise UsageError(f"the chat template does not take these messages: {quoted(error)}") from error
+        raise UsageError(
+            f"the chat template does not take these messages: {quoted(error)}; change them, or give the whole text "
+            "(--raw-prompt)"
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -74,7 +74,7 @@ def read(name: str) -> tuple[Image.Image, list[str]]:
     except PermissionError as error:
         raise InputError(f"{shown} may not be read by this user; change its permissions") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{shown} cannot be opened ({_said(error)}); give the path of an image") from error
+        raise InputError(f"{shown} cannot be opened ({_reason(error)}); give the path of an image") from error
     if len(data) > _MOST_PIPED_BYTES:
         raise InputError(f"{shown} gives more than {_MOST_PIPED_BYTES:,} bytes, which is no image; give a file")
     return _decoded(data, shown)
@@ -94,7 +94,7 @@ def upright(image: Image.Image, where: str) -> tuple[Image.Image, list[str]]:
             raise
         except Exception as error:
             raise InputError(
-                f"{where} (mode {image.mode}) cannot be read ({_said(error)}); give it as a file or in mode RGB"
+                f"{where} (mode {image.mode}) cannot be read ({_reason(error)}); give it as a file or in mode RGB"
             ) from error
 
 
@@ -126,7 +126,7 @@ def _data_url(url: str) -> bytes:
             data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InputError(
-            f"the data URL {_shown(url[:40])}... is not valid base64 ({_said(error)}); encode the image's bytes again"
+            f"the data URL {_shown(url[:40])}... is not valid base64 ({_reason(error)}); encode the image's bytes again"
         ) from error
     if not comma:
         raise InputError(f"the data URL {_shown(url[:40])} has no comma; give data:image/png;base64, and the bytes")
@@ -231,7 +231,7 @@ def _refusal(error: Exception, head: bytes, where: str) -> InputError:
         return InputError(f"{where} is not an image that is taken but {kind.name}; {kind.step}")
     if not _has_reader(kind):
         return InputError(f"{where} is {kind.name}, which this Pillow cannot read; update Pillow or convert it to PNG")
-    said = "" if isinstance(error, UnidentifiedImageError) else f" ({_said(error)})"
+    said = "" if isinstance(error, UnidentifiedImageError) else f" ({_reason(error)})"
     return InputError(
         f"{where} is {kind.name} that cannot be decoded{said}; "
         "it is damaged or of a rare kind: get a whole copy or save it as PNG"
@@ -244,7 +244,7 @@ def _has_reader(kind: Kind) -> bool:
     return kind.reader in _readers()
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of a library's message, not long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

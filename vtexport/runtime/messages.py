@@ -165,8 +165,9 @@ def check_utf8(text: str, what: str) -> None:
         code = ord(text[error.start])
         # Python keeps an undecodable byte 0xNN of an argument as the surrogate U+DCNN.
         stray = f"the stray byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"the surrogate U+{code:04X}"
+        before = error.start
         raise UsageError(
-            f"{what} is not valid UTF-8: it has {stray} behind {error.start} characters; write the text in UTF-8"
+            f"{what} is not valid UTF-8: it has {stray} behind {before} characters; write the text in UTF-8"
         ) from error
 
 

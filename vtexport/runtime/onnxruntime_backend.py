@@ -129,10 +129,10 @@ def dialect_here(precision: str, wanted: str | None = None) -> str:
 def _reason(error: BaseException, path: Path) -> str:
     """What ONNX Runtime says of a file, without its codes and without the path, which the sentence has already."""
     said = re.sub(r"^\s*\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error)).replace(str(path), path.name)
-    return quoted(said.strip().rstrip(".") or type(error).__name__, path, limit=150)
+    return quoted(said.strip().rstrip(".") or type(error).__name__, path, limit=140)
 
 
 def _next_step(error: BaseException, path: Path) -> str:
     if path.is_symlink() and "escapes" in str(error):  # 1.24.1, before it was mended
         return "this version refuses links as the hub's cache has them: update it, or hf download with --local-dir"
-    return "`vtexport inspect --verify` says whether the bundle is damaged, then build or copy it again"
+    return "`vtexport inspect --verify` says whether it is damaged; then build or copy it again"

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vtexport.export.text import write_text_files
 
 import vtexport
 from vtexport.bundle.calibration import read_calibration
@@ -27,9 +26,9 @@ from vtexport.cli.explain import explain
 from vtexport.engines import rtx
 from vtexport.engines.record import read_engines
 from vtexport.errors import VtexportError, quoted
-from vtexport.models.llava import CHAT_TEMPLATE
 from vtexport.plugins import build as plugins_build
 from vtexport.plugins.native import Library
+from vtexport.processing.tokenizer import load_tokenizer
 from vtexport.runtime.pipeline import Pipeline
 from vtexport.runtime.prompt import PromptReader
 
@@ -69,37 +68,27 @@ def unknown_activation(folder: Path) -> None:
     read_model_config(folder)
 
 
-def unknown_dtype(folder: Path) -> None:
-    change(folder / "config.json", dtype=LONG)
-    read_model_config(folder)
-
-
 def unknown_family(folder: Path) -> None:
     change(folder / "config.json", model_type=LONG)
     read_model_config(folder)
 
 
-def unknown_quantisation(folder: Path) -> None:
-    change(folder / "config.json", quantization_config={"quant_method": LONG})
-    read_model_config(folder)
-
-
 def damaged_tokenizer(folder: Path) -> None:
     change(folder / "tokenizer.json", model={"type": LONG})
-    write_text_files(folder, folder, 4, CHAT_TEMPLATE, print)
+    load_tokenizer(folder)
 
 
 def missing_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    write_text_files(folder, folder, 4, CHAT_TEMPLATE, print)
+    load_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
     "provoke",
     [
-        *(unknown_text_model, value_of_the_wrong_type, unknown_activation, unknown_dtype, unknown_family),
-        *(unknown_quantisation, damaged_tokenizer, missing_tokenizer),
+        *(unknown_text_model, value_of_the_wrong_type, unknown_activation, unknown_family),
+        *(damaged_tokenizer, missing_tokenizer),
     ],
     ids=lambda provoke: provoke.__name__,
 )
