@@ -23,6 +23,7 @@ _CANONICAL = (
     ("model.vision_tower.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.model.", "language_model."),  # of transformers 5.4 and 5.5
     ("model.language_model.", "language_model."),
     ("language_model.model.", "language_model."),
     ("language_model.lm_head.", "lm_head."),
