@@ -21,6 +21,7 @@ from warm_builds import WarmBuilds
 # What takes longest comes first, so that of several test processes none is left alone with it at the end.
 LONG = (
     "tests/test_packaging.py",
+    "tests/test_bounds.py",
     "tests/test_llm_pruning.py",
     "tests/test_build.py",
     "tests/plugins/test_sanitizers.py",
