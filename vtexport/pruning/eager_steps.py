@@ -7,12 +7,15 @@ anew from a layer's input, so that no attention map is needed and any attention 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from vtexport.errors import UsageError
 from vtexport.pruning.llm.step import LLMSelection, LLMSizes, LLMStep
 
 
@@ -33,74 +36,76 @@ class StepState:
     offsets: dict[int, int] = field(default_factory=dict)
 
 
+class _Pass(threading.local):
+    """The pass that a thread is in; each thread has its own."""
+
+    state: StepState | None = None  # None outside of a pass with images
+    prefill = False
+    seen: tuple[torch.Tensor, Any] | None = None  # input of a watched layer, with cos and sin
+    now: dict[str, Any]  # what replaces the arguments of the layers from the last step on
+
+
 class StepHooks:
-    """The hooks of one model. `begin` says what the next forward pass is; `remove` takes them off."""
+    """The hooks of one model, which act `during` passes with images alone; `remove` takes them off."""
 
     def __init__(self, language_model: Any, steps: Sequence[LLMStep]):
         self._model, self._steps = language_model, {step.layer: step for step in steps}
         self._watched = {step.layer - 1 for step in steps if step.source == "before"}
-        self._state: StepState | None = None
-        self._prefill = False
-        self._seen: tuple[torch.Tensor, Any] | None = None  # input of a watched layer, with cos and sin
-        self._now: dict[str, Any] = {}  # what replaces the arguments of the layers from the last step on
+        self._pass = _Pass()
         first = min(self._steps) - 1
         self._handles = [
-            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
+            layer.register_forward_pre_hook(_LayerHook(self, number), with_kwargs=True)
             for number, layer in enumerate(language_model.layers)
             if number >= first
         ]
 
-    def begin(self, state: StepState | None, *, prefill: bool) -> None:
-        """The next pass prunes (`prefill`) or goes on behind a prefill that did; None where there is no image."""
-        self._state, self._prefill, self._now, self._seen = state, prefill, {}, None
+    @contextlib.contextmanager
+    def during(self, state: StepState, *, prefill: bool) -> Iterator[None]:
+        """A pass that prunes (`prefill`), or one that goes on behind a prefill that did."""
+        own = self._pass
+        own.state, own.prefill, own.now, own.seen = state, prefill, {}, None
+        try:
+            yield
+        finally:
+            own.state, own.now, own.seen = None, {}, None
 
     def remove(self) -> None:
         """Takes the hooks off."""
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, number: int) -> Any:
-        def before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._state is None:
-                return None
-            hidden = args[0]
-            if number in self._steps:
-                if self._prefill:
-                    hidden = self._prune(self._steps[number], layer, hidden, kwargs)
-                else:
-                    self._shift(number, hidden, kwargs)
-            kwargs = kwargs | self._now
-            if number in self._watched:
-                self._seen = hidden, kwargs["position_embeddings"]
-            return (hidden, *args[1:]), kwargs
-
-        return before_layer
+    def before_layer(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """New arguments of a layer, or None where it takes its own."""
+        own = self._pass
+        if own.state is None:
+            return None
+        hidden = args[0]
+        if number in self._steps:
+            if own.prefill:
+                hidden = self._prune(self._steps[number], layer, hidden, kwargs)
+            else:
+                self._shift(number, hidden, kwargs)
+        kwargs = kwargs | own.now
+        if number in self._watched:
+            own.seen = hidden, kwargs["position_embeddings"]
+        return (hidden, *args[1:]), kwargs
 
     def _prune(self, step: LLMStep, layer: Any, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-        assert self._state is not None
-        given = {**kwargs, **self._now}
+        own = self._pass
+        assert own.state is not None
+        given = {**kwargs, **own.now}
         if step.source == "before":
-            assert self._seen is not None
-            source, (seen, turned) = self._model.layers[step.layer - 1], self._seen
+            assert own.seen is not None
+            source, (seen, turned) = self._model.layers[step.layer - 1], own.seen
         else:
             source, seen, turned = layer, hidden, given["position_embeddings"]
-        signals = dict(zip(("keys", "query"), _keys_and_query(source, seen, turned), strict=True))
-        if self._state.labels is not None:
-            signals["labels"] = self._state.labels
-        config, start = source.self_attn.config, self._state.visual_start
-        sizes = LLMSizes(
-            tokens=step.tokens,
-            keep=step.keep,
-            width=hidden.shape[2],
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=source.self_attn.head_dim,
-        )
-        wanted = {name: signals[name].detach() for name in step.op.signals}
-        chosen = step.op.select(hidden[0].detach(), start, wanted, sizes=sizes, parameters=step.parameters)
-        self._state.selections.append(chosen)
-        end = start + step.tokens
-        hidden = torch.cat([hidden[:, :start], chosen.rows[None].to(hidden.dtype), hidden[:, end:]], dim=1)
+        start, end = own.state.visual_start, own.state.visual_start + step.tokens
+        chosen = _choose(step, source, hidden, seen, turned, own.state)
+        own.state.selections.append(chosen)
+        visual = hidden[:, start:end][:, chosen.kept]
+        if chosen.merged is not None:
+            visual = torch.where(chosen.merged[:, None], chosen.rows[None].to(hidden.dtype), visual)
+        hidden = torch.cat([hidden[:, :start], visual, hidden[:, end:]], dim=1)
         positions = given["position_ids"]
         left = torch.cat([positions[:, :start], positions[:, start:end][:, chosen.kept], positions[:, end:]], dim=1)
         if step.positions == "official":
@@ -108,23 +113,68 @@ class StepHooks:
             left = torch.cat([places[:start], start + chosen.kept, places[end:]])[None]
         if step.positions == "compacted":
             left = torch.arange(hidden.shape[1], device=left.device)[None]
-            self._state.offsets[step.layer] = int(positions[0, -1] - left[0, -1])
-        self._now = {
-            "position_ids": left,
-            "position_embeddings": self._model.rotary_emb(hidden, position_ids=left),
-            "attention_mask": _causal_mask(self._model.config, hidden),
-        }
+            own.state.offsets[step.layer] = int(positions[0, -1] - left[0, -1])
+        own.now = self._arguments(step.layer, hidden, left, given)
         return hidden
 
     def _shift(self, number: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> None:
-        """A decoding step: one new row sees the whole of its layer's cache, at a position of its own."""
-        assert self._state is not None
-        positions = {**kwargs, **self._now}["position_ids"] - self._state.offsets.get(number, 0)
-        self._now = {
+        """Behind a prefill: new rows see the whole of their layer's cache, at positions of their own."""
+        own = self._pass
+        assert own.state is not None
+        given = {**kwargs, **own.now}
+        positions = given["position_ids"] - own.state.offsets.get(number, 0)
+        own.now = self._arguments(number, hidden, positions, given)
+
+    def _arguments(self, number: int, hidden: torch.Tensor, positions: torch.Tensor, given: Mapping[str, Any]) -> Any:
+        """What the layers from `number` on are called with."""
+        return {
             "position_ids": positions,
             "position_embeddings": self._model.rotary_emb(hidden, position_ids=positions),
-            "attention_mask": None,
+            "attention_mask": _causal_mask(self._model.config, hidden, given.get("past_key_values"), number),
         }
+
+
+class _LayerHook:
+    """The hook of one layer."""
+
+    def __init__(self, hooks: StepHooks, number: int):
+        self._hooks, self._number = hooks, number
+
+    @torch.compiler.disable  # compiled code would take the state of the pass for a constant
+    def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._hooks.before_layer(self._number, layer, args, kwargs)
+
+    def __reduce__(self) -> NoReturn:
+        raise no_copy()
+
+
+def no_copy() -> UsageError:
+    """The refusal to copy or pickle what belongs to a model under pruning."""
+    return UsageError(
+        "a model under pruning can be neither copied nor pickled, because the copy would share its state; "
+        "call remove() on what apply() returned first"
+    )
+
+
+@torch.no_grad()
+def _choose(
+    step: LLMStep, source: Any, hidden: torch.Tensor, seen: torch.Tensor, turned: Any, state: StepState
+) -> LLMSelection:
+    """What a step keeps, by the keys and the query of the layer `source`, whose input is `seen`."""
+    signals = dict(zip(("keys", "query"), _keys_and_query(source, seen, turned), strict=True))
+    if state.labels is not None:
+        signals["labels"] = state.labels
+    config = source.self_attn.config
+    sizes = LLMSizes(
+        tokens=step.tokens,
+        keep=step.keep,
+        width=hidden.shape[2],
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=source.self_attn.head_dim,
+    )
+    wanted = {name: signals[name].to(hidden.device) for name in step.op.signals}
+    return step.op.select(hidden[0], state.visual_start, wanted, sizes=sizes, parameters=step.parameters)
 
 
 def _keys_and_query(layer: Any, hidden: torch.Tensor, turned: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,10 +192,21 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _causal_mask(config: Any, hidden: torch.Tensor) -> torch.Tensor | None:
-    """[1, 1, S, S] to be added to logits, by order of the rows; None for flash attention, which is causal by itself."""
-    if "flash" in str(config._attn_implementation):
-        return None
+def _causal_mask(config: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch.Tensor | None:
+    """[1, 1, S, M] to be added to logits, by order of the rows: S new ones behind those in the layer's cache, whose
+    room is M rows. None where every new row sees everything, and for flash attention, which is causal by itself."""
     rows = hidden.shape[1]
+    past, room = (0, rows) if cache is None else (int(cache.get_seq_length(layer)), _room(cache, rows, layer))
+    if "flash" in str(config._attn_implementation) or (rows == 1 and room == past + 1):
+        return None
+    places = torch.arange(room, device=hidden.device)
+    hidden_ones = places > past + torch.arange(rows, device=hidden.device)[:, None]
     lowest = torch.finfo(hidden.dtype).min
-    return torch.full((rows, rows), lowest, dtype=hidden.dtype, device=hidden.device).triu(1)[None, None]
+    return torch.zeros(rows, room, dtype=hidden.dtype, device=hidden.device).masked_fill(hidden_ones, lowest)[
+        None, None
+    ]
+
+
+def _room(cache: Any, rows: int, layer: int) -> int:
+    """Keys that a layer's attention gets with `rows` new ones: more than are filled where a cache has a fixed size."""
+    return int(cache.get_mask_sizes(rows, layer)[0])

@@ -45,6 +45,7 @@ class ClusterMerge(LLMOp):
 
     op_type = "VtxClusterMerge"
     signals = ("keys", "labels")
+    merges = True
 
     def select(
         self,

@@ -63,10 +63,12 @@ class LLMOp(ABC):
     Attributes:
         op_type: Name of the ONNX op and of its function; starts with `Vtx`.
         signals: Names in `SIGNALS`, in their order there.
+        merges: Whether rows may stand for several tokens.
     """
 
     op_type: ClassVar[str]
     signals: ClassVar[tuple[str, ...]]
+    merges: ClassVar[bool] = False
 
     @abstractmethod
     def select(
