@@ -43,6 +43,7 @@ from vtexport.export.earlier import (
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
 from vtexport.export.plan import Plan, Route, check_method, check_stored, make_plans, make_route
+from vtexport.export.requirements import check_versions
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.read import Processing, read_processing
@@ -127,7 +128,9 @@ def build(
     Raises:
         UsageError: a value is wrong, also when only the model's configuration shows it.
         InputError: the checkpoint cannot be used or the output cannot be written.
+        MissingDependencyError: a package is not installed, or not in a version that building works with.
     """
+    check_versions()
     report = report or Report()
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")

@@ -34,6 +34,7 @@ _EXPORT_PACKAGES = (
     "array-api-compat",
     "filelock",
     "polygraphy",
+    "sentencepiece",
 )
 
 _RUN_IN = ("float32", "float16")  # precisions of bundles that ONNX Runtime runs
@@ -148,6 +149,8 @@ def _gpu() -> Finding:
 
 
 def _export_packages() -> list[Finding]:
+    from vtexport.export.requirements import unfit
+
     found, missing = [], []
     for name in _EXPORT_PACKAGES:
         try:
@@ -155,6 +158,9 @@ def _export_packages() -> list[Finding]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     findings = [Finding("build bundles", "ok", f"for building: {', '.join(found)}")] if found else []
+    if others := [f"{name} {version} ({needed} is needed)" for name, version, needed in unfit()]:
+        step = "run pip install 'vtexport[export]' for versions that building works with"
+        findings.append(Finding("build bundles", "missing", f"for building: {', '.join(others)}", step))
     if missing:
         step = "run pip install 'vtexport[export]' to build bundles here; running them needs none of these"
         findings.append(Finding("build bundles", "missing", f"for building: {', '.join(missing)}", step))
