@@ -137,6 +137,24 @@ def test_a_route_without_calibration_says_what_to_do(routed: Path, photo: Path, 
     assert "not calibrated: vtexport calibrate" in capsys.readouterr().out
 
 
+def test_an_older_runtime_calibrates_by_its_own_graphs(
+    routed_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    tower = calibrating.VisionTower
+
+    def seen(bundle: Any, graph: str, *given: Any) -> Any:
+        loaded.append(graph)
+        return tower(bundle, graph, *given)
+
+    monkeypatch.setattr(calibrating, "VisionTower", seen)
+    newest = calibrate(open_bundle(routed_copy), photos).redundancies
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
+    older = calibrate(open_bundle(routed_copy), photos).redundancies
+    assert [name.split(".")[-1] for name in loaded] == ["modern", "classic"]
+    assert older == pytest.approx(newest, abs=1e-5)
+
+
 def test_calibrate_by_the_command_line(routed_copy: Path, photos: Path, capsys: Any) -> None:
     manifest = (routed_copy / "manifest.json").read_bytes()
     names = {path.name for path in routed_copy.iterdir()}

@@ -11,11 +11,9 @@ from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.runtime.answers import Clock
-from vtexport.runtime.onnxruntime_backend import check_device
+from vtexport.runtime.onnxruntime_backend import check_device, dialect_here
 from vtexport.runtime.routing import fit, redundancy
 from vtexport.runtime.vision import VisionTower
-
-DIALECT = "modern"
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ def calibrate(
         UsageError: the bundle has no route or lies in the hub's cache, or there is no such device.
         InputError: no such folder, nothing in it, nothing in it that can be read, or the bundle cannot be written.
         BundleError: the bundle has no graphs for this runtime.
+        MissingDependencyError: ONNX Runtime is not installed, or too old.
     """
     manifest = bundle.manifest
     if not manifest.routes:
@@ -70,9 +69,10 @@ def calibrate(
     plans = {plan.name: plan for plan in manifest.plans}
     # The features are the same in every vision graph, whatever signals it gives beside them.
     graphs = plans[manifest.routes[0].plans[0]].graphs
-    if DIALECT not in graphs:
-        raise BundleError(f"{bundle.folder} has no {DIALECT} graphs; build it again")
-    tower = VisionTower(bundle, graphs[DIALECT].vision, device, threads)
+    dialect = dialect_here(manifest.precision)
+    if dialect not in graphs:
+        raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
+    tower = VisionTower(bundle, graphs[dialect].vision, device, threads)
     redundancies: dict[str, float] = {}
     unreadable: dict[str, str] = {}
     for done, path in enumerate(files):
