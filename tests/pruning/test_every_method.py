@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 import torch
 from hypothesis import given, settings
@@ -252,6 +253,24 @@ def test_few_tokens(name: str, grid: tuple[int, int]) -> None:
         assert_valid(found["keep_indices"], found["kept_features"].shape[1], tokens)
         expected = select(name, keep=keep, grid=grid, **given)
         assert_valid(expected.keep_indices, found["kept_features"].shape[1], tokens)
+
+
+@every_method
+def test_what_tools_expect_of_a_function(name: str) -> None:
+    """Nodes with names of their own, also inlined, and outputs whose shapes follow from the function alone."""
+    sizes: dict[str, Any] = {"tokens": TOKENS, "grid": GRID, "width": WIDTH, "embedding_width": WIDTH}
+    model = op_model(name, keep=budgets(name)[-1], heads=HEADS, head_width=HEAD_WIDTH, **sizes)
+    assert all(node.name for node in (*model.graph.node, *model.functions[0].node))
+    flat = onnx.inliner.inline_local_functions(model)
+    names = [node.name for node in flat.graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    shapes = [onnx.helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, None) for o in flat.graph.output]
+    expected = [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in flat.graph.output]
+    del flat.graph.output[:]
+    flat.graph.output.extend(shapes)
+    inferred = onnx.shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
+    assert [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in inferred.graph.output] == expected
 
 
 @every_method

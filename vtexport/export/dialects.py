@@ -84,7 +84,9 @@ class Classic(Dialect):
 
     def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
         wide = _cast(g, x, dtype, "float32")
-        mean = g.op("ReduceMean", g.op("Mul", wide, wide), g.constant(np.array([-1])), keepdims=1)
+        # Pow and not Mul, because optimisers look for the former.
+        square = g.op("Pow", wide, g.constant(np.float32(2)))
+        mean = g.op("ReduceMean", square, g.constant(np.array([-1])), keepdims=1)
         root = g.op("Sqrt", g.op("Add", mean, g.constant(np.float32(epsilon))))
         return g.op("Mul", _cast(g, g.op("Div", wide, root), "float32", dtype), weight)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from vtexport.export.weights import Weight
@@ -101,6 +102,20 @@ def external_tensor(weight: Weight, name: str, folder: Path) -> ir.ExternalTenso
         name=name,
         base_dir=folder,
     )
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Writes a graph file, its weights as references to their files.
+
+    Initializers say their own type and shape. onnx_ir describes them a second time among the graph's values, which
+    breaks tools that put other tensors in their places and do not look there, such as ONNX Runtime's quantisers.
+    """
+    proto = ir.to_proto(model)
+    stored = {initializer.name for initializer in proto.graph.initializer}
+    described = [value for value in proto.graph.value_info if value.name not in stored]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(described)
+    onnx.save(proto, path)
 
 
 def interface(values: Sequence[ir.Value]) -> list[tuple[str, list[int | str], str]]:

@@ -12,7 +12,7 @@ from vtexport.bundle import manifest as schema
 from vtexport.export.check import check_graphs
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS, Dialect
-from vtexport.export.graph import WEIGHTS_FOLDER, interface
+from vtexport.export.graph import WEIGHTS_FOLDER, interface, save
 from vtexport.export.plan import Plan
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
@@ -122,7 +122,7 @@ class GraphExporter:
     def _once(self, name: str, export: Callable[[], ir.Model]) -> str:
         if name not in self.graphs:
             model = export()
-            ir.save(model, self.path(name))
+            save(model, self.path(name))
             self.graphs[name] = schema.Graph(
                 file=f"{self._folder.name}/{self.path(name).name}",
                 opset=model.graph.opset_imports[""],

@@ -122,6 +122,8 @@ def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: s
 
 
 def _positions(g: GraphWriter, positions: str, keep_indices: ir.Value, keep: int) -> ir.Value:
+    # Neither another name of an output nor a constant: optimisers take such outputs away.
     if positions == "original":
-        return g.op("Identity", keep_indices)
-    return g.op("Constant", value=ir.tensor(np.arange(keep, dtype=np.int64)[None]))
+        return g.op("Add", keep_indices, g.constant(np.zeros((1, 1), np.int64)))
+    zero = g.op("Sub", keep_indices, keep_indices)
+    return g.op("Add", zero, g.constant(np.arange(keep, dtype=np.int64)[None]))

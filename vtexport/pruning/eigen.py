@@ -55,6 +55,8 @@ def leading_eigenvectors(e: Emitter, gram: str, *, tokens: int, count: int) -> E
         return go_on, [new, rest, values]
 
     block, rest, values = e.repeat_while(MOST_CORRECTIONS, [block, rest, values], [FLOAT] * 3, correct)
+    # Shape inference cannot see through a loop.
+    block, values = e.Reshape(block, [tokens, size]), e.Reshape(values, [1, size])
     top, order = e.TopK(values, [count], outputs=2, axis=1)
     vectors = e.Gather(block, e.Squeeze(order, [0]), axis=1)
     return Eigenvectors(vectors, top, _worst_residual(e, rest, values, count))

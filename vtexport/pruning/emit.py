@@ -37,7 +37,8 @@ class Emitter:
         def add(*inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
             names = [self._name(op) for _ in range(outputs)]
             sources = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-            self.nodes.append(helper.make_node(op, sources, names, **attributes))
+            # Named, because quantisers choose nodes by name, and name what they add after them.
+            self.nodes.append(helper.make_node(op, sources, names, name=names[0], **attributes))
             return names[0] if outputs == 1 else tuple(names)
 
         return add
@@ -65,7 +66,7 @@ class Emitter:
         before = [self._name("before") for _ in states]
         round_, entered, go_on = self._name("round"), self._name("entered"), self._name("go_on")
         condition, after = body(inner, before)
-        inner.nodes.append(helper.make_node("Identity", [condition], [go_on]))
+        inner.nodes.append(helper.make_node("Identity", [condition], [go_on], name=go_on))
         describe = helper.make_tensor_value_info
         graph = helper.make_graph(
             inner.nodes,
@@ -89,7 +90,7 @@ class Emitter:
         before = [self._name("before") for _ in states]
         round_, entered, go_on = self._name("round"), self._name("entered"), self._name("go_on")
         after, result = body(inner, round_, before)
-        inner.nodes.append(helper.make_node("Identity", [entered], [go_on]))
+        inner.nodes.append(helper.make_node("Identity", [entered], [go_on], name=go_on))
         describe = helper.make_tensor_value_info
         kinds = [*types, result_type]
         graph = helper.make_graph(

@@ -54,7 +54,12 @@ def build(
         }
     function = _function(method, parameters, fixed, emitter, {name: values[name] for name in results})
     node = helper.make_node(
-        method.op_type, list(function.input), list(results), domain=DOMAIN, **_attributes(method, parameters, fixed)
+        method.op_type,
+        list(function.input),
+        list(results),
+        name=method.op_type,
+        domain=DOMAIN,
+        **_attributes(method, parameters, fixed),
     )
     describe = helper.make_tensor_value_info
     rows = fixed.tokens + int(method.takes_cls(parameters))
@@ -110,7 +115,7 @@ def _function(
 
     TensorRT wants a call to use every output a function declares, so it declares just `outputs`.
     """
-    named = [helper.make_node("Identity", [value], [name]) for name, value in outputs.items()]
+    named = [helper.make_node("Identity", [value], [name], name=name) for name, value in outputs.items()]
     return helper.make_function(
         DOMAIN,
         method.op_type,

@@ -32,7 +32,7 @@ def function(op: LLMOp, parameters: Any, sizes: LLMSizes) -> FunctionProto:
     """The op's body, built for these sizes; it declares the attributes and reads none."""
     e = Emitter()
     values = op.emit(e, sizes=sizes, parameters=parameters)
-    named = [helper.make_node("Identity", [values[name]], [name]) for name in OUTPUTS]
+    named = [helper.make_node("Identity", [values[name]], [name], name=name) for name in OUTPUTS]
     return helper.make_function(
         DOMAIN,
         op.op_type,
@@ -47,7 +47,8 @@ def function(op: LLMOp, parameters: Any, sizes: LLMSizes) -> FunctionProto:
 def llm_op_model(op: LLMOp, parameters: Any, sizes: LLMSizes, *, dtype: str = "float32") -> ModelProto:
     """A one-node model: hidden_states [1, S, W], visual_start [1] and signals in; hidden_states_out and rows out."""
     body = function(op, parameters, sizes)
-    node = helper.make_node(op.op_type, list(body.input), list(OUTPUTS), domain=DOMAIN, **attributes(parameters, sizes))
+    own = attributes(parameters, sizes)
+    node = helper.make_node(op.op_type, list(body.input), list(OUTPUTS), name=op.op_type, domain=DOMAIN, **own)
     shapes: Mapping[str, tuple[int, list[Any]]] = {
         "hidden_states": (DTYPES[dtype], [1, "S", sizes.width]),
         "visual_start": (INT64, [1]),
