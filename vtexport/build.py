@@ -16,7 +16,7 @@ from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.readable import readable_folder
-from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, small_files
+from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, said_of, small_files
 from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
     describe_decoder,
@@ -158,10 +158,10 @@ def build(
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(located))
-    with small_files(located) as small, readable_folder(small) as folder:
+    with small_files(located) as small, readable_folder(small) as folder, said_of(located.folder, folder, note) as said:
         small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")
-        processing = read_processing(folder, located.family, located.config, spec, note)
+        processing = read_processing(folder, located.family, located.config, spec, said)
 
     checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=note)
     check_stored(plans, spec, checkpoint.absent)

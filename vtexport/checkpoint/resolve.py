@@ -30,7 +30,7 @@ from vtexport.checkpoint.random_weights import (
     write_small_files,
 )
 from vtexport.checkpoint.safetensors_index import TensorEntry, listed_names, read_index
-from vtexport.errors import InputError, UsageError, quoted
+from vtexport.errors import InputError, UsageError, VtexportError, quoted
 from vtexport.models import family_of
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
@@ -164,6 +164,22 @@ def small_files(located: Located) -> Iterator[Path]:
         folder = Path(temporary)
         write_small_files(located.folder, folder, located.config)
         yield folder
+
+
+@contextmanager
+def said_of(folder: Path, copy: Path, note: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """For a block that reads `copy`, a temporary copy of `folder`'s files: notes and errors then name `folder`.
+
+    Gives the function to call with notes.
+    """
+
+    def named(text: str) -> str:
+        return text.replace(str(copy), str(folder))
+
+    try:
+        yield lambda text: note(named(text))
+    except VtexportError as error:
+        raise type(error)(named(str(error))) from error
 
 
 def open_weights(
