@@ -14,9 +14,15 @@ import msgspec
 from vtexport.bundle import manifest as schema
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.generation import read_generation
-from vtexport.processing.image_processor import image_settings
+from vtexport.processing.image_processor import image_settings, told_otherwise
 from vtexport.processing.library import image_settings_file, load_processor, load_torchvision_form
-from vtexport.processing.self_check import compare_ids, compare_pixels, torchvision_levels
+from vtexport.processing.self_check import (
+    check_whole_processor,
+    compare_ids,
+    compare_pixels,
+    compare_text,
+    torchvision_levels,
+)
 from vtexport.processing.text import TextFiles, read_text_files
 from vtexport.processing.tokenizer import load_tokenizer
 from vtexport.runtime.prompt import PromptReader
@@ -64,6 +70,8 @@ def read_processing(
     processor = load_processor(folder)
     processor.tokenizer = tokenizer
     image = image_settings(processor.image_processor, spec.vision.image_size, str(image_settings_file(folder)))
+    if (otherwise := told_otherwise(folder, image, spec.vision.image_size)) is not None:
+        note(otherwise)
     files = read_text_files(folder, tokenizer, spec.image_token_id, family.CHAT_TEMPLATE)
     for each in files.notes:
         note(each)
@@ -79,10 +87,12 @@ def read_processing(
         embedding=_NO_EMBEDDING,
     )
     images = compare_pixels(processor.image_processor, image)
+    check_whole_processor(processor, text.image_token)
     with TemporaryDirectory(prefix="vtexport-") as temporary:
         files.write(Path(temporary))
         reader = PromptReader.from_files(text, Path(temporary) / text.tokenizer, Path(temporary) / text.chat_template)
         conversations = compare_ids(reader, processor, text, files.chat_template, spec.vision.tokens, note)
+        compare_text(reader, tokenizer, note)
     form = load_torchvision_form(folder)
     levels = torchvision_levels(form, image) if form is not None else None
     check = schema.SelfCheck(images=images, conversations=conversations, torchvision_levels=levels)
