@@ -100,7 +100,7 @@ def _familys(
 
     problem = trouble(rendered, image_token)
     if problem is not None:
-        raise InputError(f"{cut(why, 130)}, and its family's own {cut(problem, 100)}; {step}")
+        raise InputError(f"{cut(why, 130)}, and its family's own {cut(problem, 60)}; {step}")
     several = trouble_with_turns(rendered, image_token)
     notes = [*notes, f"{why}; the bundle gets the family's own"]
     return ChatTemplate(text, FAMILYS_OWN, part_roles(rendered), several is None, notes)
