@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from vtexport.bundle import manifest as schema
+from vtexport.errors import cut
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.generation import read_generation
 from vtexport.processing.image_processor import image_settings, told_otherwise
@@ -76,6 +77,12 @@ def read_processing(
     for each in files.notes:
         note(each)
     generation, eos_token_ids = read_generation(folder, config, note)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_token_ids:
+        shown = cut(", ".join(map(str, eos_token_ids)), 60)
+        note(
+            f"the tokenizer's end token {cut(repr(tokenizer.eos_token), 60)} ({tokenizer.eos_token_id}) is none of "
+            f"those that generation ends at ({shown}); the bundle ends where transformers does"
+        )
     text = schema.Text(
         image_token=files.image_token,
         image_token_id=spec.image_token_id,
