@@ -107,6 +107,20 @@ def test_files_that_disagree_on_tokens(tmp_path: Path, file: str, change: dict[s
     assert said in note
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_has_a_files_name_alone_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    """transformers goes on as if there were none; a cache that lost a file has such links."""
+    path = write_text_checkpoint(tmp_path) / name
+    path.unlink()
+    if kind == "link":
+        path.symlink_to("nowhere")
+    else:
+        path.mkdir()
+    with pytest.raises(InputError, match=rf"{name} is a {kind}"):
+        read(tmp_path)
+
+
 def test_settings_of_the_tokenizer_that_change_pixels(tmp_path: Path) -> None:
     content = {**text_files()["tokenizer_config.json"], "resample": 0}
     with pytest.raises(InputError, match="by settings of the tokenizer as well"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.bundle.manifest import ROLES
-from vtexport.errors import InputError, cut, quoted
+from vtexport.errors import InputError, cut, printable, quoted
 
 FAMILYS_OWN = "vtexport"  # as the source of a template that is not the checkpoint's
 
@@ -68,7 +68,7 @@ def choose_chat_template(folder: Path, tokenizer: Any, image_token: str, familys
     text = templates.get("default") if isinstance(templates, dict) else templates
     if not isinstance(text, str):
         names = ", ".join(sorted(map(str, templates))) if isinstance(templates, dict) else type(templates).__name__
-        return instead(f"{folder} has no default chat template ({cut(names, 60)})")
+        return instead(f"{folder} has no default chat template ({cut(printable(names), 60)})")
     source = next((name for name, one in stored.items() if _same(one, text)), by)
     if others := [name for name, one in stored.items() if not _same(one, text)]:
         both = f"{', '.join(others)} and {source} hold different chat templates"

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError
+from vtexport.errors import InputError, printable
 
 GENERATION_FILE, CONFIG_FILE = "generation_config.json", "config.json"
 
@@ -284,7 +284,7 @@ def _tell_unknown(said: Mapping[str, Any], where: Path, note: Callable[[str], No
     """Keys that are in none of the classes: a later transformers' or misspelt ones, which it never reads."""
     unknown = [name for name, value in said.items() if value is not None and name not in _KNOWN]
     if unknown := sorted(name for name in unknown if not name.startswith("_")):
-        note(f"{where.name} has {_cut(', '.join(unknown))}, which a bundle does not know and passes over")
+        note(f"{where.name} has {_cut(printable(', '.join(unknown)))}, which a bundle does not know and passes over")
 
 
 def _tell_passed_over(described: Mapping[str, Any], settings: Any, note: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import cut
+from vtexport.errors import InputError, cut
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.generation import read_generation
 from vtexport.processing.image_processor import image_settings, told_otherwise
@@ -28,6 +29,11 @@ from vtexport.processing.text import TextFiles, read_text_files
 from vtexport.processing.tokenizer import load_tokenizer
 from vtexport.runtime.prompt import PromptReader
 
+_SMALL_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "preprocessor_config.json", "processor_config.json", "chat_template.json",
+    "chat_template.jinja",
+)  # fmt: skip
 # Until the weights have their place; nothing that reads prompts looks at it.
 _NO_EMBEDDING = schema.StoredTensor(file="", offset=0, shape=[1, 1], dtype="float32")
 
@@ -67,6 +73,7 @@ def read_processing(
         UsageError: the files ask for something that the runtime does not do.
         MissingDependencyError: the tokenizer takes a package that is not installed.
     """
+    _check_files(folder)
     tokenizer = load_tokenizer(folder)
     processor = load_processor(folder)
     processor.tokenizer = tokenizer
@@ -104,3 +111,11 @@ def read_processing(
     levels = torchvision_levels(form, image) if form is not None else None
     check = schema.SelfCheck(images=images, conversations=conversations, torchvision_levels=levels)
     return Processing(image, files, text, generation, check)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuses what has a file's name alone, such as a link into nowhere, and which transformers takes for missing."""
+    for path in (folder / name for name in _SMALL_FILES):
+        if os.path.lexists(path) and not path.is_file():
+            what = "a folder" if path.is_dir() else "a link to a file that does not exist" if path.is_symlink() else ""
+            raise InputError(f"{path} is {what or 'no file'}; put the file there, or take that away")

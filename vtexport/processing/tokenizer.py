@@ -93,7 +93,7 @@ def disagreements(folder: Path, tokenizer: Any) -> list[str]:
     for file, stored in files:
         if wrong := [token for token, number in stored.items() if vocabulary.get(token) != number]:
             shown = "; ".join(
-                f"{token!r} as {stored[token]}, where transformers takes {vocabulary.get(token)}" for token in wrong
+                f"{token!r} as {stored[token]!r}, where transformers takes {vocabulary.get(token)}" for token in wrong
             )
             notes.append(f"{file} has the token {cut(shown, 200)}, and so does the bundle")
     return notes
