@@ -81,6 +81,22 @@ def test_answers_and_their_json(tiny_bundle: Path, photo: Path, environment: dic
         assert structured.stdout.isascii()
 
 
+def test_a_question_in_utf8_under_another_locale(tiny_bundle: Path, photo: Path) -> None:
+    """Python hands on bytes that the locale does not know one by one; together they are what was typed."""
+    asked = ("run", tiny_bundle, "--plan", "prunesid-16", "--image", photo, "--max-new-tokens", 2, "--json", "--prompt")
+    ids = []
+    for environment in (BARE, {"PYTHONUTF8": "1"}):
+        call = command(*asked, "Wo ist das Café 数?", **environment)
+        call["args"] = [argument.encode() for argument in call["args"]]
+        done = subprocess.run(**call, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        ids.append(json.loads(done.stdout)["prompt_tokens"])
+    assert ids[0] == ids[1]
+    code = "from vtexport.cli.console import typed_text; print(ascii(typed_text('caf\\udce9')))"
+    done = subprocess.run(**command(code=code, **BARE), capture_output=True, text=True, check=True)
+    assert done.stdout == "'caf\\udce9'\n"
+
+
 def test_a_handler_that_the_user_chose_stays() -> None:
     code = "from vtexport.cli.main import main; main(['list', 'targets']); print('\\N{EM DASH}')"
     shown = subprocess.run(**command(code=code, PYTHONIOENCODING="ascii:replace"), capture_output=True)

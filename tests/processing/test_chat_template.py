@@ -223,6 +223,16 @@ def test_files_that_the_library_cannot_read(tmp_path: Path, changed: dict[str, A
     assert len(str(caught.value)) < 350
 
 
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+def test_a_special_token_with_the_name_of_a_variable_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    """Neither the checkpoint's template nor the family's can be rendered by the library then."""
+    settings = {**text_files()["tokenizer_config.json"], "extra_special_tokens": {name: "<pad>"}}
+    folder = checkpoint(tmp_path / "llava", tokenizer_config__json=json.dumps(settings))
+    with pytest.raises(InputError, match="and its family's own does not take a question") as caught:
+        chosen(folder)
+    assert len(str(caught.value).replace(str(folder), "")) < 300
+
+
 @pytest.mark.parametrize("template", [5, ["x"], {"default": 7}, f"{TEMPLATE}\ud83d"])
 def test_templates_that_are_no_text(tmp_path: Path, template: Any) -> None:
     settings = {**image_files()["processor_config.json"], "chat_template": template}

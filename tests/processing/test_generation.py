@@ -176,8 +176,16 @@ def test_what_has_no_effect_is_not_told(tmp_path: Path, described: dict[str, Any
     assert read(tmp_path, described, {"eos_token_id": 2, **values}) == (Generation(), (2,), [])
 
 
-def test_unknown_keys_are_named(tmp_path: Path, described: dict[str, Any]) -> None:
-    generation, _, notes = read(tmp_path, described, {"eos_token_id": 2, "repitition_penalty": 1.2, "zoom": 3})
+def test_unknown_keys_cannot_disturb_a_terminal(tmp_path: Path, described: dict[str, Any]) -> None:
+    (note,) = read(tmp_path, described, {"eos_token_id": 2, "\x1b[31mred" + "k" * 500: 1})[2]
+    assert note.isprintable()
+    assert len(note) < 300
+
+
+@pytest.mark.parametrize("marked", [{}, {"_from_model_config": True}])  # of which transformers keeps none
+def test_unknown_keys_are_named(tmp_path: Path, described: dict[str, Any], marked: dict[str, Any]) -> None:
+    asked = {"eos_token_id": 2, "repitition_penalty": 1.2, "zoom": 3, "pan": None}
+    generation, _, notes = read(tmp_path, described, {**asked, **marked})
     assert generation == Generation()
     assert notes == [
         "generation_config.json has repitition_penalty, zoom, which a bundle does not know and passes over"

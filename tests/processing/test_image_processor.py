@@ -13,7 +13,7 @@ from text_checkpoint import write_text_checkpoint
 
 from vtexport.bundle.manifest import Image
 from vtexport.errors import InputError, UsageError
-from vtexport.processing.image_processor import image_settings
+from vtexport.processing.image_processor import image_settings, told_otherwise
 from vtexport.processing.library import load_processor
 from vtexport.processing.self_check import compare_pixels
 
@@ -98,6 +98,18 @@ def test_a_step_that_is_lost_is_found(tmp_path: Path) -> None:
         ({"resample": 9}, "resample"),
         ({"image_std": [0.2, 0.0, 0.2]}, "none of image_std 0"),
         ({"image_mean": [0.2, 0.1]}, "three numbers each"),
+        ({"image_mean": ["a", "b", "c"]}, "three numbers each"),
+        ({"image_std": [float("nan"), 0.2, 0.2]}, "three numbers each"),
+        ({"image_mean": [0.5] * 10_000}, "three numbers each"),
+        ({"rescale_factor": None}, "rescale_factor None"),
+        ({"rescale_factor": "0.0039"}, "rescale_factor '0.0039'"),
+        ({"rescale_factor": 0}, "rescale_factor 0"),
+        ({"resample": "bicubic"}, "resample 'bicubic'"),
+        ({"size": {"shortest_edge": "112"}}, "whole pixels"),
+        ({"size": {"shortest_edge": 112.5}}, "whole pixels"),
+        ({"size": {"shortest_edge": -5}}, "whole pixels"),
+        ({"do_pad": True, "pad_size": {"height": 150, "width": 150}}, "pad_size"),
+        ({"image_processor_type": "LlavaImageProcessor", "do_pad": True, "image_mean": [1.5, 0, 0]}, "from 0 to 1"),
         ({"image_processor_type": "LlavaNextImageProcessor"}, "LlavaNextImageProcessor.* has steps of its own"),
         ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor.* has steps of its own"),
     ],
@@ -115,6 +127,35 @@ def test_inside_the_processors_file_it_counts_before_a_file_of_its_own(tmp_path:
     assert (found.mean, found.std, found.resample) == (INSIDE["image_mean"], INSIDE["image_std"], "bilinear")
     (folder / "preprocessor_config.json").unlink()
     assert settings_of(folder) == found
+
+
+def test_two_files_that_describe_images_differently_are_told(tmp_path: Path) -> None:
+    processor = {**image_files()["processor_config.json"], "image_processor": {**SETTINGS, **INSIDE}}
+    folder = write_text_checkpoint(tmp_path, **{"processor_config__json": processor})
+    note = told_otherwise(folder, settings_of(folder), 112)
+    assert note == (
+        "preprocessor_config.json describes images with another resample, mean, std; the image processor inside "
+        "processor_config.json is taken, as transformers does"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stale", "said"),
+    [
+        ({**SETTINGS, **INSIDE, "size": 112, "crop_size": 112, "processor_class": "Other"}, None),  # the same pixels
+        (None, None),
+        ({**SETTINGS, **INSIDE, "crop_size": {"height": 98, "width": 98}}, "gives no pixels for this model"),
+        ({**SETTINGS, **INSIDE, "image_processor_type": "LlavaImageProcessor", "do_pad": True}, "pad_to_square"),
+    ],
+)
+def test_only_files_that_change_pixels_are_told(tmp_path: Path, stale: dict[str, Any] | None, said: str | None) -> None:
+    processor = {**image_files()["processor_config.json"], "image_processor": {**SETTINGS, **INSIDE}}
+    folder = write_text_checkpoint(
+        tmp_path, **{"processor_config__json": processor, "preprocessor_config__json": stale}
+    )
+    note = told_otherwise(folder, settings_of(folder), 112)
+    assert (note is None) if said is None else (said in str(note))
+    assert told_otherwise(written(tmp_path / "hub"), settings_of(written(tmp_path / "hub")), 112) is None
 
 
 def test_no_settings_for_images(tmp_path: Path) -> None:

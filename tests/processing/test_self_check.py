@@ -9,12 +9,20 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hub_llava import TEMPLATE, image_files
+from hub_llava import TEMPLATE, image_files, text_files
 from PIL import Image
 from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 
 from vtexport.errors import InputError
-from vtexport.processing.self_check import compare_ids, on_white, sample_conversations, torchvision_levels
+from vtexport.processing.library import load_processor
+from vtexport.processing.self_check import (
+    check_whole_processor,
+    compare_ids,
+    compare_text,
+    on_white,
+    sample_conversations,
+    torchvision_levels,
+)
 from vtexport.runtime.prompt import PromptReader
 
 TOKENS = 64
@@ -93,6 +101,48 @@ def test_a_processor_that_counts_otherwise_is_told(tmp_path: Path, change: dict[
     assert compared.run() == ["one turn", "two turns"]
     assert len(compared.notes) == 1
     assert said in compared.notes[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_length": 16}, {"padding": "max_length", "max_length": 100}, {"padding": True, "truncation": True}]
+)
+def test_a_tokenizer_that_cuts_or_fills_is_compared_without(tmp_path: Path, change: dict[str, Any]) -> None:
+    settings = {**text_files()["tokenizer_config.json"], "pad_to_multiple_of": 64, **change}
+    assert Compared(tmp_path, tokenizer_config__json=settings).run() == ["one turn", "two turns"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"resample": 0}, "resample"), ({"size": 112, "do_resize": False}, "do_resize, size"), ({"legacy": True}, None)],
+)
+def test_settings_of_the_tokenizer_that_change_pixels(
+    tmp_path: Path, change: dict[str, Any], named: str | None
+) -> None:
+    """transformers' processor hands them on to its image processor."""
+    settings = {**text_files()["tokenizer_config.json"], **change}
+    processor = load_processor(write_text_checkpoint(tmp_path, tokenizer_config__json=settings))
+    if named is None:
+        check_whole_processor(processor, "<image>")
+    else:
+        with pytest.raises(InputError, match=rf"by settings of the tokenizer as well \({named}\).*take them out"):
+            check_whole_processor(processor, "<image>")
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_text_that_the_library_cleans_up_is_told(tmp_path: Path, forced: bool) -> None:
+    settings = {
+        **text_files()["tokenizer_config.json"], "clean_up_tokenization_spaces": True,
+        "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": forced,
+    }  # fmt: skip
+    compared = Compared(tmp_path, tokenizer_config__json=settings)
+    tokenizer = compared.processor.tokenizer
+    compare_text(compared.reader, tokenizer, compared.notes.append)
+    ids = tokenizer("A cup , is n't", add_special_tokens=False)["input_ids"]
+    if tokenizer.decode(ids) == "A cup , is n't":  # the library alone decides for which tokenizers it does
+        assert compared.notes == []
+    else:
+        (note,) = compared.notes
+        assert 'as clean_up_tokenization_spaces asks: ", isn\'t " where the bundle\'s text has " , is n\'"' in note
 
 
 def test_a_runtime_that_cannot_read_is_found(tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_llava import IMAGE_TOKEN_ID as HUB_IMAGE_TOKEN_ID
-from hub_llava import sentencepiece_model
+from hub_llava import sentencepiece_model, text_files
 from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 from tiny_llava import IMAGE_TOKEN_ID, PACKAGED_MINI
 
 from vtexport.errors import InputError, MissingDependencyError
 from vtexport.models import llava
 from vtexport.processing.text import TextFiles
+from vtexport.processing.tokenizer import disagreements, load_tokenizer
 
 
 @pytest.fixture
@@ -78,6 +80,49 @@ def test_a_tokenizer_saved_to_cut_and_pad(source: Path, tmp_path: Path) -> None:
     assert (written["truncation"], written["padding"]) == (None, None)
     assert len(notes) == 1
     assert "saved to cut texts at 40 tokens" in notes[0] or "saved to cut texts at 5 tokens" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"model_max_length": 500, "truncation": True}, "saved to cut texts at 500 tokens"),
+        ({"truncation": True}, None),  # the hub's longest text is none
+        ({"model_max_length": 500}, None),  # which transformers warns of and does not cut
+    ],
+)
+def test_where_the_library_cuts_prompts(tmp_path: Path, changed: dict[str, Any], said: str | None) -> None:
+    settings = {**text_files()["tokenizer_config.json"], **changed}
+    notes = read_files(write_text_checkpoint(tmp_path, tokenizer_config__json=settings)).notes
+    assert (notes == []) if said is None else (len(notes) == 1 and said in notes[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "said"),
+    [
+        ("special_tokens_map", {"bos_token": "</s>"}, "bos_token '</s>', where transformers takes '<s>'"),
+        ("special_tokens_map", {"pad_token": {"content": "<unk>"}}, "pad_token '<unk>', where transformers takes"),
+        ("special_tokens_map", {"bos_token": {"content": "<s>", "lstrip": True}}, None),
+        ("special_tokens_map", {"unheard_of": 3, "additional_special_tokens": ["<x>"]}, None),
+        ("added_tokens", {"<image>": 3}, "the token '<image>' as 3, where transformers takes 344"),
+        ("added_tokens", {"<lost>": 500}, "the token '<lost>' as 500, where transformers takes None"),
+        ("tokenizer_config", {"added_tokens_decoder": {"350": {"content": "<image>"}}}, "'<image>' as 350, where"),
+    ],
+)
+def test_special_tokens_that_files_disagree_on(
+    tmp_path: Path, file: str, changed: dict[str, Any], said: str | None
+) -> None:
+    content = {**text_files()[f"{file}.json"], **changed}
+    folder = write_text_checkpoint(tmp_path, **{f"{file}__json": content})
+    tokenizer = load_tokenizer(folder)
+    notes = disagreements(folder, tokenizer)
+    if said is None or (said.startswith("'<image>' as 350") and tokenizer.get_vocab()["<image>"] == 350):
+        assert notes == []
+    else:
+        assert len(notes) == 1
+        assert notes[0].startswith(f"{file}.json has ")
+        assert said in notes[0]
+        assert len(notes[0]) < 300
 
 
 def test_a_missing_template_is_replaced_and_said(source: Path, tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ def test_nothing_else_than_sentences(messages: Any) -> None:
     "part",
     [
         {"type": "image", "url": f"data:image/png;base64,{BASE64}"},
-        {"type": "image", "image": f"DATA:Image/PNG;base64,{BASE64}"},
+        {"type": "image", "image": f"DATA:Image/PNG;BASE64,{BASE64}"},
+        {"type": "image_url", "image_url": {"url": f" \n data:image/png;base64,{BASE64}\n"}},
         {"type": "image", "url": f"data:application/octet-stream;base64,{BASE64}"},
         {"type": "image", "url": f"data:;base64,{BASE64}"},
         {"type": "image", "url": f"data:image/png;charset=x;base64,{urllib.parse.quote(BASE64, safe='')}"},

@@ -41,6 +41,18 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=_VISIBLE)
 
 
+def typed_text(argument: str) -> str:
+    """An argument that is text as it was typed: its bytes are UTF-8 also where the locale's encoding is another."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:  # bytes that the locale's encoding does not have came as surrogates
+        try:
+            return os.fsencode(argument).decode("utf-8")
+        except UnicodeError:
+            pass  # whoever reads the text says what is wrong with it
+    return argument
+
+
 def say(text: str = "", end: str = "\n") -> None:
     """A line of a result.
 

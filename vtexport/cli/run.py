@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vtexport.cli.console import say, say_json, tell
+from vtexport.cli.console import say, say_json, tell, typed_text
 
 if TYPE_CHECKING:
     from vtexport.runtime.pipeline import Pipeline
@@ -26,7 +26,7 @@ DIALECT_HELP = "graphs to run: modern, or classic for older runtimes; default: w
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     add_pipeline_arguments(parser)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
+    parser.add_argument("--prompt", type=typed_text, required=True, metavar="TEXT", help="the question")
     parser.add_argument(
         "--raw-prompt",
         action="store_true",

@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from vtexport.cli.console import say, say_json
+from vtexport.cli.console import say, say_json, typed_text
 from vtexport.cli.run import add_pipeline_arguments, open_pipeline, tell_warnings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     add_pipeline_arguments(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="the question, for plans that pick visual tokens by it")
+    parser.add_argument(
+        "--prompt", type=typed_text, metavar="TEXT", help="the question, for plans that pick visual tokens by it"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="a .png or .jpg file; default: IMAGE.kept.png, here")
 
 

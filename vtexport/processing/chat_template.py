@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.bundle.manifest import ROLES
-from vtexport.errors import InputError, cut, quoted
+from vtexport.errors import InputError, cut, printable, quoted
 
 FAMILYS_OWN = "vtexport"  # as the source of a template that is not the checkpoint's
 
@@ -68,7 +68,7 @@ def choose_chat_template(folder: Path, tokenizer: Any, image_token: str, familys
     text = templates.get("default") if isinstance(templates, dict) else templates
     if not isinstance(text, str):
         names = ", ".join(sorted(map(str, templates))) if isinstance(templates, dict) else type(templates).__name__
-        return instead(f"{folder} has no default chat template ({cut(names, 60)})")
+        return instead(f"{folder} has no default chat template ({cut(printable(names), 60)})")
     source = next((name for name, one in stored.items() if _same(one, text)), by)
     if others := [name for name, one in stored.items() if not _same(one, text)]:
         both = f"{', '.join(others)} and {source} hold different chat templates"
@@ -100,7 +100,7 @@ def _familys(
 
     problem = trouble(rendered, image_token)
     if problem is not None:
-        raise InputError(f"{why}, and its family's own {problem}; {step}")
+        raise InputError(f"{cut(why, 130)}, and its family's own {cut(problem, 60)}; {step}")
     several = trouble_with_turns(rendered, image_token)
     notes = [*notes, f"{why}; the bundle gets the family's own"]
     return ChatTemplate(text, FAMILYS_OWN, part_roles(rendered), several is None, notes)

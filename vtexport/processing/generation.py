@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError
+from vtexport.errors import InputError, printable
 
 GENERATION_FILE, CONFIG_FILE = "generation_config.json", "config.json"
 
@@ -94,7 +94,7 @@ def read_generation(
         generation = _honoured(_Checks(asked, eos, config.get_text_config().vocab_size), settings, own, where, note)
     _tell_sampling(generation, where, note)
     _tell_noted(settings, where, note)
-    _tell_unknown(own, where, note)
+    _tell_unknown({**(stored or {}), **vars(own)}, where, note)
     if stored is not None:
         _tell_passed_over(described, settings, note)
     return generation, eos
@@ -280,11 +280,11 @@ def _tell_noted(settings: Any, where: Path, note: Callable[[str], None]) -> None
             )
 
 
-def _tell_unknown(own: Any, where: Path, note: Callable[[str], None]) -> None:
-    """Keys that are in none of the classes: a later transformers' or misspelt ones, which it keeps and never reads."""
-    unknown = [name for name, value in vars(own).items() if value is not None and name not in _KNOWN]
+def _tell_unknown(said: Mapping[str, Any], where: Path, note: Callable[[str], None]) -> None:
+    """Keys that are in none of the classes: a later transformers' or misspelt ones, which it never reads."""
+    unknown = [name for name, value in said.items() if value is not None and name not in _KNOWN]
     if unknown := sorted(name for name in unknown if not name.startswith("_")):
-        note(f"{where.name} has {_cut(', '.join(unknown))}, which a bundle does not know and passes over")
+        note(f"{where.name} has {_cut(printable(', '.join(unknown)))}, which a bundle does not know and passes over")
 
 
 def _tell_passed_over(described: Mapping[str, Any], settings: Any, note: Callable[[str], None]) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError, VtexportError, quoted
+from vtexport.errors import InputError, VtexportError, cut, quoted
 from vtexport.processing.chat_template import ChatTemplate
 from vtexport.runtime.images import load_image, pixel_level_difference, pixel_values
 from vtexport.runtime.prompt import PromptReader
 
 _SEED = 20260310
+_ANSWER = "A cup , is n't it ? It 's hot ! We 've two ."  # with all that transformers' cleaning of spaces looks for
 _REPORT = "report this with the checkpoint's processor and tokenizer files"
 
 Messages = list[dict[str, Any]]
@@ -60,7 +61,7 @@ def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
     """
     images = sample_images()
     for kind, image in images.items():
-        expected = _library_pixels(processor, on_white(image), f"a {kind} image")
+        expected = _library_pixels(processor, on_white(image), f"the {kind} sample image")
         found, _ = pixel_values(load_image(image), settings)
         if found.shape != expected.shape:
             what = (
@@ -85,7 +86,7 @@ def torchvision_levels(processor: Any, settings: schema.Image) -> float:
     """
     largest = 0.0
     for kind, image in sample_images().items():
-        expected = _library_pixels(processor, on_white(image), f"a {kind} image")
+        expected = _library_pixels(processor, on_white(image), f"the {kind} sample image")
         found, _ = pixel_values(load_image(image), settings)
         largest = max(largest, pixel_level_difference(found, expected, settings))
     return round(largest, 3)
@@ -105,6 +106,48 @@ def _library_pixels(processor: Any, image: Image.Image, what: str) -> np.ndarray
             f"transformers' {type(processor).__name__} cannot prepare {what} ({quoted(error)}); "
             "fetch the checkpoint's processor files again"
         ) from error
+
+
+def check_whole_processor(processor: Any, image_token: str) -> None:
+    """Refuses a processor that prepares an image otherwise than its image processor alone does.
+
+    It hands settings of the tokenizer on to it, such as a size or a resample in tokenizer_config.json.
+
+    Raises:
+        InputError: pixels differ.
+    """
+    image = sample_images()["opaque"]
+    try:
+        whole = np.asarray(processor(images=image, text=image_token)["pixel_values"], np.float32)
+    except Exception:  # one that cannot make an image's tokens, of which `compare_ids` tells
+        return
+    alone = _library_pixels(processor.image_processor, image, "the opaque sample image")
+    if not np.array_equal(whole, alone):
+        settings = ", ".join(sorted(set(processor.tokenizer.init_kwargs) & set(vars(processor.image_processor))))
+        raise InputError(
+            f"transformers' {type(processor).__name__} prepares images by settings of the tokenizer as well "
+            f"({cut(settings, 80) or 'unknown ones'}), which the bundle's would lack; take them out of "
+            "tokenizer_config.json"
+        )
+
+
+def compare_text(reader: PromptReader, tokenizer: Any, note: Callable[[str], None]) -> None:
+    """A note where an answer's text is not what transformers makes of the same tokens, as where it cleans up spaces."""
+    try:
+        ids = tokenizer(_ANSWER, add_special_tokens=False)["input_ids"]
+        expected = tokenizer.decode(ids, skip_special_tokens=True)
+    except Exception:  # ids are compared, and there it is an error
+        return
+    stream = reader.stream()
+    found = "".join([*map(stream.step, ids), stream.finish()])
+    if found != expected:
+        pairs = enumerate(zip(found, expected, strict=False))
+        at = next((number for number, pair in pairs if pair[0] != pair[1]), min(len(found), len(expected)))
+        why = ", as clean_up_tokenization_spaces asks" if tokenizer.clean_up_tokenization_spaces else ""
+        note(
+            f"transformers changes an answer's text behind its tokens{why}: {expected[at : at + 8]!r} where the "
+            f"bundle's text has {found[at : at + 8]!r}; the tokens are the same"
+        )
 
 
 def compare_ids(
@@ -174,7 +217,9 @@ def _library_ids(
         )
         special = tokenizer.bos_token is None or not rendered.startswith(tokenizer.bos_token)
         try:
-            made = processor(images=image, text=rendered, add_special_tokens=special)["input_ids"]
+            # Cut texts are told of where the tokenizer is read, and what fills them up is masked
+            whole = {"padding": False, "truncation": False}
+            made = processor(images=image, text=rendered, add_special_tokens=special, **whole)["input_ids"]
             ids = np.asarray(made).reshape(-1).tolist()
             counted: int | None = ids.count(text.image_token_id)
         except (TypeError, AttributeError, ValueError):  # checkpoints whose processor lacks patch_size

@@ -10,9 +10,10 @@ from typing import Any
 from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME
 from vtexport.errors import InputError
 from vtexport.processing.chat_template import ChatTemplate, choose_chat_template
-from vtexport.processing.tokenizer import special_tokens
+from vtexport.processing.tokenizer import disagreements, special_tokens
 
 _COPIED = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
+_NO_LIMIT = 10**18  # transformers writes 1e30 for a tokenizer without a longest text
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ def read_text_files(source: Path, tokenizer: Any, image_token_id: int, familys_o
             "copy the tokenizer files of the same model there"
         )
     template = choose_chat_template(source, tokenizer, image_token, familys_own)
-    notes = list(template.notes)
-    if isinstance(longest := tokenizer.init_kwargs.get("max_length"), int):
+    notes = [*disagreements(source, tokenizer), *template.notes]
+    longest = tokenizer.init_kwargs.get("max_length")
+    if longest is None and tokenizer.init_kwargs.get("truncation"):
+        longest = tokenizer.model_max_length
+    if isinstance(longest, int) and longest < _NO_LIMIT:
         notes.append(
             f"the tokenizer in {source} was saved to cut texts at {longest} tokens, and transformers' processor cuts "
             "prompts there; the bundle's are not cut"

@@ -121,7 +121,7 @@ def _data_url(url: str) -> bytes:
     described, comma, content = url.partition(",")
     try:
         data = unquote_to_bytes(content)
-        if described.endswith(";base64"):
+        if described.lower().endswith(";base64"):
             data = re.sub(rb"\s", b"", data)
             data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:

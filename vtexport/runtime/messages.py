@@ -138,6 +138,7 @@ def load_source(source: ImageSource) -> Any:
             "path instead"
         )
     if _is_data_url(value):
+        value = value.strip()
         media = value[5:].partition(",")[0].partition(";")[0].strip().lower()
         if media not in _ANY_MEDIA and not media.startswith("image/"):
             shown = cut(printable(media), 40)
@@ -254,4 +255,4 @@ def _is_same(image: Any, named: Any) -> bool:
 
 
 def _is_data_url(text: str) -> bool:
-    return text[:5].lower() == "data:"
+    return text[:64].lstrip()[:5].lower() == "data:"

@@ -315,9 +315,7 @@ class Pipeline:
             token_ids.append(token)
             if len(token_ids) == 1:
                 clock.lap("first_token")
-            if choose.finish_reason == "eos":  # it has no text
-                break
-            yield decoder.step(token)
+            yield decoder.step(token)  # of an end token, too, which has text where it is not a special one
             if choose.finish_reason is not None:
                 break
             position = end_position + len(token_ids) - 1
