@@ -9,8 +9,9 @@ import msgspec
 
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import leads_out
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Sha256, is_inside
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Sha256
 from vtexport.bundle.reader import Bundle
+from vtexport.bundle.references import is_inside
 from vtexport.engines.profiles import Profile
 from vtexport.errors import BundleError, quoted
 

@@ -1,0 +1,97 @@
+"""What a manifest's parts say of each other: files that are listed, graphs and plans that exist, sizes that fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vtexport.errors import BundleError
+
+if TYPE_CHECKING:
+    from vtexport.bundle.manifest import Manifest, Plan, Route
+
+
+def is_inside(path: str) -> bool:
+    """Whether a stored path is a plain relative path that cannot leave the bundle's folder."""
+    parts = path.split("/")
+    plain = path.isprintable() and "\\" not in path  # a NUL is not printable
+    return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)
+
+
+def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]) -> None:
+    plans = {plan.name: plan for plan in manifest.plans}
+    for name in route.plans:
+        if name not in plans:
+            refuse(f"has the route {route.name!r} use the plan {name!r}, which it does not have")
+    budgets = [plans[name].keep for name in route.plans]
+    if budgets != sorted(set(budgets)) or not budgets[0] <= route.mean <= budgets[-1]:
+        refuse(f"has the route {route.name!r} with budgets {budgets} and a mean of {route.mean}")
+    shared = [
+        {dialect: (graphs.vision, *graphs.decoder) for dialect, graphs in plans[name].graphs.items()}
+        for name in route.plans
+    ]
+    if any(each != shared[0] for each in shared):
+        refuse(f"has the route {route.name!r} over plans with other graphs than the prune graph apart")
+
+
+def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) -> None:
+    """Segments follow each other through the whole decoder, with a step between two of them."""
+    edges = [0, *(step.layer for step in plan.steps), manifest.decoder.layers]
+    wanted = [(start, end - start) for start, end in itertools.pairwise(edges)]
+    if [(segment.first_layer, segment.layers) for segment in plan.segments] != wanted:
+        refuse(f"has plan {plan.name!r} with decoder segments that do not fit its steps and layers")
+    tokens = [plan.visual_tokens, *(step.keep for step in plan.steps)]
+    if any(step.tokens != before or step.keep > before for step, before in zip(plan.steps, tokens, strict=False)):
+        refuse(f"has plan {plan.name!r} with steps whose numbers of visual tokens do not follow each other")
+    for graphs in plan.graphs.values():
+        if graphs.prune_llm_plugin and len(graphs.prune_llm_plugin) != len(plan.steps):
+            refuse(
+                f"has plan {plan.name!r} with {len(graphs.prune_llm_plugin)} graphs for plugins between "
+                f"{len(plan.segments)} segments"
+            )
+        if len(graphs.decoder) != len(plan.segments) or len(graphs.prune_llm) != len(plan.steps):
+            refuse(
+                f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs and {len(graphs.prune_llm)} between "
+                f"them for {len(plan.segments)} segments"
+            )
+
+
+def check_references(manifest: Manifest, where: str) -> None:
+    """Refuses a manifest whose parts do not fit each other; `where` names it in errors.
+
+    Raises:
+        BundleError: a reference leads nowhere or out of the bundle, or sizes contradict each other.
+    """
+
+    def refuse(what: str) -> None:
+        raise BundleError(f"{where} {quoted(what, where)}; build or copy the bundle again")
+
+    for path in manifest.files:
+        if not is_inside(path):
+            refuse(f"names the file {path!r}, which is not a plain path inside the bundle")
+    stored = [graph.file for graph in manifest.graphs.values()]
+    stored += [manifest.text.embedding.file, manifest.text.tokenizer, manifest.text.chat_template]
+    for path in stored:
+        if path not in manifest.files:
+            refuse(f"uses the file {path!r} but does not list it")
+    names = [plan.name for plan in manifest.plans]
+    if len(set(names)) != len(names):
+        refuse("has two plans of one name")
+    for route in manifest.routes:
+        _check_route(manifest, route, refuse)
+    if len({*names, *(route.name for route in manifest.routes)}) != len(names) + len(manifest.routes):
+        refuse("has two routes, or a plan and a route, of one name")
+    for plan in manifest.plans:
+        for name in plan.graph_names():
+            if name not in manifest.graphs:
+                refuse(f"has plan {plan.name!r} use the graph {name!r}, which it does not describe")
+        _check_steps(manifest, plan, refuse)
+    table = manifest.text.embedding
+    if len(table.shape) != 2:
+        refuse(f"has an embedding of shape {table.shape}")
+    itemsize = 4 if table.dtype == "float32" else 2
+    if table.offset + table.shape[0] * table.shape[1] * itemsize > manifest.files[table.file].bytes:
+        refuse(f"has an embedding that ends behind {table.file!r}")
+    if table.shape != [manifest.decoder.vocabulary, manifest.decoder.width]:
+        refuse(f"has an embedding of shape {table.shape} that its decoder's vocabulary and width do not have")
