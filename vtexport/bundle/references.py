@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vtexport.errors import BundleError
+from vtexport.errors import BundleError, quoted
 
 if TYPE_CHECKING:
     from vtexport.bundle.manifest import Manifest, Plan, Route
