@@ -46,6 +46,16 @@ hypothesis.settings.register_profile("vtexport", deadline=None)
 hypothesis.settings.load_profile("vtexport")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _vision_is_remembered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For modules that say REMEMBERS_VISION: nothing there is about PyTorch's exporter (see `remembered_vision.py`)."""
+    if getattr(request.module, "REMEMBERS_VISION", False):
+        with remembered_vision():
+            yield
+    else:
+        yield
+
+
 @pytest.fixture(scope="session")
 def photo() -> Path:
     return PHOTO
@@ -66,7 +76,8 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """Two plans: prunesid-16 and prunesid-32. Tests must not change it; see `bundle_copy`."""
     from vtexport.build import build
 
-    return build(str(tiny_checkpoint), tmp_path_factory.mktemp("bundles") / "tiny", keep=[16, 32]).folder
+    with remembered_vision():
+        return build(str(tiny_checkpoint), tmp_path_factory.mktemp("bundles") / "tiny", keep=[16, 32]).folder
 
 
 @pytest.fixture(scope="session")

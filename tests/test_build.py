@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
-from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import Report, build
@@ -17,12 +15,7 @@ from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import earlier
 from vtexport.runtime.pipeline import Pipeline
 
-
-@pytest.fixture(autouse=True)
-def _vision_is_remembered() -> Iterator[None]:
-    """Nothing here is about PyTorch's exporter, which gives the same vision graph for all of these plans."""
-    with remembered_vision():
-        yield
+REMEMBERS_VISION = True
 
 
 def answer(bundle: Path, plan: str) -> list[int]:

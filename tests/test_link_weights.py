@@ -27,6 +27,8 @@ from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import link
 from vtexport.runtime.pipeline import Pipeline
 
+REMEMBERS_VISION = True
+
 
 @pytest.fixture
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:

@@ -23,6 +23,8 @@ from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.calibrate import calibrate
 from vtexport.runtime.pipeline import Pipeline
 
+REMEMBERS_VISION = True
+
 PLAN, QUESTION = "prunesid-16", "What is this?"
 COPY = r"cp -rL, or hf download with --local-dir"
 

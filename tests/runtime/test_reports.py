@@ -18,6 +18,8 @@ from vtexport.pruning import select
 from vtexport.runtime.answers import Clock, reported
 from vtexport.runtime.pipeline import Pipeline
 
+REMEMBERS_VISION = True
+
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

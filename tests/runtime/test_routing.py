@@ -28,6 +28,7 @@ from vtexport.runtime.calibrate import calibrate
 from vtexport.runtime.pipeline import Pipeline
 from vtexport.runtime.routing import fit, nearest_budget, redundancy
 
+REMEMBERS_VISION = True
 BUDGETS, ROUTE = [8, 16, 40], "prunesid-dynamic"
 
 
