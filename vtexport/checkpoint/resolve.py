@@ -22,6 +22,7 @@ from vtexport.checkpoint.config_file import CONFIG_FILE, read_config_file
 from vtexport.checkpoint.known_files import look_over
 from vtexport.checkpoint.model_config import ModelConfig, read_model_config
 from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_tokenizer
+from vtexport.checkpoint.plain_files import refuse_odd_files
 from vtexport.checkpoint.random_weights import (
     RECIPE_VERSION,
     copied_files,
@@ -135,6 +136,7 @@ def locate(
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
     check_name(model, "rename the checkpoint's folder")
     folder, source = _find(model, weights, seed if weights == "random" else None, notify)
+    refuse_odd_files(folder)
     config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
     family_of(config_file.model_type, str(config_file.path))
     if weights == "stored":

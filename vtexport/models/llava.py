@@ -6,6 +6,7 @@ of transformers 5.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def load_config(folder: Path) -> Any:
     """The checkpoint's configuration, with transformers' defaults for what config.json leaves out.
 
     Its dtypes are left out: the stored tensors say theirs, and not every word that stands there is one to transformers.
+    So is the implementation of attention that it asks for, which changes no answer and may not be installed here.
 
     Raises whatever transformers raises for a file it cannot read; `checkpoint.model_config` makes a sentence of it.
     """
@@ -86,8 +88,8 @@ def load_config(folder: Path) -> Any:
     settings, _ = LlavaConfig.get_config_dict(folder, local_files_only=True)
     for part in (settings, settings.get("text_config"), settings.get("vision_config")):
         if isinstance(part, dict):
-            part.pop("dtype", None)
-            part.pop("torch_dtype", None)
+            for key in ("dtype", "torch_dtype", "attn_implementation", "_attn_implementation"):
+                part.pop(key, None)
     return LlavaConfig.from_dict(settings)
 
 
@@ -124,12 +126,14 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
         UsageError: the configuration asks for something that the exporter does not do yet.
     """
     where = folder / "config.json"
+    token = config.image_token_index
+    _require(0 <= token < config.text_config.vocab_size, where, "image_token_index", token, "an id of the vocabulary")
     return ModelSpec(
         family="llava",
         vision=_vision(config, where),
         projector=_projector(config, where),
         decoder=_decoder(config, where),
-        image_token_id=int(config.image_token_index),
+        image_token_id=int(token),
     )
 
 
@@ -145,6 +149,7 @@ def _vision(config: Any, where: Path) -> VisionSpec:
     strategy = config.vision_feature_select_strategy
     _require(strategy == "default", where, "vision_feature_select_strategy", strategy, "default")
     _require(vision.num_channels == 3, where, "vision_config.num_channels", vision.num_channels, "3")
+    _require_layers(vision, where, "vision_config")
     given, last, layer = config.vision_feature_layer, vision.num_hidden_layers, _feature_layer(config)
     _require(layer is not None, where, "vision_feature_layer", given, "one layer's number")
     assert layer is not None
@@ -206,17 +211,23 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         rope_type,
         "default, linear, llama3, yarn",
     )
+    _require_layers(text, where, "text_config")
+    epsilon = float(text.rms_norm_eps)
+    _require(0 <= epsilon < math.inf, where, "text_config.rms_norm_eps", epsilon, "a small positive number")
     rope = LlamaRotaryEmbedding(text)
     heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    turned = 2 * rope.inv_freq.numel()
+    _require(turned == head_dim, where, "the width of rotary positions", turned, f"head_dim, which is {head_dim}")
     return DecoderSpec(
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         heads=heads,
         kv_heads=text.num_key_value_heads or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=head_dim,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
-        norm_epsilon=float(text.rms_norm_eps),
+        norm_epsilon=epsilon,
         max_positions=text.max_position_embeddings,
         inverse_frequencies=rope.inv_freq.numpy(),
         rope_scale=float(rope.attention_scaling),
@@ -227,6 +238,11 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         final_norm="language_model.norm.weight",
         head=stored_tensors(config)[1].get(HEAD, HEAD),
     )
+
+
+def _require_layers(part: Any, where: Path, name: str) -> None:
+    layers = part.num_hidden_layers
+    _require(layers >= 1, where, f"{name}.num_hidden_layers", layers, "1 or more")
 
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:
