@@ -33,6 +33,7 @@ from vtexport.export.describe import (
 )
 from vtexport.export.earlier import (
     carry_calibration,
+    check_same_making,
     check_same_model,
     checked,
     find_earlier,
@@ -155,6 +156,11 @@ def build(
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(located))
+    if not link_weights:
+        check_destination(destination)
+    standing = find_earlier(destination, replace=replace)
+    if standing is not None:
+        check_same_making(standing, dtype)
     with small_files(located) as small, readable_folder(small) as folder:
         small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")

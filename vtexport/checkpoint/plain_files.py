@@ -6,7 +6,6 @@ without what it should have held.
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def refuse_odd_files(folder: Path) -> None:
     """
     for inside in _FOLDERS:
         try:
-            paths = sorted(folder / inside / name for name in os.listdir(folder / inside) if name.endswith(_SUFFIXES))
+            paths = sorted(path for path in (folder / inside).iterdir() if path.name.endswith(_SUFFIXES))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
