@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.errors import InputError, quoted
 from vtexport.models.neighbours import NEIGHBOURS
 
@@ -103,6 +104,8 @@ def why_no_config(folder: Path) -> str:
         )
     if (folder / ADAPTER_CONFIG).is_file():
         return adapter_sentence(folder, ADAPTER_CONFIG)
+    if (folder / MANIFEST_NAME).is_file() and (folder / "onnx").is_dir():
+        return f"{folder} is a bundle; give the checkpoint that it was made of, and the bundle as -o/--output"
     inside = sorted(path.parent.name for path in folder.glob("checkpoint-*/config.json"))
     if inside:
         return f"{folder} has no config.json but holds checkpoints of a training; give one, such as {inside[-1]}"

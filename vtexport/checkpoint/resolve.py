@@ -38,6 +38,7 @@ CACHE_VARIABLE = "VTEXPORT_CACHE"
 Weights = Literal["stored", "random"]
 WEIGHTS = get_args(Weights)
 
+_ADDRESS = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _NOTIFY_ABOVE_BYTES = 1_000_000_000
 
 
@@ -132,6 +133,8 @@ def locate(
     """
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; it takes {' or '.join(WEIGHTS)}")
+    if not model:
+        raise UsageError("the model is empty; give a folder, an alias or a hub id")
     if seed < 0:
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
     check_name(model, "rename the checkpoint's folder")
@@ -229,6 +232,8 @@ def _find(model: str, weights: Weights, seed: int | None, notify: Callable[[str]
 
 
 def _unknown(model: str) -> str:
+    if address := _ADDRESS.match(model):
+        return f"{model} is a web address; give the hub id in it, {address[1]}"
     if "/" in model or model.startswith((".", "~")):
         return f"there is no folder {model}, and it is not a hub id (owner/name@revision) either; check the path"
     close = closest_alias(model)

@@ -98,6 +98,16 @@ def listed_names(folder: Path) -> list[str]:
     return list(_read_map(index)) if index.is_file() else []
 
 
+def has_weight_files(folder: Path) -> bool:
+    """Whether the folder has every shard that its index names; without an index, any safetensors file."""
+    if (folder / SINGLE_FILE).is_file():
+        return True
+    index = folder / SHARD_INDEX
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / shard).is_file() for shard in {_shard_name(index, name) for name in _read_map(index).values()})
+
+
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """Tensor name -> where it lies, for one safetensors file.
 

@@ -26,6 +26,7 @@ _CANONICAL = (
     (re.compile(r"(?:model\.)?language_model\.(?:model\.){0,2}(?!lm_head\.)"), "language_model."),
 )
 HEAD, EMBEDDING = "lm_head.weight", "language_model.embed_tokens.weight"
+_MOST_LAYERS = 1000
 _VISION_BLOCK = "vision_tower.encoder.layers.{}."
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -90,7 +91,11 @@ def load_config(folder: Path) -> Any:
         if isinstance(part, dict):
             for key in ("dtype", "torch_dtype", "attn_implementation", "_attn_implementation"):
                 part.pop(key, None)
-    return LlavaConfig.from_dict(settings)
+    config = LlavaConfig.from_dict(settings)
+    for part in (config.text_config, config.vision_config):  # a model of many more takes hours to look at
+        layers, where = getattr(part, "num_hidden_layers", 0), folder / "config.json"
+        _require(layers <= _MOST_LAYERS, where, "num_hidden_layers", layers, f"{_MOST_LAYERS} at most")
+    return config
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -126,15 +131,16 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
         UsageError: the configuration asks for something that the exporter does not do yet.
     """
     where = folder / "config.json"
-    token = config.image_token_index
-    _require(0 <= token < config.text_config.vocab_size, where, "image_token_index", token, "an id of the vocabulary")
-    return ModelSpec(
+    spec = ModelSpec(
         family="llava",
         vision=_vision(config, where),
         projector=_projector(config, where),
         decoder=_decoder(config, where),
-        image_token_id=int(token),
+        image_token_id=int(config.image_token_index),
     )
+    token, behind = spec.image_token_id, spec.decoder.vocabulary
+    _require(0 <= token < behind, where, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})")
+    return spec
 
 
 def _vision(config: Any, where: Path) -> VisionSpec:
@@ -155,6 +161,9 @@ def _vision(config: Any, where: Path) -> VisionSpec:
     assert layer is not None
     _require(1 <= layer <= last, where, "vision_feature_layer", given, f"-{last} to -1, or 1 to {last}")
     side = vision.image_size // vision.patch_size
+    _require(
+        side >= 1, where, "vision_config.patch_size", vision.patch_size, f"image_size ({vision.image_size}) at most"
+    )
     return VisionSpec(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -214,6 +223,7 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
     _require_layers(text, where, "text_config")
     epsilon = float(text.rms_norm_eps)
     _require(0 <= epsilon < math.inf, where, "text_config.rms_norm_eps", epsilon, "a small positive number")
+    _require_full_attention(text, where)
     rope = LlamaRotaryEmbedding(text)
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -238,6 +248,24 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         final_norm="language_model.norm.weight",
         head=stored_tensors(config)[1].get(HEAD, HEAD),
     )
+
+
+def _require_full_attention(text: Any, where: Path) -> None:
+    """Refuses what makes transformers' masks and caches other than those of causal attention to every token before.
+
+    Its code for all models reads such keys of any configuration, also of a Llama that has no windows of its own.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    causal = getattr(text, "is_causal", True)
+    _require(causal is True, where, "text_config.is_causal", causal, "true")
+    positions = text.max_position_embeddings
+    other = (layer for layer in DynamicCache(config=text).layers if type(layer) is not DynamicLayer)
+    if any(getattr(layer, "sliding_window", 0) < positions for layer in other):  # a longer window drops nothing
+        keys = ("sliding_window", "attention_chunk_size", "layer_types", "kv_sharing_modes")
+        key = next((key for key in keys if getattr(text, key, None) is not None), "layer_types")
+        wanted = f"none, or one of all {positions} positions" if key in keys[:2] else "full_attention"
+        _require(False, where, f"text_config.{key}", getattr(text, key, None), wanted)
 
 
 def _require_layers(part: Any, where: Path, name: str) -> None:
