@@ -11,15 +11,16 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError, quoted
-from vtexport.processing.library import quiet
+from vtexport.errors import InputError
 
 GENERATION_FILE, CONFIG_FILE = "generation_config.json", "config.json"
 
@@ -82,15 +83,13 @@ def read_generation(
     """
     stored, described = _read(folder / GENERATION_FILE), _read(folder / CONFIG_FILE) or {}
     where = folder / (GENERATION_FILE if stored is not None else CONFIG_FILE)
-    with quiet():
+    with _quiet():
         try:
             asked = _asked(folder, config)
             own = asked.generation_config
             settings = asked._prepare_generation_config(None)[0]
         except Exception as error:  # the library raises whatever its checks and constructors trip over
-            raise InputError(
-                f"{where} is refused by transformers ({quoted(error, limit=_MOST_LETTERS)}); correct it"
-            ) from error
+            raise InputError(f"{where} is refused by transformers ({_reason(error)}); correct it") from error
         eos = _end_tokens(settings, config, where, note)
         generation = _honoured(_Checks(asked, eos, config.get_text_config().vocab_size), settings, own, where, note)
     _tell_sampling(generation, where, note)
@@ -108,12 +107,25 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # transformers would pass over a damaged file
-        raise InputError(
-            f"{path} is not readable as JSON ({quoted(error, limit=_MOST_LETTERS)}); correct it or fetch it again"
-        ) from error
+        raise InputError(f"{path} is not readable as JSON ({_reason(error)}); correct it or fetch it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; correct it or fetch it again")
     return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own lines on stderr about settings, of which the notes tell."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _asked(folder: Path, config: Any) -> Any:
@@ -210,9 +222,7 @@ def _honoured(checks: _Checks, settings: Any, own: Any, where: Path, note: Calla
         except Exception as error:  # as above
             unused = name in WARPERS and settings.do_sample is not True
             if not unused:
-                raise InputError(
-                    f"{where} has {name} = {_shown(value)} ({quoted(error, limit=_MOST_LETTERS)}); correct it"
-                ) from error
+                raise InputError(f"{where} has {name} = {_shown(value)} ({_reason(error)}); correct it") from error
             note(
                 f"{where.name} has {name} = {_shown(value)}, which transformers refuses when it samples; sampling from "
                 "the bundle does without it"
@@ -274,8 +284,7 @@ def _tell_unknown(own: Any, where: Path, note: Callable[[str], None]) -> None:
     """Keys that are in none of the classes: a later transformers' or misspelt ones, which it keeps and never reads."""
     unknown = [name for name, value in vars(own).items() if value is not None and name not in _KNOWN]
     if unknown := sorted(name for name in unknown if not name.startswith("_")):
-        names = quoted(", ".join(unknown), limit=_MOST_LETTERS)
-        note(f"{where.name} has {names}, which a bundle does not know and passes over")
+        note(f"{where.name} has {_cut(', '.join(unknown))}, which a bundle does not know and passes over")
 
 
 def _tell_passed_over(described: Mapping[str, Any], settings: Any, note: Callable[[str], None]) -> None:
@@ -305,4 +314,13 @@ def _listed(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """A value for a sentence."""
-    return quoted(repr(value), limit=_MOST_LETTERS)
+    return _cut(repr(value))
+
+
+def _reason(error: Exception) -> str:
+    """An error's first line for a sentence."""
+    return _cut((str(error).strip().splitlines() or [""])[0] or type(error).__name__)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."

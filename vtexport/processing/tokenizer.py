@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from vtexport.bundle.manifest import TOKENIZER_NAME
 from vtexport.errors import InputError, MissingDependencyError, quoted
-from vtexport.processing.library import quiet
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -24,7 +26,8 @@ def load_tokenizer(folder: Path) -> Any:
     require_sentencepiece(folder)
     model = _sentencepiece_model(folder)
     try:
-        with quiet():  # of a SentencePiece model that it cannot read, its warnings tell of tiktoken
+        # Of a SentencePiece model that it cannot read, the library's warnings tell of tiktoken, too.
+        with _without_warnings() if model else nullcontext():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its many loaders raise whatever they meet
         reason = quoted(error, folder)
@@ -67,3 +70,13 @@ def _sentencepiece_model(folder: Path) -> Path | None:
     if (folder / TOKENIZER_NAME).is_file() or any(folder.glob("tokenizer.*.json")):
         return None
     return next((folder / name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
