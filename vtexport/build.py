@@ -152,15 +152,11 @@ def build(
     report.stage(f"reading the checkpoint {model}")
     located = locate(model, weights=weights, seed=seed, notify=note)
     spec: ModelSpec = located.family.model_spec(located.config, located.folder)
+    _judge_output(Path(output or bundle_name(located)), dtype, replace=replace, link_weights=link_weights)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
     destination = Path(output) if output is not None else Path(bundle_name(located))
-    if not link_weights:
-        check_destination(destination)
-    standing = find_earlier(destination, replace=replace)
-    if standing is not None:
-        check_same_making(standing, dtype)
     with small_files(located) as small, readable_folder(small) as folder:
         small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")
@@ -192,6 +188,15 @@ def build(
             carry_calibration(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
+
+
+def _judge_output(destination: Path, dtype: str, *, replace: bool, link_weights: bool) -> None:
+    """Refuses what stands at the output and can be neither replaced nor added to, before weights are touched."""
+    if not link_weights:  # then it may be the checkpoint's folder
+        check_destination(destination)
+    earlier = find_earlier(destination, replace=replace)
+    if earlier is not None:
+        check_same_making(earlier, dtype)
 
 
 def bundle_name(located: Located) -> str:
