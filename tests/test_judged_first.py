@@ -14,7 +14,7 @@ from hub_llava import write_repository
 from vtexport.build import build
 from vtexport.checkpoint import hub, random_weights, resolve
 from vtexport.checkpoint.resolve import locate, open_weights
-from vtexport.errors import VtexportError
+from vtexport.errors import UsageError, VtexportError
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,31 @@ def test_nothing_is_written(
         build(str(checkpoint), output, weights=weights, cache_dir=cache, **options)
     assert "vtexport-" not in str(caught.value).replace(str(tmp_path), "")  # no name of a temporary copy
     assert not output.exists()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, r"holds a bundle that cannot be opened .*schema_version 2.*; give --replace"),
+        ({"precision": "float16"}, "is a bundle in float16, this build is in float32; give another -o/--output"),
+        ({"versions": {"vtexport": "0.0.1"}}, "was made by vtexport 0.0.1, this is .*; give another -o/--output"),
+    ],
+)
+def test_what_stands_at_the_output_is_judged_first(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    """Before random weights of what may be 30 GB are written."""
+    edited(bundle_copy / "manifest.json", **change)
+    before = (bundle_copy / "manifest.json").read_bytes()
+    cache = tmp_path / "cache"
+    monkeypatch.chdir(bundle_copy.parent)
+    for output in (bundle_copy, None):
+        if output is None:  # a build that is given none makes its own name, where the same stands
+            bundle_copy.rename("mini")
+        with pytest.raises(UsageError, match=message):
+            build("mini", output, weights="random", cache_dir=cache, keep=16)
+    assert Path("mini/manifest.json").read_bytes() == before
     assert not cache.exists()
 
 

@@ -33,6 +33,7 @@ from vtexport.export.describe import (
 )
 from vtexport.export.earlier import (
     carry_calibration,
+    check_same_making,
     check_same_model,
     checked,
     find_earlier,
@@ -154,6 +155,7 @@ def build(
     report.stage(f"reading the checkpoint {model}")
     located = locate(model, weights=weights, seed=seed, notify=note)
     spec: ModelSpec = located.family.model_spec(located.config, located.folder)
+    _judge_output(Path(output or bundle_name(located)), dtype, replace=replace, link_weights=link_weights)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
@@ -189,6 +191,15 @@ def build(
             carry_calibration(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
+
+
+def _judge_output(destination: Path, dtype: str, *, replace: bool, link_weights: bool) -> None:
+    """Refuses what stands at the output and can be neither replaced nor added to, before weights are touched."""
+    if not link_weights:  # then it may be the checkpoint's folder
+        check_destination(destination)
+    earlier = find_earlier(destination, replace=replace)
+    if earlier is not None:
+        check_same_making(earlier, dtype)
 
 
 def bundle_name(located: Located) -> str:

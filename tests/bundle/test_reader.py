@@ -76,6 +76,18 @@ def test_a_missing_file_is_found_at_once(bundle_copy: Path) -> None:
         open_bundle(bundle_copy)
 
 
+def test_a_manifest_that_is_no_file_is_not_waited_for(bundle_copy: Path) -> None:
+    manifest = bundle_copy / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(BundleError, match=r"manifest\.json is not a plain file"):
+        open_bundle(bundle_copy)
+    manifest.unlink()
+    manifest.symlink_to("../../blobs/gone")
+    with pytest.raises(BundleError, match=r"links to a file that is not there; .*cp -rL"):
+        open_bundle(bundle_copy)
+
+
 def test_a_link_out_of_the_bundle_is_refused(bundle_copy: Path, tmp_path: Path) -> None:
     path = bundle_copy / "tokenizer.json"
     path.rename(tmp_path / "elsewhere.json")

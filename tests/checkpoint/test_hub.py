@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -78,6 +79,19 @@ def test_random_weights_with_the_tokenizer_of_the_hub(cached_repository: Path, t
 def test_incomplete_cache(cached_repository: Path) -> None:
     (cached_repository / "blobs" / "blob-model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.safetensors links to a file that is not there"):
+        open_checkpoint("someone/tiny")
+
+
+@pytest.mark.parametrize("shards", [("model-00001-of-00002.safetensors",), ()])
+def test_a_cache_that_lacks_weights_is_said_to(cached_repository: Path, shards: tuple[str, ...]) -> None:
+    """Not with the advice to put files into the cache."""
+    snapshot = cached_repository / "snapshots" / COMMIT
+    (snapshot / "model.safetensors").unlink()
+    for shard in shards:
+        weight_map = {"a": shard, "b": "model-00002-of-00002.safetensors"}
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        shutil.copyfile(cached_repository / "blobs" / "blob-model.safetensors", snapshot / shard)
+    with pytest.raises(InputError, match=r"^someone/tiny@.* is not \(or not completely\) in .* cache .*; unset it"):
         open_checkpoint("someone/tiny")
 
 

@@ -45,6 +45,14 @@ def test_refused(saved_folder: Path, name: str, message: str) -> None:
     assert len(str(caught.value).replace(str(saved_folder), "")) < 300
 
 
+def test_a_learnt_prompt_is_not_said_to_be_mergeable(saved_folder: Path) -> None:
+    put(saved_folder, "adapter_model.safetensors")
+    (saved_folder / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    with pytest.raises(InputError, match=r"a learnt prompt \(PREFIX_TUNING\).*move adapter_config.json away") as caught:
+        look_over(saved_folder)
+    assert "merge_and_unload" not in str(caught.value)
+
+
 NOTED = {
     "pytorch_model.bin": "transformers too takes the safetensors",
     "pytorch_model-00001-of-00002.bin": "transformers too takes the safetensors",

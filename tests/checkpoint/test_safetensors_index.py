@@ -319,8 +319,10 @@ def test_damaged_index_is_refused(tmp_path: Path) -> None:
         (["consolidated.00.pth"], "as consolidated.00.pth only"),
         (["llava.gguf"], "as llava.gguf only, another library's format.*converted from"),
         (["model.fp16.safetensors"], "as a variant only .*rename it to model.safetensors"),
+        (["model.fp16-00001-of-00002.safetensors"], "as a variant only .*variant='fp16' and save_pretrained"),
+        (["consolidated.safetensors"], f"but neither {SINGLE_FILE} nor .* if it is the whole model .*rename it"),
         (["zero_to_fp32.py", "latest"], "a training state of DeepSpeed .*run python zero_to_fp32.py"),
-        ([ONE, TWO], f"holds {ONE} but neither {SINGLE_FILE} nor {SHARD_INDEX}"),
+        ([ONE, TWO], f"holds {ONE} but no {SHARD_INDEX}: the download is incomplete"),
     ],
 )
 def test_folders_without_weights(tmp_path: Path, files: list[str], message: str) -> None:

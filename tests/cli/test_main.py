@@ -138,7 +138,8 @@ def test_run_follows_the_checkpoint_as_far_as_it_is_asked(bundle_copy: Path, pho
     greedy = answer("--sampling", "checkpoint", "--temperature", 0)
     assert (greedy["token_ids"], greedy["finish_reason"]) == (processed[:4], "length")
     _, out, _ = call(capsys, "inspect", bundle_copy)
-    assert f"  answers  suppress_tokens={plain[:1]}, do_sample=True, temperature=2.0, max_new_tokens=4\n" in out
+    assert f"  answers  suppress_tokens={plain[:1]}\n" in out
+    assert "           with --sampling checkpoint: do_sample=True, temperature=2.0, max_new_tokens=4\n" in out
 
 
 @pytest.mark.parametrize("what", ["models", "methods", "targets"])

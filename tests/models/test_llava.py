@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,28 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
         ({"vision_feature_layer": -9}, r"vision_feature_layer = -9.* takes -4 to -1, or 1 to 4"),
         ({"vision_feature_layer": 0}, r"vision_feature_layer = 0.* takes -4 to -1, or 1 to 4"),
         ({"vision_feature_layer": [5]}, r"vision_feature_layer = \[5\].* takes -4 to -1, or 1 to 4"),
+        ({"image_token_index": -200}, "image_token_index = -200.* takes an id of the vocabulary"),
+        ({"vision_config": {"model_type": "clip_vision_model", "patch_size": 500}}, "vision_config.patch_size = 500"),
+        ({"text_config": {"model_type": "llama", "num_hidden_layers": 10**6}}, "num_hidden_layers = 1000000"),
+        (
+            {"text_config": {"model_type": "llama", "sliding_window": 8}},
+            "text_config.sliding_window = 8.* takes none, or",
+        ),
+        ({"text_config": {"model_type": "llama", "attention_chunk_size": 8}}, "text_config.attention_chunk_size = 8"),
+        (
+            {
+                "text_config": {
+                    "model_type": "llama",
+                    "num_hidden_layers": 2,
+                    "layer_types": ["full_attention", "linear_attention"],
+                }
+            },
+            r"text_config.layer_types = .*takes full_attention",
+        ),
+        ({"text_config": {"model_type": "llama", "is_causal": False}}, "text_config.is_causal = False"),
+        ({"text_config": {"model_type": "llama", "num_hidden_layers": 0}}, "text_config.num_hidden_layers = 0"),
+        ({"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 0}}, "vision_config.num_hidden_l"),
+        ({"text_config": {"model_type": "llama", "rms_norm_eps": float("nan")}}, "text_config.rms_norm_eps = nan"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act = 'relu'"),
         ({"text_config": {"model_type": "mistral"}}, "text_config.model_type = 'mistral'"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type = 'siglip_vision_model'"),
@@ -92,9 +115,25 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_exported_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     settings = {**json.loads(make_config().to_json_string(use_diff=False)), **change}
-    config = llava.load_config(write(tmp_path, settings))
     with pytest.raises(UsageError, match=message):
-        llava.model_spec(config, tmp_path)
+        llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path)
+
+
+def test_the_implementation_of_attention_is_no_matter(tmp_path: Path) -> None:
+    """A configuration may ask for one that is not installed here, and answers do not depend on it."""
+    settings = json.loads(make_config().to_json_string(use_diff=False))
+    whole = llava.tensor_shapes(llava.load_config(write(tmp_path, settings)))
+    asked = {"attn_implementation": "flash_attention_2", "_attn_implementation": "flash_attention_2"}
+    settings = settings | asked | {"text_config": settings["text_config"] | asked}
+    assert llava.tensor_shapes(llava.load_config(write(tmp_path, settings))) == whole
+
+
+def test_a_window_of_all_positions_drops_nothing(tmp_path: Path) -> None:
+    settings = json.loads(make_config().to_json_string(use_diff=False))
+    plain = llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path).decoder
+    settings["text_config"] |= {"sliding_window": settings["text_config"]["max_position_embeddings"]}
+    windowed = llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path).decoder
+    assert replace(windowed, inverse_frequencies=plain.inverse_frequencies) == plain
 
 
 def test_a_list_of_one_feature_layer_is_that_layer(tmp_path: Path) -> None:

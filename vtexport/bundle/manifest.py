@@ -20,6 +20,7 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 
@@ -193,8 +194,8 @@ class Generation(msgspec.Struct, kw_only=True):
     its own defaults are filled in; lengths count the ids of the unpruned prompt.
     """
 
-    repetition_penalty: float = 1.0
-    encoder_repetition_penalty: float = 1.0
+    repetition_penalty: AboveZero = 1.0
+    encoder_repetition_penalty: AboveZero = 1.0
     no_repeat_ngram_size: Count = 0
     encoder_no_repeat_ngram_size: Count = 0
     bad_words_ids: list[list[Count]] = []

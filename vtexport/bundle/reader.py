@@ -94,14 +94,20 @@ def open_bundle(folder: str | Path) -> Bundle:
         raise InputError(f"{folder} is not a folder; give the bundle that `vtexport build` wrote")
     path = folder / MANIFEST_NAME
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise BundleError(f"{path} is not a plain file; build or copy the bundle again")
         with path.open("rb") as opened:
             data = opened.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
+        if path.is_symlink():  # out of a cache whose links were copied, or whose blobs were cleaned
+            raise BundleError(
+                f"{path} links to a file that is not there; copy the bundle again with the files themselves (cp -rL)"
+            ) from error
         raise BundleError(
             f"{folder} holds no {MANIFEST_NAME}, so it is not a bundle; make one with `vtexport build`"
         ) from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+        raise BundleError(f"{path} cannot be read: {error.strerror}; check its rights, or copy it again") from error
     manifest = decode(data, str(path))
     check_files(folder, manifest)
     return Bundle(folder, manifest)

@@ -155,8 +155,9 @@ def _check_shapes(own: Mapping[str, TensorEntry], model: ModelConfig, folder: Pa
     wrong = [name for name, entry in own.items() if entry.shape != shapes[name]]
     if wrong:
         first = wrong[0]
+        counted = "a tensor" if len(wrong) == 1 else f"{len(wrong)} tensors"
         raise InputError(
-            f"{folder} holds {some(wrong, 'tensor')} of another shape than its config.json implies "
+            f"{folder} holds {counted} of another shape than its config.json implies "
             f"({first}: {list(own[first].shape)}, not {list(shapes[first])}); "
             "check that weights and config.json belong together"
         )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from vtexport.checkpoint.safetensors_index import has_weight_files
 from vtexport.errors import InputError, MissingDependencyError, quoted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -60,12 +61,7 @@ def fetch_snapshot(hub_id: str, revision: str | None, *, with_weights: bool, not
     except LocalEntryNotFoundError as error:
         if no_answer is not None:
             raise InputError(no_answer) from error
-        why, remedy = (
-            ("HF_HUB_OFFLINE is set", "unset it") if offline else ("the connection broke off", "run the command again")
-        )
-        raise InputError(
-            f"{at} is not (or not completely) in the Hugging Face cache and {why}; {remedy}, {_WITHOUT_THE_HUB}"
-        ) from error
+        raise InputError(_not_cached(at, offline)) from error
     except Exception as error:
         # Proxies, TLS, full disks, interrupted transfers: the transport's own errors have no common base class that
         # stays the same over huggingface_hub's versions.
@@ -73,9 +69,18 @@ def fetch_snapshot(hub_id: str, revision: str | None, *, with_weights: bool, not
             f"{at} cannot be fetched ({quoted(error, at)}); "
             "check connection, proxy and disk, then run the command again: what has arrived is kept"
         ) from error
+    if only_cached and with_weights and not has_weight_files(folder):
+        raise InputError(no_answer or _not_cached(at, offline))
     if no_answer is not None:
         notify(f"the hub gave no access to {at}, so the copy in the cache is used: {folder}")
     return folder
+
+
+def _not_cached(at: str, offline: bool) -> str:
+    why, remedy = (
+        ("HF_HUB_OFFLINE is set", "unset it") if offline else ("the connection broke off", "run the command again")
+    )
+    return f"{at} is not (or not completely) in the Hugging Face cache and {why}; {remedy}, {_WITHOUT_THE_HUB}"
 
 
 def commit_of(snapshot: Path) -> str | None:

@@ -7,11 +7,13 @@ in a repository of its own.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.errors import InputError, quoted
 from vtexport.models.neighbours import NEIGHBOURS
 
@@ -27,6 +29,9 @@ _LAYER = re.compile(r"(?:model\.)?layers\.\d+\.")
 _CONVERTER = "convert_llava_weights_to_hf.py of transformers 4"
 _REPOSITORIES = {"7b": "llava-hf/llava-1.5-7b-hf", "13b": "llava-hf/llava-1.5-13b-hf"}
 _WIDTHS = {4096: "7b", 5120: "13b"}
+_LEARNT_PROMPTS = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"
+)  # fmt: skip
 _MERGE = "merge it first with peft: PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new)"
 
 
@@ -99,6 +104,8 @@ def why_no_config(folder: Path) -> str:
         )
     if (folder / ADAPTER_CONFIG).is_file():
         return adapter_sentence(folder, ADAPTER_CONFIG)
+    if (folder / MANIFEST_NAME).is_file() and (folder / "onnx").is_dir():
+        return f"{folder} is a bundle; give the checkpoint that it was made of, and the bundle as -o/--output"
     inside = sorted(path.parent.name for path in folder.glob("checkpoint-*/config.json"))
     if inside:
         return f"{folder} has no config.json but holds checkpoints of a training; give one, such as {inside[-1]}"
@@ -110,6 +117,15 @@ def why_no_config(folder: Path) -> str:
 
 def adapter_sentence(folder: Path, name: str) -> str:
     """The sentence for an adapter that was trained on a model and not merged into it."""
+    try:
+        kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    except (OSError, ValueError, AttributeError, RecursionError):  # whatever it is, it is refused
+        kind = None
+    if kind in _LEARNT_PROMPTS:
+        return (
+            f"{folder} holds an adapter that is a learnt prompt ({kind}), which vtexport does not apply and which "
+            f"cannot be merged into a model; move {quoted(name, limit=60)} away to build the model without it"
+        )
     return f"{folder} holds an adapter ({quoted(name, limit=60)}), which vtexport does not apply; {_MERGE}"
 
 

@@ -16,11 +16,13 @@ from vtexport.errors import InputError, quoted
 
 NAMED_AT_MOST = 3
 _NAME_LENGTH = 100
+_NAMES_LENGTH = 100  # of several together
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # peft's tuners and its wrappers of layers, by a part of the name
 _ADAPTER = re.compile(
-    r"(?:^|\.)(?:(?:lora|hada|lokr|loha|ia3|oft|boft|vera|dora)_\w+|base_layer|modules_to_save|original_module|"
-    r"adaption_prompt|prompt_encoder|adapters?)(?:\.|$)"
+    r"(?:^|\.)(?:(?:lora|hada|lokr|loha|ia3|oft|boft|poly|vera|dora|delora|randlora|vblora|fourierft|waveft|shira|road|"
+    r"c3a|hra|bone|miss|ln_tuning|trainable_tokens|adaption|internal_xlora)_\w+|base_layer|modules_to_save|"
+    r"original_module|token_adapter|prompt_encoder|prompt_embeddings|prefix_projection|adapters?)(?:\.|$)"
 )
 # what quantisers and quantisation-aware training keep beside a weight
 _SCALE = re.compile(
@@ -39,9 +41,8 @@ def refuse_adapters(names: Iterable[str], folder: Path) -> None:
     found = [name for name in names if _ADAPTER.search(name)]
     if found:
         raise InputError(
-            f"{folder} holds {some(found, 'tensor')} of an adapter that was not merged (LoRA or another of peft's), "
-            "which transformers leaves out; call merge_and_unload() on the model it was trained in, then "
-            "save_pretrained(), and give that folder"
+            f"{folder} holds {some(found, 'tensor')} of an adapter that was not merged (LoRA or another), which "
+            "transformers leaves out; call merge_and_unload() on the model it was trained in, then save_pretrained()"
         )
 
 
@@ -113,12 +114,17 @@ def common_prefix(missing: Collection[str], extras: Iterable[str], canonical_nam
 
 
 def some(names: Iterable[str], what: str) -> str:
-    """`the tensor a`, `3 tensors (a, b, c)` or `7 tensors (a, b, c, ...)`."""
+    """`the tensor a`, `3 tensors (a, b, c)` or `7 tensors (a, b, ...)`: as many of three as are short, one at least."""
     listed = list(names)
     if len(listed) == 1:
         return f"the {what} {shown(listed[0])}"
-    more = ", ..." if len(listed) > NAMED_AT_MOST else ""
-    return f"{len(listed)} {what}s ({', '.join(map(shown, listed[:NAMED_AT_MOST]))}{more})"
+    named = [shown(listed[0])]
+    for name in map(shown, listed[1:NAMED_AT_MOST]):
+        if sum(map(len, named)) + len(name) > _NAMES_LENGTH:
+            break
+        named.append(name)
+    more = ", ..." if len(listed) > len(named) else ""
+    return f"{len(listed)} {what}s ({', '.join(named)}{more})"
 
 
 def shown(name: str) -> str:

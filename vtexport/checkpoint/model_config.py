@@ -34,7 +34,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         config = family.load_config(folder)
         shapes, ties = family.stored_tensors(config)
-    except (VtexportError, ImportError):
+    except (VtexportError, ModuleNotFoundError):
         raise
     except Exception as error:
         # transformers raises whatever its validators and model constructors trip over (KeyError for an unknown

@@ -22,6 +22,7 @@ from vtexport.checkpoint.config_file import CONFIG_FILE, read_config_file
 from vtexport.checkpoint.known_files import look_over
 from vtexport.checkpoint.model_config import ModelConfig, read_model_config
 from vtexport.checkpoint.placeholder_processing import TOKENIZER_FILES, has_tokenizer
+from vtexport.checkpoint.plain_files import refuse_odd_files
 from vtexport.checkpoint.random_weights import (
     RECIPE_VERSION,
     copied_files,
@@ -37,6 +38,7 @@ CACHE_VARIABLE = "VTEXPORT_CACHE"
 Weights = Literal["stored", "random"]
 WEIGHTS = get_args(Weights)
 
+_ADDRESS = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _NOTIFY_ABOVE_BYTES = 1_000_000_000
 
 
@@ -131,10 +133,13 @@ def locate(
     """
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; it takes {' or '.join(WEIGHTS)}")
+    if not model:
+        raise UsageError("the model is empty; give a folder, an alias or a hub id")
     if seed < 0:
         raise UsageError(f"seed is {seed}; it takes 0 or a positive number")
     check_name(model, "rename the checkpoint's folder")
     folder, source = _find(model, weights, seed if weights == "random" else None, notify)
+    refuse_odd_files(folder)
     config_file = read_config_file(folder)  # what is plainly wrong is said before the seconds that reading it all takes
     family_of(config_file.model_type, str(config_file.path))
     if weights == "stored":
@@ -243,6 +248,8 @@ def _find(model: str, weights: Weights, seed: int | None, notify: Callable[[str]
 
 
 def _unknown(model: str) -> str:
+    if address := _ADDRESS.match(model):
+        return f"{model} is a web address; give the hub id in it, {address[1]}"
     if "/" in model or model.startswith((".", "~")):
         return f"there is no folder {model}, and it is not a hub id (owner/name@revision) either; check the path"
     close = closest_alias(model)

@@ -41,7 +41,8 @@ _LEFTOVERS = (
     "adapter_model", "mm_projector", "non_lora_trainables",
 )  # fmt: skip
 _DEEPSPEED = "zero_to_fp32.py"
-_VARIANT = re.compile(r"model\.(?!safetensors)[\w-]+\.safetensors")
+_VARIANT = re.compile(r"model\.(?!safetensors)(?P<variant>\w+)(?P<shard>-\d+-of-\d+)?\.safetensors")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PLAIN_FILE_NAME = re.compile(r"(?!\.)[^/\\\x00]+")  # no folders, and no "." or ".." or hidden file
 _FETCH_AGAIN = "fetch the file again"
 
@@ -95,6 +96,16 @@ def listed_names(folder: Path) -> list[str]:
     """
     index = folder / SHARD_INDEX
     return list(_read_map(index)) if index.is_file() else []
+
+
+def has_weight_files(folder: Path) -> bool:
+    """Whether the folder has every shard that its index names; without an index, any safetensors file."""
+    if (folder / SINGLE_FILE).is_file():
+        return True
+    index = folder / SHARD_INDEX
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / shard).is_file() for shard in {_shard_name(index, name) for name in _read_map(index).values()})
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -279,17 +290,29 @@ def _no_weights(folder: Path) -> InputError:
             f"{folder / dangling[0]} links to a file that is not there: a cache was cleaned or a download broke off; "
             "delete the link and fetch the file again"
         )
-    stray = [name for name in sorted(path.name for path in folder.glob("*.safetensors")) if not _is_leftover(name)]
-    variant = next((name for name in stray if _VARIANT.fullmatch(name)), None)
+    stray = [
+        path.name for path in sorted(folder.glob("*.safetensors")) if path.is_file() and not _is_leftover(path.name)
+    ]
+    variant = next((found for found in map(_VARIANT.fullmatch, stray) if found), None)
     if variant is not None:
+        step = (
+            f"load it with variant={_short(variant['variant'])!r} and save_pretrained() it into another folder"
+            if variant["shard"]
+            else f"rename it to {SINGLE_FILE}"
+        )
         return InputError(
-            f"{folder} holds its weights as a variant only ({_short(variant)}), which transformers reads where it is "
-            f"named (variant=); rename it to {SINGLE_FILE}"
+            f"{folder} holds its weights as a variant only ({_short(variant[0])}), which transformers reads where it "
+            f"is named (variant=); {step}"
+        )
+    if shard := next(filter(_SHARD.fullmatch, stray), None):
+        return InputError(
+            f"{folder} holds {_short(shard)} but no {SHARD_INDEX}: "
+            f"the download is incomplete; fetch {SHARD_INDEX} or save the model again with save_pretrained()"
         )
     if stray:
         return InputError(
-            f"{folder} holds {_short(stray[0])} but neither {SINGLE_FILE} nor {SHARD_INDEX}: "
-            f"the download is incomplete; fetch {SHARD_INDEX} or save the model again with save_pretrained()"
+            f"{folder} holds {_short(stray[0])} but neither {SINGLE_FILE} nor {SHARD_INDEX}, which transformers reads; "
+            f"fetch those, or, if it is the whole model under transformers' tensor names, rename it to {SINGLE_FILE}"
         )
     if (folder / _DEEPSPEED).is_file():
         return InputError(

@@ -1,4 +1,4 @@
-"""Say what a bundle holds: source, plans with their budgets, routes, engines, graphs with inputs and outputs, files.
+"""Say what a bundle holds: source, image and text processing, plans with budgets, routes, engines, graphs, files.
 
 With --verify every file is read and its SHA-256 compared with the manifest; damage ends with exit code 4.
 
@@ -14,14 +14,15 @@ import argparse
 import msgspec
 
 from vtexport.bundle.calibration import read_calibration
-from vtexport.bundle.manifest import Generation, Manifest, Plan, Tensor
+from vtexport.bundle.manifest import Generation, Image, Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.calibrate import say_calibration
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, say, say_json, size, table
 from vtexport.engines.record import read_engines
-from vtexport.errors import BundleError
+from vtexport.errors import BundleError, printable
 
+_FIRST_OF_SAMPLING = "do_sample"  # before it in `Generation` stand the logits processors, which are always done
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -91,8 +92,7 @@ def _describe(bundle: Bundle) -> None:
     say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.width}")
     heads = f"{decoder.heads} heads, {decoder.kv_heads} of keys and values"
     say(f"  decoder  {decoder.layers} layers of {decoder.width}, {heads}")
-    if settings := _generation(manifest):
-        say(f"  answers  {settings}")
+    _describe_processing(manifest)
     say()
     rows = []
     for plan in manifest.plans:
@@ -128,10 +128,47 @@ def _describe(bundle: Bundle) -> None:
                 say(f"  {direction}  {line}")
 
 
-def _generation(manifest: Manifest) -> str:
-    """What the checkpoint's generation configuration sets."""
+def _describe_processing(manifest: Manifest) -> None:
+    """What transformers decided about images, text and generation, what was compared with it, and the build's notes."""
+    text, generation = manifest.text, manifest.generation
+    say(f"  images   {manifest.image.processor}: {_image_steps(manifest.image)}")
+    source = "vtexport's own for the family" if text.chat_template_source == "vtexport" else text.chat_template_source
+    ends = ", ".join(map(str, text.eos_token_ids))
+    say(f"  text     chat template: {source or text.chat_template}; image token {text.image_token}; end tokens: {ends}")
+    names = Generation.__struct_fields__
+    first = names.index(_FIRST_OF_SAMPLING)
+    if always := _set_in(generation, names[:first]):
+        say(f"  answers  {always}")
+    if asked := _set_in(generation, names[first:]):
+        say(f"           with --sampling checkpoint: {asked}")
+    if (check := manifest.self_check) is not None:
+        kinds = f"pixels ({', '.join(check.images)}) and token ids ({', '.join(check.conversations)})"
+        levels = check.torchvision_levels
+        beside = "" if levels is None else f"; its torchvision form's pixels differ by up to {levels:g} of 255"
+        say(f"  checked  {kinds} equal transformers'{beside}")
+    for note in manifest.notes:
+        say(f"  note     {printable(note)}")
+
+
+def _image_steps(image: Image) -> str:
+    """The steps from an upright RGB image to pixel values, in their order."""
+    steps = []
+    if image.pad_to_square is not None:
+        steps.append(f"padded to a square with {tuple(image.pad_to_square)}")
+    if image.resize_shortest is not None:
+        steps.append(f"shorter side to {image.resize_shortest} px ({image.resample})")
+    elif image.resize_height is not None:
+        steps.append(f"resized to {image.resize_height} x {image.resize_width} px ({image.resample})")
+    if image.crop_height is not None:
+        steps.append(f"centre {image.crop_height} x {image.crop_width} px")
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (image.mean, image.std))
+    return ", ".join([*steps, f"times {image.rescale:.4g}, mean {mean}, std {std}"])
+
+
+def _set_in(generation: Generation, names: tuple[str, ...]) -> str:
+    """The settings among `names` that are not the default's."""
     default = Generation()
-    set_here = {name: getattr(manifest.generation, name) for name in Generation.__struct_fields__}
+    set_here = {name: getattr(generation, name) for name in names}
     return ", ".join(f"{name}={value}" for name, value in set_here.items() if value != getattr(default, name))
 
 

@@ -37,25 +37,37 @@ def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:
         ) from error
 
 
-def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> None:
-    """Refuses to add to a bundle that was made of other files.
+_CHOICES = "give another -o/--output, or --replace to discard what stands there"
+
+
+def check_same_making(earlier: Bundle, precision: str) -> None:
+    """Refuses to add to a bundle that was made in another way; it is known before weights are looked at.
 
     Raises:
-        UsageError: checkpoint, configuration, tokenizer or precision differ.
+        UsageError: precision or vtexport's version differ.
     """
-    before = earlier.manifest
-    choices = "give another -o/--output, or --replace to discard what stands there"
+    before, choices = earlier.manifest, _CHOICES
     if before.precision != precision:
         raise UsageError(f"{earlier.folder} is a bundle in {before.precision}, this build is in {precision}; {choices}")
     if before.versions.get("vtexport") != vtexport.__version__:
         other = before.versions.get("vtexport")
         raise UsageError(f"{earlier.folder} was made by vtexport {other}, this is {vtexport.__version__}; {choices}")
+
+
+def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> None:
+    """Refuses to add to a bundle that was made of other files, or as `check_same_making` does.
+
+    Raises:
+        UsageError: checkpoint, configuration or tokenizer differ.
+    """
+    check_same_making(earlier, precision)
+    before = earlier.manifest
     # By hash, not by name: a snapshot of the hub's cache holds the same files under other names than a copy of it.
     if sorted(before.source.files.values()) != sorted(source.files.values()):
         differing = sorted(name for name, _ in before.source.files.items() ^ source.files.items())
         raise UsageError(
             f"{earlier.folder} is a bundle of another checkpoint ({before.source.id}: {differing[0]} differs); "
-            f"{choices}"
+            f"{_CHOICES}"
         )
 
 

@@ -6,6 +6,7 @@ of transformers 5.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _CANONICAL = (
     (re.compile(r"(?:model\.)?language_model\.(?:model\.){0,2}(?!lm_head\.)"), "language_model."),
 )
 HEAD, EMBEDDING = "lm_head.weight", "language_model.embed_tokens.weight"
+_MOST_LAYERS = 1000
 _VISION_BLOCK = "vision_tower.encoder.layers.{}."
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -78,6 +80,7 @@ def load_config(folder: Path) -> Any:
     """The checkpoint's configuration, with transformers' defaults for what config.json leaves out.
 
     Its dtypes are left out: the stored tensors say theirs, and not every word that stands there is one to transformers.
+    So is the implementation of attention that it asks for, which changes no answer and may not be installed here.
 
     Raises whatever transformers raises for a file it cannot read; `checkpoint.model_config` makes a sentence of it.
     """
@@ -86,9 +89,13 @@ def load_config(folder: Path) -> Any:
     settings, _ = LlavaConfig.get_config_dict(folder, local_files_only=True)
     for part in (settings, settings.get("text_config"), settings.get("vision_config")):
         if isinstance(part, dict):
-            part.pop("dtype", None)
-            part.pop("torch_dtype", None)
-    return LlavaConfig.from_dict(settings)
+            for key in ("dtype", "torch_dtype", "attn_implementation", "_attn_implementation"):
+                part.pop(key, None)
+    config = LlavaConfig.from_dict(settings)
+    for part in (config.text_config, config.vision_config):  # a model of many more takes hours to look at
+        layers, where = getattr(part, "num_hidden_layers", 0), folder / "config.json"
+        _require(layers <= _MOST_LAYERS, where, "num_hidden_layers", layers, f"{_MOST_LAYERS} at most")
+    return config
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -124,13 +131,16 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
         UsageError: the configuration asks for something that the exporter does not do yet.
     """
     where = folder / "config.json"
-    return ModelSpec(
+    spec = ModelSpec(
         family="llava",
         vision=_vision(config, where),
         projector=_projector(config, where),
         decoder=_decoder(config, where),
         image_token_id=int(config.image_token_index),
     )
+    token, behind = spec.image_token_id, spec.decoder.vocabulary
+    _require(0 <= token < behind, where, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})")
+    return spec
 
 
 def _vision(config: Any, where: Path) -> VisionSpec:
@@ -145,11 +155,15 @@ def _vision(config: Any, where: Path) -> VisionSpec:
     strategy = config.vision_feature_select_strategy
     _require(strategy == "default", where, "vision_feature_select_strategy", strategy, "default")
     _require(vision.num_channels == 3, where, "vision_config.num_channels", vision.num_channels, "3")
+    _require_layers(vision, where, "vision_config")
     given, last, layer = config.vision_feature_layer, vision.num_hidden_layers, _feature_layer(config)
     _require(layer is not None, where, "vision_feature_layer", given, "one layer's number")
     assert layer is not None
     _require(1 <= layer <= last, where, "vision_feature_layer", given, f"-{last} to -1, or 1 to {last}")
     side = vision.image_size // vision.patch_size
+    _require(
+        side >= 1, where, "vision_config.patch_size", vision.patch_size, f"image_size ({vision.image_size}) at most"
+    )
     return VisionSpec(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -206,17 +220,24 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         rope_type,
         "default, linear, llama3, yarn",
     )
+    _require_layers(text, where, "text_config")
+    epsilon = float(text.rms_norm_eps)
+    _require(0 <= epsilon < math.inf, where, "text_config.rms_norm_eps", epsilon, "a small positive number")
+    _require_full_attention(text, where)
     rope = LlamaRotaryEmbedding(text)
     heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    turned = 2 * rope.inv_freq.numel()
+    _require(turned == head_dim, where, "the width of rotary positions", turned, f"head_dim, which is {head_dim}")
     return DecoderSpec(
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         heads=heads,
         kv_heads=text.num_key_value_heads or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=head_dim,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
-        norm_epsilon=float(text.rms_norm_eps),
+        norm_epsilon=epsilon,
         max_positions=text.max_position_embeddings,
         inverse_frequencies=rope.inv_freq.numpy(),
         rope_scale=float(rope.attention_scaling),
@@ -227,6 +248,29 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         final_norm="language_model.norm.weight",
         head=stored_tensors(config)[1].get(HEAD, HEAD),
     )
+
+
+def _require_full_attention(text: Any, where: Path) -> None:
+    """Refuses what makes transformers' masks and caches other than those of causal attention to every token before.
+
+    Its code for all models reads such keys of any configuration, also of a Llama that has no windows of its own.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    causal = getattr(text, "is_causal", True)
+    _require(causal is True, where, "text_config.is_causal", causal, "true")
+    positions = text.max_position_embeddings
+    other = (layer for layer in DynamicCache(config=text).layers if type(layer) is not DynamicLayer)
+    if any(getattr(layer, "sliding_window", 0) < positions for layer in other):  # a longer window drops nothing
+        keys = ("sliding_window", "attention_chunk_size", "layer_types", "kv_sharing_modes")
+        key = next((key for key in keys if getattr(text, key, None) is not None), "layer_types")
+        wanted = f"none, or one of all {positions} positions" if key in keys[:2] else "full_attention"
+        _require(False, where, f"text_config.{key}", getattr(text, key, None), wanted)
+
+
+def _require_layers(part: Any, where: Path, name: str) -> None:
+    layers = part.num_hidden_layers
+    _require(layers >= 1, where, f"{name}.num_hidden_layers", layers, "1 or more")
 
 
 def _require(condition: bool, where: Path, field: str, value: Any, wanted: str) -> None:
