@@ -155,11 +155,11 @@ def build(
     report.stage(f"reading the checkpoint {model}")
     located = locate(model, weights=weights, seed=seed, notify=note)
     spec: ModelSpec = located.family.model_spec(located.config, located.folder)
-    _judge_output(Path(output or bundle_name(located)), dtype, replace=replace, link_weights=link_weights)
+    destination = Path(output) if output is not None else Path(bundle_name(located))
+    _judge_output(destination, dtype, replace=replace, link_weights=link_weights)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
     route = make_route(plans, mean) if dynamic else None
-    destination = Path(output) if output is not None else Path(bundle_name(located))
     with small_files(located) as small, readable_folder(small) as folder, said_of(located.folder, folder, note) as said:
         small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")
