@@ -11,9 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import msgspec
 
 from vtexport.bundle import manifest as schema
 from vtexport.errors import InputError, printable
+from vtexport.processing.library import quiet
 
 GENERATION_FILE, CONFIG_FILE = "generation_config.json", "config.json"
 
@@ -83,7 +82,7 @@ def read_generation(
     """
     stored, described = _read(folder / GENERATION_FILE), _read(folder / CONFIG_FILE) or {}
     where = folder / (GENERATION_FILE if stored is not None else CONFIG_FILE)
-    with _quiet():
+    with quiet():
         try:
             asked = _asked(folder, config)
             own = asked.generation_config
@@ -111,21 +110,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; correct it or fetch it again")
     return content
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own lines on stderr about settings, of which the notes tell."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _asked(folder: Path, config: Any) -> Any:

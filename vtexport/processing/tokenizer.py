@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from vtexport.bundle.manifest import TOKENIZER_NAME
 from vtexport.errors import InputError, MissingDependencyError, cut, quoted
+from vtexport.processing.library import quiet
 
 _CONFIG_FILE, _SPECIAL_TOKENS_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _ADDED_TOKENS_FILE = "added_tokens.json"
@@ -31,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
     model = _sentencepiece_model(folder)
     try:
         # Of a SentencePiece model that it cannot read, the library's warnings tell of tiktoken, too.
-        with _without_warnings() if model else nullcontext():
+        with quiet() if model else nullcontext():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its many loaders raise whatever they meet
         reason = quoted(error, folder)
@@ -119,13 +118,3 @@ def _sentencepiece_model(folder: Path) -> Path | None:
     if (folder / TOKENIZER_NAME).is_file() or any(folder.glob("tokenizer.*.json")):
         return None
     return next((folder / name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
