@@ -123,7 +123,7 @@ TOP: list[dict[str, Any]] = [{}, {"eos_token_id": 7, "repetition_penalty": 1.2, 
 TEXT: list[dict[str, Any]] = [{}, {"eos_token_id": 9, "no_repeat_ngram_size": 2, "max_length": 80, "do_sample": True}]
 
 
-@pytest.mark.parametrize(("file", "top", "text"), itertools.product(FILES, TOP, TEXT))
+@pytest.mark.parametrize(("file", "top", "text"), list(itertools.product(FILES, TOP, TEXT)))
 def test_every_combination_of_files_as_the_loaded_model_has_it(
     file: dict[str, Any] | None,
     top: dict[str, Any],
