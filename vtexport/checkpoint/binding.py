@@ -142,7 +142,7 @@ def _lacking(missing: list[str], names: _Names, model: ModelConfig, folder: Path
             "{'format': 'pt'})"
         )
     others = [name for name in names.extras if not model.family.is_harmless(name)]
-    beside = f" (it holds {some(others, 'other')})" if others else ""
+    beside = f" (others are there, such as {shown(others[0])})" if others else ""
     return (
         f"{folder} lacks {some(missing, 'tensor')} that its config.json asks for{beside}; "
         "fetch weights and config.json again together"
