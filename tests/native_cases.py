@@ -132,9 +132,9 @@ def _svdprune(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     keep = full.get("keep", int(rng.integers(1, min(tokens, 200))))
     most = max(2, min(20, tokens - 3, width - 3))
     options: dict[str, Any] = full.get("options") or [
-        {}, {"rank": int(rng.integers(1, most))}, {"center": "feature-mean", "energy": 0.8}, {"mode": "leverage"},
-        {"energy": 0.95, "rank_bound": most}, {"mode": "leverage", "leverage": 0.8, "center": "feature-mean"},
-        {"center": "feature-mean", "rank": int(rng.integers(1, most))}][int(rng.integers(7))]  # fmt: skip
+        {}, {"rank": int(rng.integers(1, most)), "center": "none"}, {"energy": 0.8},
+        {"mode": "leverage", "center": "none"}, {"energy": 0.95, "rank_bound": most, "center": "none"},
+        {"mode": "leverage", "leverage": 0.8}, {"rank": int(rng.integers(1, most))}][int(rng.integers(7))]  # fmt: skip
     if "options" in full or rng.random() < 0.4:
         features = fields(rng, grid, width, batch)
     else:

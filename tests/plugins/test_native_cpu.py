@@ -85,7 +85,7 @@ def test_eigenvectors_beyond_the_directly_solved_sizes(tokens: tuple[int, int], 
     """The Krylov basis against NumPy: energies and leverages of the leading directions, and the residual reported."""
     rng = np.random.default_rng(groups)
     features = fields(rng, tokens, 300, 1).astype(np.float32)
-    call = encoder_call("svdprune", {"features": features}, keep=9, grid=tokens, rank=groups)
+    call = encoder_call("svdprune", {"features": features}, keep=9, grid=tokens, rank=groups, center="none")
     found = cpu.run(call)
     assert found["residual"] <= 1e-6
     u, s, _ = np.linalg.svd(features[0].astype(np.float64), full_matrices=False)
@@ -105,7 +105,7 @@ def test_many_equal_eigenvalues(copies: int, cpu: HostRunner) -> None:
     rows = np.concatenate([np.repeat(directions, 11, axis=0), np.resize(small, (tokens - 11 * copies, 64))])
     rng = np.random.default_rng(0)
     features = rows[None, rng.permutation(tokens)].astype(np.float32)
-    call = encoder_call("svdprune", {"features": features}, keep=5, grid=(1, tokens), rank=copies)
+    call = encoder_call("svdprune", {"features": features}, keep=5, grid=(1, tokens), rank=copies, center="none")
     found = cpu.run(call)
     large = np.abs(features[0, :, :copies]).max(1) > 0.5
     np.testing.assert_allclose(found["leverages"][0], np.where(large, 1 / 11 / copies, 0), atol=1e-6)
