@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from native_calls import Call, HostRunner, encoder_call
-from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
-from native_compare import problems
+from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case, svdprune_golden_case
+from native_compare import check, problems
 from native_inputs import fields
 
 from vtexport.plugins.native import Executor, Run
@@ -27,6 +27,13 @@ def test_golden_vectors(name: str, cpu: HostRunner) -> None:
         case = golden_case(name, dtype)
         found, unsteady = cpu.run_twice(case.call)  # over memory that was filled differently
         assert problems(case, found) + unsteady == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_svdprunes_defaults_on_the_golden_features(seed: int, cpu: HostRunner) -> None:
+    case = svdprune_golden_case(seed, "float16")
+    assert case.call.parameter("rank_bound") == 64
+    assert check(cpu, case) == []
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
