@@ -345,7 +345,7 @@ def random_case(seed: int, kind: str | None = None, **fixed: Any) -> Case:
 
 
 def svdprune_golden_case(seed: int, dtype: str) -> Case:
-    """SVD-Prune's defaults on the golden features of seed 1, 2 or 3, against the reference: there are no released vectors."""
+    """SVD-Prune's defaults on the golden features of seed 1, 2 or 3; its authors have released no vectors."""
     features = golden_features(seed)[None, 1:]
     fixed = {"grid": GRID, "width": features.shape[2], "batch": 1, "dtype": dtype, "keep": 64, "features": features}
     defaults = {"energy": SVDPruneParameters.energy, "center": SVDPruneParameters.center}
