@@ -29,8 +29,9 @@ PACKAGES = ("numpy", "onnx", "onnxruntime")
 # (method, N, parameters, outputs that count beside the kept ones)
 CASES: list[tuple[str, int, dict[str, Any], tuple[str, ...]]] = [
     ("prunesid", 64, {}, ()),
-    ("svdprune", 64, {"rank": 32}, ()),
-    ("svdprune", 16, {"rank": 32}, ()),
+    ("svdprune", 64, {}, ()),
+    ("svdprune", 64, {"rank": 32, "center": "none"}, ()),
+    ("svdprune", 16, {"rank": 32, "center": "none"}, ()),
     ("vitcop", 172, {}, ()),
     ("vitcop", 172, {"clusters": True}, ("labels",)),
     ("nuwa", 112, {}, ()),

@@ -33,6 +33,11 @@ def _prefixed(stem: str, prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): each for name, each in _file(stem).items() if name.startswith(prefix)}
 
 
+def golden_features(seed: int) -> np.ndarray:
+    """[577, 1024], CLS first; float16 holds them exactly."""
+    return _file(f"features_seed{seed}")["hidden"]
+
+
 def golden_names() -> list[str]:
     """Every case: "method/file/case"."""
     names = [f"prunesid/{path.stem}/" for path in sorted(GOLDEN.glob("prunesid_llava_*.npz"))]

@@ -20,8 +20,9 @@ def prunesid(inputs: dict[str, Tensor], keep: int, **_: Any) -> Any:
 
 
 def svdprune(inputs: dict[str, Tensor], keep: int, *, rank: int, **_: Any) -> Tensor:
-    """torch.linalg.svd of the features and a top-k of the leverages."""
-    left, _, _ = torch.linalg.svd(inputs["features"].float(), full_matrices=False)
+    """torch.linalg.svd of the centred features and a top-k of the leverages."""
+    features = inputs["features"].float()
+    left, _, _ = torch.linalg.svd(features - features.mean(1, keepdim=True), full_matrices=False)
     return left[:, :, :rank].square().sum(2).topk(keep).indices.sort().values
 
 

@@ -111,7 +111,7 @@ def test_floors_of_the_ops() -> None:
     features = 576 * 1024 * 2
     assert floors["prunesid"].bytes == features + 2048 + 576 * 4 + 64 * (2048 + 8)
     assert floors["prunesid"].fp32_flops == pytest.approx(576**2 * 1024)
-    assert floors["svdprune"].fp16_flops == pytest.approx(576**2 * 1024)
+    assert floors["svdprune"].fp32_flops == pytest.approx(576**2 * 1024)  # centred, so no longer exact in float16
     assert floors["vitcop"].fp32_flops == floors["vitcop"].fp16_flops == 0
     assert floors["vitcop clusters"].fp32_flops == 64**2 * 1024
     assert floors["nuwa"].fp32_flops > 0

@@ -15,7 +15,16 @@ from gpu_check.hostile import hostile_cases
 from gpu_check.parity import BATCH, common_calls, hostile_calls, step_calls
 from gpu_check.sanitize import TOOLS, sanitize
 from native_calls import Call
-from native_cases import LARGE, RANDOM_KINDS, golden_case, golden_names, golden_types, large_case, random_case
+from native_cases import (
+    LARGE,
+    RANDOM_KINDS,
+    golden_case,
+    golden_names,
+    golden_types,
+    large_case,
+    random_case,
+    svdprune_golden_case,
+)
 from native_compare import Case, check, check_batch
 
 GOLDEN = [(name, dtype) for name in golden_names() for dtype in golden_types(name)]
@@ -48,6 +57,11 @@ def runner(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 @pytest.mark.parametrize(("name", "dtype"), GOLDEN, ids=[f"{name}-{dtype}" for name, dtype in GOLDEN])
 def test_golden(name: str, dtype: str, runner: Any) -> None:
     assert check(runner, golden_case(name, dtype)) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_svdprunes_defaults_on_golden_features(seed: int, runner: Any) -> None:
+    assert check(runner, svdprune_golden_case(seed, "float16")) == []
 
 
 @pytest.mark.parametrize("kind", RANDOM_KINDS)

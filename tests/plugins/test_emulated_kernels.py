@@ -16,7 +16,7 @@ import pytest
 from emulated_kernels import build
 from gpu_check.parity import step_calls
 from native_calls import Call, HostRunner, encoder_call
-from native_cases import RANDOM_KINDS, STEPS, golden_case, golden_names, golden_types, random_case
+from native_cases import RANDOM_KINDS, STEPS, golden_case, golden_names, golden_types, random_case, svdprune_golden_case
 from native_compare import check, check_batch, problems
 
 NAMES = golden_names()
@@ -35,6 +35,10 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> HostRunner:
 def test_golden_vectors_index_for_index(name: str, dtype: str, runner: HostRunner) -> None:
     case = golden_case(name, dtype)
     assert problems(case, runner.run(case.call)) == []
+
+
+def test_svdprunes_defaults_on_golden_features(runner: HostRunner) -> None:
+    assert check(runner, svdprune_golden_case(1, "float16")) == []
 
 
 @pytest.mark.parametrize("kind", RANDOM_KINDS)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from native_calls import Call, HostRunner, encoder_call
-from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
-from native_compare import problems
+from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case, svdprune_golden_case
+from native_compare import check, problems
 from native_inputs import fields
 
 from vtexport.plugins.native import Executor, Run
@@ -27,6 +27,13 @@ def test_golden_vectors(name: str, cpu: HostRunner) -> None:
         case = golden_case(name, dtype)
         found, unsteady = cpu.run_twice(case.call)  # over memory that was filled differently
         assert problems(case, found) + unsteady == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_svdprunes_defaults_on_the_golden_features(seed: int, cpu: HostRunner) -> None:
+    case = svdprune_golden_case(seed, "float16")
+    assert case.call.parameter("rank_bound") == 64
+    assert check(cpu, case) == []
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
@@ -85,7 +92,7 @@ def test_eigenvectors_beyond_the_directly_solved_sizes(tokens: tuple[int, int], 
     """The Krylov basis against NumPy: energies and leverages of the leading directions, and the residual reported."""
     rng = np.random.default_rng(groups)
     features = fields(rng, tokens, 300, 1).astype(np.float32)
-    call = encoder_call("svdprune", {"features": features}, keep=9, grid=tokens, rank=groups)
+    call = encoder_call("svdprune", {"features": features}, keep=9, grid=tokens, rank=groups, center="none")
     found = cpu.run(call)
     assert found["residual"] <= 1e-6
     u, s, _ = np.linalg.svd(features[0].astype(np.float64), full_matrices=False)
@@ -105,7 +112,7 @@ def test_many_equal_eigenvalues(copies: int, cpu: HostRunner) -> None:
     rows = np.concatenate([np.repeat(directions, 11, axis=0), np.resize(small, (tokens - 11 * copies, 64))])
     rng = np.random.default_rng(0)
     features = rows[None, rng.permutation(tokens)].astype(np.float32)
-    call = encoder_call("svdprune", {"features": features}, keep=5, grid=(1, tokens), rank=copies)
+    call = encoder_call("svdprune", {"features": features}, keep=5, grid=(1, tokens), rank=copies, center="none")
     found = cpu.run(call)
     large = np.abs(features[0, :, :copies]).max(1) > 0.5
     np.testing.assert_allclose(found["leverages"][0], np.where(large, 1 / 11 / copies, 0), atol=1e-6)

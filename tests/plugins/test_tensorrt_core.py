@@ -106,7 +106,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("prunesid", {"variant": "qwen", "order": "raster"}),
     ("prunesid", {"groups": 3, "threshold_scale": 1.5, "cls_slot": False, "shares": "proportional"}),
     ("svdprune", {}),
-    ("svdprune", {"center": "feature-mean", "energy": 0.8}),
+    ("svdprune", {"center": "none", "energy": 0.8}),
     ("svdprune", {"mode": "leverage", "leverage": 0.7, "rank": 5}),
     ("vitcop", {}),
     ("vitcop", {"clusters": True, "clustering": "fixed", "variant": "paper"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from vtexport.build import build
 from vtexport.bundle.manifest import Limit
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
+from vtexport.export.plan import make_plans
 from vtexport.pruning import select
 from vtexport.runtime.answers import Clock, reported
 from vtexport.runtime.pipeline import Pipeline
@@ -49,6 +50,22 @@ def test_an_energy_that_is_not_reached_is_said(bundle: Path, photo: Path, capsys
     told = capsys.readouterr()
     assert json.loads(told.out)["warnings"] == [warning]
     assert json.loads(told.out)["reports"] == visual.reports
+
+
+def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    (few,) = [each for each in manifest.plans[0].reports["rank"] if each.least is not None]
+    assert few.least == 2  # the plan computes no more: the build has said that 16 tokens take 4
+    (planned,) = make_plans("svdprune", [16], {}, cast(Any, manifest))
+    plan = manifest.plans[0]
+    plan.reports = {
+        "rank": [Limit(warning=each.warning, least=each.least, most=each.most) for each in planned.reports["rank"]]
+    }
+    for rank, warned in ((1, True), (3, True), (4, False), (30, False)):
+        values, warnings = reported(plan, {"rank": np.array([rank])})
+        assert values == {"rank": rank}
+        told = f"{plan.name}: rank is {rank}: it takes 4 directions for 16 tokens to differ in the sides they are on"
+        assert [each.split(";")[0] for each in warnings] == ([told] if warned else [])
 
 
 def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:

@@ -40,7 +40,7 @@ _EXPORT_PACKAGES = (
 _RUN_IN = ("float32", "float16")  # precisions of bundles that ONNX Runtime runs
 
 # benchmarks/results/native_cpu.json
-WITHOUT = "PruneSID's and SVD-Prune's selection take half as long with it"
+WITHOUT = "PruneSID's selection takes half as long with it"
 
 
 @dataclass

@@ -82,7 +82,7 @@ def make_plans(
                     "`vtexport list methods` shows the others"
                 )
         contiguous = encoder.positions == "contiguous"
-        limits = encoder.limits(resolved, grid=grid)
+        limits = encoder.limits(resolved, grid=grid, keep=schedule.visual_tokens)
         edges = [0, *(step.layer for step in schedule.steps), spec.decoder.layers]
         plans.append(
             Plan(

@@ -219,8 +219,8 @@ class Method(ABC):
         """
         return {}
 
-    def limits(self, parameters: Any, *, grid: tuple[int, int]) -> tuple[Limit, ...]:
-        """What the reported numbers have to hold for (resolved) `parameters`, else a runtime warns."""
+    def limits(self, parameters: Any, *, grid: tuple[int, int], keep: int) -> tuple[Limit, ...]:
+        """What the reported numbers have to hold for (resolved) `parameters` and a budget, else a runtime warns."""
         return ()
 
     def further_outputs(self, parameters: Any) -> Mapping[str, tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 The steps have the numbers of docs/ops/svdprune.md: 1 singular value decomposition of the tokens' features, 2 rank from
 the share of energy, 3 leverage, 4 selection. The authors have released no code, and only the abstract and descriptions
-by others were at hand: energy, centring and feature space are parameters, and their defaults are unverified.
+by others were at hand: energy, centring and feature space are parameters, and their defaults are unverified. Centring
+follows from the abstract, which speaks of the dominant global variance.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
 
 SMALLEST_SET = 4  # in mode leverage
-USUAL_BOUND = 32
 EXACT_RANK = 64  # up to here the leading eigenvectors are promised to be exact
 
 
@@ -29,20 +29,20 @@ class SVDPruneParameters(Parameters):
     """Options of SVD-Prune."""
 
     energy: float = option(
-        0.9, kind=float, above=0, about="share of the energy, at most 1, that the leading directions have to reach"
+        0.9, kind=float, above=0, about="share of the variance, at most 1, that the leading directions have to reach"
     )
     rank: int = option(0, kind=int, minimum=0, about="fixed number of leading directions; 0 takes it from energy")
     rank_bound: int | None = option(
         None,
         kind=int,
         minimum=1,
-        about=f"largest rank that energy may ask for, since the op computes so many; default {USUAL_BOUND}",
+        about=f"largest rank that energy may ask for, since the op computes so many; default {EXACT_RANK}",
     )
     center: str = option(
-        "none",
+        "feature-mean",
         kind=str,
         choices=("none", "feature-mean"),
-        about="whether each feature's mean over the tokens is taken off before",
+        about="whether each feature's mean over the tokens is taken off before; what then remains is the variance",
     )
     space: str = option(
         "vision",
@@ -63,7 +63,7 @@ class SVDPruneParameters(Parameters):
 
 @register
 class SVDPrune(Method):
-    """The tokens of largest leverage on the subspace that holds a given share of the features' energy.
+    """The tokens of largest leverage on the subspace that holds a given share of the features' variance.
 
     Reports (outputs of the op): rank [B] int64, energy [B] (share that the rank reaches); in mode leverage also count
     [B] int64, how many of the rows from the front are the set, and leverage [B], what they sum to.
@@ -100,13 +100,15 @@ class SVDPrune(Method):
         always = {"rank": "INT64", "energy": "FLOAT"}
         return always | ({"count": "INT64", "leverage": "FLOAT"} if parameters.mode == "leverage" else {})
 
-    def limits(self, parameters: SVDPruneParameters, *, grid: tuple[int, int]) -> tuple[Limit, ...]:
+    def limits(self, parameters: SVDPruneParameters, *, grid: tuple[int, int], keep: int) -> tuple[Limit, ...]:
         found = []
         if not parameters.rank:  # a fixed rank is the same for every image: `remarks` speaks of it, once
-            most, noise = _most_rank(parameters, grid), "the ranking of the tokens is noise"
+            assert parameters.rank_bound is not None
+            few, most = _least_rank(parameters, keep), _most_rank(parameters, grid)
             found += [
-                Limit("rank", least=2, warning=f"one direction has all the energy asked for, so {noise}"),
-                Limit("rank", most=most, warning=f"the directions span the whole space, so {noise}"),
+                # A bound below that is the same for every image, too.
+                Limit("rank", least=min(few, parameters.rank_bound), warning=_too_few(few, keep)),
+                Limit("rank", most=most, warning=f"the directions span the whole space, so {_NOISE}"),
                 Limit(
                     "energy",
                     least=parameters.energy * (1 - 1e-6),
@@ -133,22 +135,31 @@ class SVDPrune(Method):
             raise UsageError(f"rank_bound={parameters.rank_bound} has no meaning for a fixed rank; leave it out")
         if parameters.mode == "budget" and parameters.leverage != SVDPruneParameters.leverage:
             raise UsageError(f"leverage={parameters.leverage:g} has no meaning in mode budget; give mode=leverage")
-        bound = parameters.rank or parameters.rank_bound or min(USUAL_BOUND, tokens)
+        bound = parameters.rank or parameters.rank_bound or _usual_bound(parameters, grid)
         if bound > tokens:
             name = "rank" if parameters.rank else "rank_bound"
             raise UsageError(f"{name}={bound} is not allowed; give a whole number from 1 to {tokens} (patches)")
         return keep, dataclasses.replace(parameters, rank_bound=bound)
 
     def remarks(self, parameters: SVDPruneParameters, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
+        assert parameters.rank_bound is not None
         found = ["no code of SVD-Prune's authors is public, so energy, centring and feature space are unverified"]
         if not parameters.rank:
             found.append(
                 f"the graph computes {parameters.rank_bound} directions; where an image needs more for an energy of "
                 f"{parameters.energy:g} it uses these and `vtexport run` warns (set rank_bound to change it)"
             )
-        if parameters.rank == 1 or parameters.rank > _most_rank(parameters, grid):
-            found.append(f"at rank {parameters.rank} the ranking of the tokens is noise; give another rank")
-        if (parameters.rank_bound or 0) > EXACT_RANK:
+        if parameters.center == "none":
+            found.append(
+                "without centring the first direction is about the features' common mean, which tells no tokens apart"
+            )
+        few = _least_rank(parameters, keep)
+        if parameters.rank_bound < few:
+            name = "rank" if parameters.rank else "rank_bound"
+            found.append(f"{name} is {parameters.rank_bound}: {_too_few(few, keep)}")
+        if parameters.rank > _most_rank(parameters, grid):
+            found.append(f"at rank {parameters.rank} {_NOISE}; give another rank")
+        if parameters.rank_bound > EXACT_RANK:
             found.append(f"beyond {EXACT_RANK} directions float32 does not promise the same tokens on every runtime")
         if parameters.mode == "leverage":
             found.append(f"images take between {min(SMALLEST_SET, keep)} and {keep} tokens each")
@@ -178,6 +189,29 @@ class SVDPrune(Method):
 
         values = per_image(emitter, sizes.batch, ["features"], select)
         return {"kept_features": gather_rows(emitter, "features", values["keep_indices"]), **values}
+
+
+_NOISE = "the ranking of the tokens is noise"
+
+
+def _least_rank(parameters: SVDPruneParameters, keep: int) -> int:
+    """The fewest directions on which `keep` tokens can all lie on different sides: k directions have 2^k of them.
+
+    A single direction never suffices. Without centring all tokens are about on one side of the first.
+    """
+    return max(2, (keep - 1).bit_length() + int(parameters.center == "none"))
+
+
+def _too_few(few: int, keep: int) -> str:
+    return (
+        f"it takes {few} directions for {keep} tokens to differ in the sides they are on; "
+        "build with a larger energy, rank or rank_bound"
+    )
+
+
+def _usual_bound(parameters: SVDPruneParameters, grid: tuple[int, int]) -> int:
+    """The most directions that are promised to be exact and can still rank the tokens."""
+    return max(1, min(EXACT_RANK, _most_rank(parameters, grid)))
 
 
 def _most_rank(parameters: SVDPruneParameters, grid: tuple[int, int]) -> int:
