@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 from vtexport.errors import InputError
 from vtexport.pruning.method import Array
 from vtexport.pruning.signals import AXES, SIGNALS
-from vtexport.pruning.ties import LONGEST, ROUNDING, SHORTEST
+from vtexport.pruning.ties import LONGEST, PARALLEL, ROUNDING, SHORTEST, STEP
 
 
 def checked_inputs(features: Array, signals: Mapping[str, Array]) -> Any:
@@ -61,6 +61,11 @@ def gather_rows(xp: Any, matrix: Array, rows: Array) -> Array:
 def settled(xp: Any, values: Array, step: float = ROUNDING) -> Array:
     """`values` rounded to multiples of `step`: what is equal but for the order of summation becomes a true tie."""
     return xp.round(values / step) * step
+
+
+def settled_cosines(xp: Any, cosine: Array) -> Array:
+    """Cosines as every form tells them apart: rounded to multiples of STEP, those of parallel rows 1."""
+    return settled(xp, xp.where(cosine > PARALLEL, xp.ones_like(cosine), cosine), STEP)
 
 
 def in_range(xp: Any, rows: Array) -> Array:

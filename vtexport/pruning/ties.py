@@ -10,6 +10,7 @@ STEP = 2.0**-20  # cosines, and loadings that decide a group, are told apart fro
 SHIFT = 12.0  # float32 numbers from 8 to 16 are multiples of STEP: adding this to a cosine rounds it
 LEVERAGE = 2.0**-19  # the same for leverages times the rank
 ALIKE = 2.0**-19  # a cosine has to exceed a threshold by this
+PARALLEL = 1 - 2.0**-16  # a cosine above this is 1
 SHARE = 1e-6  # a summed share that falls short of a threshold by less has reached it
 ROUNDING = 2.0**-36  # float64 numbers that decide an order are told apart from here on
 # Directions with a smaller eigenvalue, relative to the largest, are none: what float32 leaves of a lower rank, with

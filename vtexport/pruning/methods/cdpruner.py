@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 OFFSET = 1e-6  # keeps the least relevant token's relevance above 0, as in the authors' code
 # A token with less than this share of its square left lies in the span of those picked; what is left is rounding.
-SPANNED = 2.0**-16
-EQUALLY_RELEVANT = 2.0**-16  # tokens whose mean cosines to the text span less than this are all as relevant
+SPANNED = 2.0**-14
+EQUALLY_RELEVANT = 2.0**-14  # tokens whose mean cosines to the text span less than this are all as relevant
 NOTHING_LEFT = 1e-20  # the share that such tokens get: below every real one, however irrelevant
-COARSE = 2.0**-16  # r² is told apart from here on where it decides alone: among parallel tokens, which have to tie
+COARSE = 2.0**-13  # r² is told apart from here on where it decides alone: among parallel tokens, which have to tie
 MOST_THETA = 0.95  # beyond it the weights of relevance differ by more than float32's precision can use
 
 

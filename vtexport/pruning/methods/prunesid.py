@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vtexport.errors import UsageError
 from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
 from vtexport.pruning.registry import register
-from vtexport.pruning.ties import ALIKE, CENTRED, STEP, WEAKEST_GROUP
+from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
@@ -233,14 +233,15 @@ def _select_image(
     rho = pairs / (tokens * (tokens - 1) / 2)
     if parameters.redundancy == "triangle":
         rho = (pairs + diagonal) / tokens**2
-    tau = rho * parameters.threshold_scale
+    tau = (1.0 if float(rho) > PARALLEL else rho) * parameters.threshold_scale + xp.zeros_like(rho)
 
     # 3. NMS in every group, then 4. the budget of every group.
     best_first = descending_order(xp, score)
     members: list[list[int]] = [[] for _ in range(count)]
     for token, group in zip(best_first.tolist(), xp.take(group_of, best_first).tolist(), strict=True):
         members[group].append(token)
-    suppression = [_suppress(ranked, score.tolist(), cosine, float(tau) + ALIKE) for ranked in members]
+    limit = _limit(float(tau))
+    suppression = [_suppress(ranked, score.tolist(), cosine, limit) for ranked in members]
     sizes = [len(ranked) for ranked in members]
     survivors = [len(kept) for kept, _, _ in suppression]
     bounded = parameters.shares == "bounded"
@@ -266,6 +267,12 @@ def _select_image(
         "nms_margin": xp.asarray(margin, dtype=xp.float64, device=device(patches)),
     }
     return chosen, details
+
+
+def _limit(tau: float) -> float:
+    """What a cosine has to exceed to be above tau; parallel rows are at 1, which is above nothing from 1 on."""
+    limit = tau + ALIKE
+    return min(limit, PARALLEL) if limit < 1 else math.inf
 
 
 def _suppress(ranked: list[int], score: list[float], cosine: Array, limit: float) -> tuple[list[int], list[int], float]:

@@ -25,8 +25,9 @@ from vtexport.pruning.parts_onnx import (
     rounded_quotient,
     squares_fit,
 )
-from vtexport.pruning.ties import ALIKE, CENTRED, STEP, WEAKEST_GROUP
+from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
 
+BEYOND = 4.0  # no cosine exceeds it
 SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per number
 
 
@@ -63,8 +64,10 @@ def _select_image(
 
     patches, square = _in_range(e, patches)
     rho, norms = _mean_cosine(e, patches, square, tokens, triangle=parameters.redundancy == "triangle")
-    tau = e.Mul(rho, parameters.threshold_scale)
+    tau = e.Mul(e.Where(e.Greater(rho, PARALLEL), 1.0, rho), parameters.threshold_scale)
+    # Parallel rows are all at cosine 1, which is above no limit from 1 on.
     limit = e.Add(tau, ALIKE)
+    limit = e.Where(e.Less(limit, 1.0), e.Min(limit, PARALLEL), BEYOND)
     candidate = e.as_float(e.Greater(e.GatherElements(score, order, axis=1), 0.0))
     in_order = Sorted(tokens, order, group, candidate)
     survives = _suppress(e, patches, norms, limit, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
