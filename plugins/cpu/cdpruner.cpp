@@ -4,12 +4,15 @@
 #include "call.h"
 #include "check.h"
 #include "greedy.h"
+#include "ties.h"
 
 namespace vtx {
 namespace {
 
-constexpr double kOffset = 1e-6;   // keeps the least relevant token's relevance above 0
-constexpr double kSpanned = 1e-6;  // a token with less than this share left lies in the span of those picked
+constexpr double kOffset = 1e-6;        // keeps the least relevant token's relevance above 0
+constexpr double kSpanned = 0x1p-14;    // a token with less than this share left lies in the span of those picked
+constexpr double kEqual = 0x1p-14;      // tokens whose mean cosines to the text span less are all as relevant
+constexpr double kCoarse = 0x1p-13;     // r² is told apart from here on where it decides alone
 constexpr double kNothingLeft = 1e-20;
 constexpr size_t kTokens = 128;  // of one task
 
@@ -17,12 +20,15 @@ constexpr size_t kTokens = 128;  // of one task
 void find_relevance(const Executor& executor, Memory& memory, const Rows& images, size_t tokens, const float* text,
                     size_t text_tokens, const vtx_cdpruner& p, double* relevance) {
   const size_t width = images.width;
+  // Norms below 1e-15 count as zero, of rows in range.
+  const double text_floor = 1e-15 / static_cast<double>(range_scale({text, VTX_FLOAT32, width}, text_tokens));
+  const double floor = 1e-15 / static_cast<double>(range_scale(images, tokens));
   double* direction = memory.zeros<double>(width);  // the mean of the text's unit rows
   for (size_t row = 0; row < text_tokens; ++row) {
     const float* x = text + row * width;
     double square = 0;
     for (size_t k = 0; k < width; ++k) square += static_cast<double>(x[k]) * static_cast<double>(x[k]);
-    const double scale = 1 / (std::max(std::sqrt(square), 1e-15) * static_cast<double>(text_tokens));
+    const double scale = 1 / (std::max(std::sqrt(square), text_floor) * static_cast<double>(text_tokens));
     for (size_t k = 0; k < width; ++k) direction[k] += scale * static_cast<double>(x[k]);
   }
   const size_t tasks = (tokens + kTokens - 1) / kTokens;
@@ -32,7 +38,7 @@ void find_relevance(const Executor& executor, Memory& memory, const Rows& images
       const float* x = as_float(images, token, converted + task * width);
       double square = 0, product = 0;
       kernels().along(x, direction, width, &square, &product);
-      relevance[token] = product / std::max(std::sqrt(square), 1e-15);
+      relevance[token] = std::nearbyint(product / std::max(std::sqrt(square), floor) / kRounding) * kRounding;
     }
   });
   double lowest = INFINITY, highest = -INFINITY;
@@ -41,10 +47,11 @@ void find_relevance(const Executor& executor, Memory& memory, const Rows& images
     lowest = std::min(lowest, relevance[token]);
     highest = std::max(highest, relevance[token]);
   }
-  const double span = std::max(highest - lowest, kOffset);
+  const bool do_differ = highest - lowest >= kEqual;
+  const double span = do_differ ? highest - lowest : kOffset;
   const double theta = static_cast<double>(p.theta), exponent = theta / (2 * (1 - theta));
   for (size_t token = 0; token < tokens; ++token) {
-    relevance[token] = (relevance[token] - lowest + kOffset) / span;
+    relevance[token] = ((do_differ ? relevance[token] - lowest : 0) + kOffset) / span;
     if (theta > 0) relevance[token] = std::exp(exponent * (relevance[token] - 1));
   }
 }
@@ -72,14 +79,14 @@ void select_cdpruner(const Executor& executor, const vtx_sizes& sizes, const vtx
   double* share = memory.take<double>(tokens);
   double* gain = memory.take<double>(tokens);
   double* cholesky = memory.take<double>(keep * tokens);
-  const auto update_gain = [&] {
-    for (size_t token = 0; token < tokens; ++token) {
-      const double left = share[token] > kSpanned ? share[token] : kNothingLeft;
-      gain[token] = relevance[token] * relevance[token] * left;
-    }
-  };
-  for (size_t token = 0; token < tokens; ++token) share[token] = cosine[token * (tokens + 1)] > 0.5f ? 1.0 : 0.0;
-  update_gain();
+  double* weight = memory.take<double>(tokens);
+  double* coarse = memory.take<double>(tokens);
+  for (size_t token = 0; token < tokens; ++token) {
+    weight[token] = relevance[token] * relevance[token];
+    coarse[token] = std::nearbyint(weight[token] / kCoarse) * kCoarse;
+    share[token] = cosine[token * (tokens + 1)] > 0.5f ? 1.0 : 0.0;
+    gain[token] = coarse[token] * share[token];
+  }
   int64_t* order = memory.take<int64_t>(keep);
   pick_greedily(gain, tokens, keep, order, memory, [&](size_t round, size_t picked) {
     double* row = cholesky + round * tokens;
@@ -89,8 +96,8 @@ void select_cdpruner(const Executor& executor, const vtx_sizes& sizes, const vtx
     for (size_t token = 0; token < tokens; ++token) {
       row[token] *= scale;
       share[token] -= row[token] * row[token];
+      gain[token] = share[token] > kSpanned ? weight[token] * share[token] : coarse[token] * kNothingLeft;
     }
-    update_gain();
   });
   write_picks(sizes, out, index, order);
   if (out.relevance) {

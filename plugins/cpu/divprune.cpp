@@ -4,6 +4,7 @@
 #include "call.h"
 #include "check.h"
 #include "greedy.h"
+#include "ties.h"
 
 namespace vtx {
 namespace {
@@ -18,11 +19,12 @@ void select_divprune(const Executor& executor, const vtx_sizes& sizes, const vtx
   float* cosine = memory.take<float>(tokens * tokens);
   gram(executor, panels, cosine);
 
-  // 2. At first the nearest neighbour of a token counts, itself aside.
+  // 2. At first the nearest neighbour of a token counts, itself aside. Cosines are rounded, and stay kShift larger.
   float* gain = memory.take<float>(tokens);
   executor.each((tokens + kRows - 1) / kRows, [&](size_t task) {
     for (size_t token = task * kRows; token < std::min(tokens, (task + 1) * kRows); ++token) {
       float* row = cosine + token * tokens;
+      for (size_t other = 0; other < tokens; ++other) row[other] = (row[other] > kParallel ? 1 : row[other]) + kShift;
       const float own = row[token];
       row[token] = -std::numeric_limits<float>::infinity();
       gain[token] = -kernels().largest(row, tokens);

@@ -2,16 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
+
+#include "ties.h"
 
 namespace vtx {
 namespace {
 
 constexpr size_t kGroup = 16;  // rows that are packed at a time
 
-}  // namespace
+bool is_in_range(float longest) { return longest > kShortest && longest < kLongest; }
 
-Patches prepare(const Executor& executor, Memory& memory, const Rows& features, size_t tokens, Use use, Center center,
-                const Panels<float>& panels) {
+Patches prepare_as_they_are(const Executor& executor, Memory& memory, const Rows& features, size_t tokens, Use use,
+                            Center center, const Panels<float>& panels) {
   const size_t width = features.width;
   float* inverse = memory.take<float>(tokens);
   float* squares = memory.take<float>(tokens);
@@ -31,7 +34,8 @@ Patches prepare(const Executor& executor, Memory& memory, const Rows& features, 
       for (size_t row = 0; row < count; ++row) {
         const float* x = as_float(features, first + row, converted ? converted + (first + row) * width : nullptr);
         kernels().dots(x, &x, 1, width, squares + first + row);
-        inverse[first + row] = 1.0f / std::max(std::sqrt(squares[first + row]), 1e-15f);
+        const double norm = std::sqrt(static_cast<double>(squares[first + row]));
+        inverse[first + row] = static_cast<float>(1 / std::max(norm, 1e-15));
         if (!is_changed) continue;
         float* y = group + row * width;
         if (use == Use::kSigmoid) {
@@ -65,6 +69,52 @@ Patches prepare(const Executor& executor, Memory& memory, const Rows& features, 
     });
   }
   return {rows, inverse, squares};
+}
+
+// All rows as float32, times `scale`.
+const float* scaled(const Executor& executor, Memory& memory, const float* rows, size_t tokens, size_t width,
+                    float scale) {
+  float* out = memory.take<float>(tokens * width);
+  executor.each(tokens, [&](size_t token) {
+    for (size_t k = token * width; k < (token + 1) * width; ++k) out[k] = rows[k] * scale;
+  });
+  return out;
+}
+
+}  // namespace
+
+float range_scale(const Rows& rows, size_t count) {
+  std::vector<float> buffer(rows.width);
+  double longest = 0;
+  float largest = 0;
+  for (size_t row = 0; row < count; ++row) {
+    const float* x = as_float(rows, row, buffer.data());
+    double square = 0;
+    for (size_t k = 0; k < rows.width; ++k) {
+      if (!std::isfinite(x[k])) return 1.0f;
+      square += static_cast<double>(x[k]) * static_cast<double>(x[k]);
+      largest = std::max(largest, std::fabs(x[k]));
+    }
+    longest = std::max(longest, square);
+  }
+  const bool is_fine = longest > static_cast<double>(kShortest) && longest < static_cast<double>(kLongest);
+  if (is_fine || largest == 0) return 1.0f;
+  return std::ldexp(1.0f, -std::clamp(std::ilogb(largest), -126, 126));
+}
+
+Patches prepare(const Executor& executor, Memory& memory, const Rows& features, size_t tokens, Use use, Center center,
+                const Panels<float>& panels) {
+  Patches found = prepare_as_they_are(executor, memory, features, tokens, use, center, panels);
+  float longest = 0;
+  for (size_t token = 0; token < tokens; ++token) longest = std::max(longest, found.squares[token]);
+  if (is_in_range(longest)) return found;
+  const float scale = range_scale(features, tokens);
+  if (scale == 1.0f) return found;
+  const Rows rows = {scaled(executor, memory, found.rows, tokens, features.width, scale), VTX_FLOAT32, features.width};
+  if (use != Use::kSigmoid) return prepare_as_they_are(executor, memory, rows, tokens, use, center, panels);
+  // The sigmoids, in the panels already, are of the rows as they are.
+  const Panels<float> unused(memory, tokens, features.width);
+  return prepare_as_they_are(executor, memory, rows, tokens, Use::kPlain, Center::kNone, unused);
 }
 
 }  // namespace vtx

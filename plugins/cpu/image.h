@@ -29,7 +29,7 @@ inline void write_kept_rows(const vtx_sizes& sizes, const vtx_tensors& tensors, 
   gather(rows, tensors.keep_indices + index * keep, keep, cls_rows, out);
 }
 
-// Rows of an image as float32 with their norms.
+// Rows of an image as float32 with their norms; scaled by a power of two where the longest is out of range (ties.h).
 struct Patches {
   const float* rows;     // [T][D]
   const float* inverse;  // [T], 1 / |row|, the norm floored at 1e-15
@@ -38,6 +38,10 @@ struct Patches {
 
 enum class Use { kUnit, kPlain, kSigmoid };
 enum class Center { kNone, kToken, kFeature };
+
+// The power of two that takes the largest number of the rows into [1, 2) where the longest row is out of range (ties.h);
+// else 1, also where there are numbers that are not finite.
+float range_scale(const Rows& rows, size_t count);
 
 // Reads the rows once: as float32, norms, and packed for the Gram matrix of what `use` and `center` say: unit rows, the
 // rows themselves or their sigmoid, less each token's or each feature's mean.

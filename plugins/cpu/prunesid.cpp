@@ -8,6 +8,7 @@
 #include "eigen.h"
 #include "image.h"
 #include "select.h"
+#include "ties.h"
 
 namespace vtx {
 namespace {
@@ -50,8 +51,11 @@ class Image {
     });
     const Leading leading = leading_eigenvectors(executor_, memory_, gram, tokens_, count);
     group(leading, count, scores);
-    const double rho = mean_cosine(resultant), tau = static_cast<double>(p_.threshold_scale) * rho;
-    suppress(tau);
+    const double rho = mean_cosine(resultant);
+    const double tau = static_cast<double>(p_.threshold_scale) * (rho > static_cast<double>(kParallel) ? 1 : rho);
+    // Parallel rows are all at cosine 1, which is above no limit from 1 on.
+    const double limit = tau + static_cast<double>(kAlike);
+    suppress(limit < 1 ? std::min(limit, static_cast<double>(kParallel)) : INFINITY);
     const std::vector<int64_t> taken = allocate();
     write(taken, out, index);
 
@@ -72,14 +76,21 @@ class Image {
     group_of_.resize(tokens_);
     score_.resize(tokens_);
     groups_.sizes.assign(count, 0);
+    // Values descend, so directions that are there come first.
+    const double energy = static_cast<double>(tokens_) * static_cast<double>(width_);
+    const double weakest = std::max(kWeakestGroup * leading.values[0], kCentred * energy);
+    size_t there = 0;
+    while (there < count && leading.values[there] > weakest) ++there;
     for (size_t token = 0; token < tokens_; ++token) {
       const float* v = leading.vectors + token * leading.ld;
       size_t best = 0;
-      for (size_t j = 1; j < count; ++j) {
-        if (std::fabs(v[j]) > std::fabs(v[best])) best = j;
+      float largest = 0;  // in units of kStep
+      for (size_t j = 0; j < there; ++j) {
+        const float own = std::nearbyint(std::fabs(v[j]) / kStep);
+        if (own > largest) largest = own, best = j;
       }
       group_of_[token] = static_cast<int64_t>(best);
-      score_[token] = without_nan(p_.nms_score == VTX_CLS_ATTENTION ? scores[token] : std::fabs(v[best]));
+      score_[token] = without_nan(p_.nms_score == VTX_CLS_ATTENTION ? scores[token] : largest);
       ++groups_.sizes[best];
     }
     groups_.start.assign(count + 1, 0);
@@ -109,7 +120,7 @@ class Image {
   }
 
   // Step 3: the survivors of every group first, each part by descending score.
-  void suppress(double tau) {
+  void suppress(double limit) {
     groups_.survivors.assign(groups_.sizes.size(), 0);
     const float** rows = memory_.take<const float*>(tokens_);
     int64_t* rest = memory_.take<int64_t>(tokens_);
@@ -118,7 +129,7 @@ class Image {
       size_t kept = 0, dropped = 0;
       for (size_t place = start; place < end; ++place) {
         const int64_t token = groups_.order[place];
-        if (score_[token] > 0 && !is_similar(token, start, kept, rows + start, tau)) {
+        if (score_[token] > 0 && !is_similar(token, start, kept, rows + start, limit)) {
           rows[start + kept] = patches_.rows + token * width_;
           groups_.order[start + kept] = token;  // behind `place` nothing is read again
           ++kept;
@@ -132,8 +143,8 @@ class Image {
     });
   }
 
-  // Whether one of the survivors so far, [start, start + kept) in the order, is more similar to the token than tau.
-  bool is_similar(int64_t token, size_t start, size_t kept, const float* const* rows, double tau) const {
+  // Whether one of the survivors so far, [start, start + kept) in the order, is more similar to the token than the limit.
+  bool is_similar(int64_t token, size_t start, size_t kept, const float* const* rows, double limit) const {
     const float* x = patches_.rows + token * width_;
     for (size_t first = 0; first < kept; first += kCompared) {
       float products[kCompared];
@@ -141,7 +152,7 @@ class Image {
       kernels().dots(x, rows + first, count, width_, products);
       for (size_t i = 0; i < count; ++i) {
         const float other = patches_.inverse[groups_.order[start + first + i]];
-        if (products[i] * patches_.inverse[token] * other > tau) return true;
+        if (products[i] * patches_.inverse[token] * other > limit) return true;
       }
     }
     return false;

@@ -248,7 +248,9 @@ __global__ void __launch_bounds__(kThreads, 1) leading_vectors(Eigen plan, int u
     t.gram = gram + static_cast<size_t>(image) * plan.tokens * plan.tokens;
     float trace = 0.0f;
     for (int i = thread_id(); i < plan.tokens; i += kThreads) trace += t.gram[static_cast<size_t>(i) * plan.tokens + i];
-    t.scale = 1.0f / fmaxf(block_sum(trace, reinterpret_cast<float*>(shared)), kTiny);
+    trace = block_sum(trace, reinterpret_cast<float*>(shared));
+    t.scale = 1.0f / fmaxf(trace, kTiny);
+    if (t.member == 0 && thread_id() == 0) plan.trace[image] = trace;
     t.x = plan.vectors + image * array;
     t.image = plan.image_ + image * array;
     t.c1 = plan.first_ + image * array;
@@ -308,6 +310,7 @@ Eigen plan_eigen(Workspace& workspace, int batch, int tokens, int count) {
   plan.members = smaller(divide_up(tokens, kRows), static_cast<int>(larger<size_t>(1, kMostPartial / square)));
   plan.vectors = workspace.take<float>(batch * array);
   plan.values = workspace.take<float>(static_cast<size_t>(batch) * plan.block);
+  plan.trace = workspace.take<float>(batch);
   plan.residual = workspace.take<float>(batch);
   plan.image_ = workspace.take<float>(batch * array);
   plan.first_ = workspace.take<float>(batch * array);

@@ -2,13 +2,16 @@
 // One block of threads an image picks; a thread has the gains of its tokens in registers.
 #include "check.h"
 #include "parts.cuh"
+#include "ties.h"
 
 namespace vtx {
 namespace greedy_kernels {
 
 constexpr int kThreads = 1024;
 constexpr int kTokensOfThread = divide_up(VTX_MOST_TOKENS, kThreads);
-constexpr float kSpanned = 1e-6f;  // a share of a token below this counts as nothing left
+constexpr float kSpanned = 1.0f / 16384;  // a share of a token below this counts as nothing left
+constexpr float kEqual = 1.0f / 16384;    // tokens whose mean cosines to the text span less are all as relevant
+constexpr float kCoarse = 1.0f / 8192;    // r² is told apart from here on where it decides alone
 constexpr float kNothingLeft = 1e-20f;
 constexpr float kOffset = 1e-6f;
 
@@ -74,7 +77,10 @@ __device__ Board board(unsigned char* shared, int tokens) {
   return b;
 }
 
-// nearest [B, T]: the largest cosine of each token to another one.
+// A cosine as cosines are told apart: rounded, that of parallel rows 1; and kShift larger.
+__device__ __forceinline__ float settled(float cosine) { return (cosine > kParallel ? 1.0f : cosine) + kShift; }
+
+// nearest [B, T]: the largest cosine of each token to another one, settled.
 __global__ void __launch_bounds__(256)
     nearest_other(const float* __restrict__ cosine, int tokens, float* __restrict__ nearest) {
   const int token = static_cast<int>(blockIdx.x) * 8 + warp_id();
@@ -85,7 +91,7 @@ __global__ void __launch_bounds__(256)
   for (int i = lane_id(); i < tokens; i += kWarp)
     if (i != token) best = smaller(best, best_first(row[i], static_cast<unsigned>(i)));
   best = warp_least(best);
-  if (lane_id() == 0) nearest[image * tokens + token] = tokens > 1 ? row[best & 0xffffffffu] : -2.0f;
+  if (lane_id() == 0) nearest[image * tokens + token] = settled(tokens > 1 ? row[best & 0xffffffffu] : -2.0f);
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -101,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kTokensOfThread; ++i) {
       const int token = thread_id() + i * kThreads;
       gain[i] = token < tokens ? -nearest[image * tokens + token] : 0.0f;
-      closest[i] = -2.0f;
+      closest[i] = settled(-2.0f);
     }
   };
   const auto step = [&](int, int picked, float (&gain)[kTokensOfThread]) {
@@ -109,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < kTokensOfThread; ++i) {
       const int token = thread_id() + i * kThreads;
-      if (token < tokens) closest[i] = larger(closest[i], row[token]);
+      if (token < tokens) closest[i] = larger(closest[i], settled(row[token]));
       gain[i] = -closest[i];
     }
   };
@@ -159,12 +165,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     least = block_least(least, b.scratch);
     most = block_least(most, b.scratch);
     lowest = similarity[image * tokens + (least & 0xffffffffu)];
-    span = fmaxf(similarity[image * tokens + (most & 0xffffffffu)] - lowest, kOffset);
+    span = similarity[image * tokens + (most & 0xffffffffu)] - lowest;
   }
+  const bool do_differ = !(span < kEqual);
+  if (!do_differ) span = kOffset;
   float weight[kTokensOfThread], share[kTokensOfThread];
+  const auto coarse = [](float value) { return rintf(value / kCoarse) * kCoarse; };
   const auto gains = [&](float (&gain)[kTokensOfThread]) {
 #pragma unroll
-    for (int i = 0; i < kTokensOfThread; ++i) gain[i] = weight[i] * (share[i] > kSpanned ? share[i] : kNothingLeft);
+    for (int i = 0; i < kTokensOfThread; ++i)
+      gain[i] = share[i] > kSpanned ? weight[i] * share[i] : coarse(weight[i]) * kNothingLeft;
   };
   const auto start = [&](float (&gain)[kTokensOfThread]) {
 #pragma unroll
@@ -174,14 +184,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (token >= tokens) continue;
       float r = 1.0f;
       if (by.has_text) {
-        r = (similarity[image * tokens + token] - lowest + kOffset) / span;
+        r = ((do_differ ? similarity[image * tokens + token] - lowest : 0.0f) + kOffset) / span;
         if (by.exponent > 0.0f) r = expf(by.exponent * (r - 1.0f));
       }
       relevance[image * tokens + token] = r;
       weight[i] = r * r;
       share[i] = own[static_cast<size_t>(token) * tokens + token] > 0.5f ? 1.0f : 0.0f;
     }
-    gains(gain);
+#pragma unroll
+    for (int i = 0; i < kTokensOfThread; ++i) gain[i] = coarse(weight[i]) * share[i];
   };
   const auto step = [&](int round, int picked, float (&gain)[kTokensOfThread]) {
     // The picked token's own factors and share, for everyone.

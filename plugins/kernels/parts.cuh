@@ -61,6 +61,7 @@ struct Eigen {
   int members;      // blocks of threads that work on one image
   float* vectors;   // [B, tokens, block]: eigenvectors are the first `count` columns, by descending eigenvalue
   float* values;    // [B, block]: eigenvalues over the trace
+  float* trace;     // [B]
   float* residual;  // [B]: worst |G v - e v| of the wanted ones, over the largest eigenvalue
   float *image_, *first_, *second_, *third_;  // [B, tokens, block]
   float* partial_;                            // [B, members, 3, block, block]

@@ -1,6 +1,7 @@
 // VtxPruneSID (docs/ops/prunesid.md): group by principal components, suppress within groups, share the budget.
 #include "check.h"
 #include "parts.cuh"
+#include "ties.h"
 
 namespace vtx {
 namespace prunesid_kernels {
@@ -9,24 +10,28 @@ constexpr int kThreads = 256;
 constexpr int kWarpsOfBlock = kThreads / kWarp;
 constexpr unsigned kIndexBits = 12;  // of a token, and of a group; T is at most 3840
 
-// Step 1's end and step 2: a token's group, its score, the key that sorts tokens by group, then score; and tau.
+// Step 1's end and step 2: a token's group, its score, the key that sorts tokens by group, then score; tau, and what a
+// cosine has to exceed to be above it. `least` is the smallest eigenvalue of a direction, beside its share of the largest.
 __global__ void __launch_bounds__(kThreads)
     assign_groups(Eigen eigen, const float* __restrict__ given, const double* __restrict__ tile_sums,
-                  const float* __restrict__ cosine, int tiles, float threshold_scale, bool triangle,
+                  const float* __restrict__ cosine, int tiles, float threshold_scale, bool triangle, float least,
                   int* __restrict__ group, float* __restrict__ score, uint64_t* __restrict__ keys,
-                  float* __restrict__ rho_out, float* __restrict__ tau_out) {
+                  float* __restrict__ rho_out, float* __restrict__ tau_out, float* __restrict__ limit_out) {
   VTX_SHARED(shared);
   const int tokens = eigen.tokens, token = static_cast<int>(blockIdx.x) * kWarpsOfBlock + warp_id();
   const size_t image = blockIdx.y;
   if (token < tokens) {
     const float* row = eigen.vectors + (image * tokens + token) * eigen.block;
+    const float* values = eigen.values + image * eigen.block;
+    const float weakest = fmaxf(static_cast<float>(kWeakestGroup) * values[0], least / fmaxf(eigen.trace[image], kTiny));
+    const auto loading = [&](int c) { return values[c] > weakest ? rintf(fabsf(row[c]) / kStep) : 0.0f; };
     uint64_t best = ~uint64_t{0};
     for (int c = lane_id(); c < eigen.count; c += kWarp)
-      best = smaller(best, best_first(fabsf(row[c]), static_cast<unsigned>(c)));
+      best = smaller(best, best_first(loading(c), static_cast<unsigned>(c)));
     best = warp_least(best);
     if (lane_id() == 0) {
       const int own = static_cast<int>(best & 0xffffffffu);
-      const float z = given ? given[image * tokens + token] : fabsf(row[own]);
+      const float z = given ? given[image * tokens + token] : loading(own);
       group[image * tokens + token] = own;
       score[image * tokens + token] = z;
       keys[image * tokens + token] = (static_cast<uint64_t>(own) << (32 + kIndexBits)) |
@@ -45,8 +50,11 @@ __global__ void __launch_bounds__(kThreads)
     const double count = tokens;
     const float rho = static_cast<float>(triangle ? (pairs + diagonal) / (count * count)
                                                   : (tokens > 1 ? pairs / (count * (count - 1) / 2) : 0.0));
+    const float tau = (rho > kParallel ? 1.0f : rho) * threshold_scale, limit = tau + kAlike;
     rho_out[image] = rho;
-    tau_out[image] = rho * threshold_scale;
+    tau_out[image] = tau;
+    // Parallel rows are all at cosine 1, which is above no limit from 1 on.
+    limit_out[image] = limit < 1.0f ? fminf(limit, kParallel) : 4.0f;
   }
 }
 
@@ -54,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 // its group. Words of other groups are not written.
 __global__ void __launch_bounds__(kThreads)
     find_conflicts(const float* __restrict__ cosine, const int* __restrict__ order, const int* __restrict__ group,
-                   const float* __restrict__ tau, int tokens, int words, unsigned* __restrict__ conflicts) {
+                   const float* __restrict__ limits, int tokens, int words, unsigned* __restrict__ conflicts) {
   const int place = static_cast<int>(blockIdx.x) * kWarpsOfBlock + warp_id();
   if (place >= tokens) return;
   const size_t image = blockIdx.y;
@@ -62,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
   const int* own_group = group + image * tokens;
   const int token = own_order[place], mine = own_group[token];
   const float* row = cosine + (image * tokens + token) * static_cast<size_t>(tokens);
-  const float limit = tau[image];
+  const float limit = limits[image];
   for (int word = place / kWarp; word < words; ++word) {
     const int other = word * kWarp + lane_id();
     const int other_token = other < tokens ? own_order[other] : -1;
@@ -279,7 +287,7 @@ struct Plan {
   double* tile_sums;
   Eigen eigen;
   int *group, *order, *sizes, *survivors, *taken, *rows;
-  float *score, *rho, *tau;
+  float *score, *rho, *tau, *limit;
   uint64_t* keys;
   unsigned* conflicts;
   unsigned char* survives;
@@ -314,6 +322,7 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_prunesid& parameters, void* base)
   p.rows = space.take<int>(batch * p.keep);
   p.rho = space.take<float>(batch);
   p.tau = space.take<float>(batch);
+  p.limit = space.take<float>(batch);
   p.bytes = space.used();
   return p;
 }
@@ -348,14 +357,15 @@ extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunes
   VTX_TRY(gram(p.y, 2 * p.batch, p.tokens, p.width, p.partial, p.grams, p.tile_sums, stream));
   const float* cosine = p.grams + all * p.tokens;
   VTX_TRY(leading_eigenvectors(p.eigen, p.grams, stream));
+  const float least = static_cast<float>(kCentred * p.tokens * p.width);
   VTX_TRY(launch(assign_groups, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads,
                  kWarpsOfBlock * sizeof(double), stream, false, p.eigen,
                  by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
                  static_cast<const double*>(p.tile_sums + static_cast<size_t>(p.batch) * p.tiles), cosine, p.tiles,
-                 by.threshold_scale, by.redundancy == VTX_TRIANGLE, p.group, p.score, p.keys, p.rho, p.tau));
+                 by.threshold_scale, by.redundancy == VTX_TRIANGLE, least, p.group, p.score, p.keys, p.rho, p.tau, p.limit));
   VTX_TRY(order_by_keys(p.keys, p.batch, p.tokens, p.order, stream));
   VTX_TRY(launch(find_conflicts, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads, 0, stream, false, cosine,
-                 p.order, p.group, p.tau, p.tokens, p.words, p.conflicts));
+                 p.order, p.group, p.limit, p.tokens, p.words, p.conflicts));
   const size_t sweep_shared = (2 * kSweepThreads / kWarp + kWarp * static_cast<size_t>(p.words)) * sizeof(int);
   VTX_TRY(launch(suppress, Grid{groups, p.batch}, kSweepThreads, sweep_shared, stream, false, p.conflicts, p.order,
                  p.group, p.score, p.tokens, p.words, groups, p.survives, p.sizes, p.survivors));

@@ -1,6 +1,7 @@
 // VtxSVDPrune (docs/ops/svdprune.md): the tokens of largest leverage on the leading singular directions.
 #include "check.h"
 #include "parts.cuh"
+#include "ties.h"
 
 namespace vtx {
 namespace svdprune_kernels {
@@ -11,49 +12,65 @@ constexpr int kSmallestSet = 4;  // in mode leverage
 struct Rule {
   float energy, leverage;
   int rank, bound;
+  const float* means;  // [B, width] that were taken off; null where nothing was
+  int width;
 };
 
 constexpr int kMeasureThreads = 256;  // a warp a token
 constexpr int kTokensOfBlock = kMeasureThreads / kWarp;
 
-// Steps 2 and 3: the rank, what it holds, and every token's leverage with its key. Every block finds the rank for
-// itself.
+// Steps 2 and 3: the rank, of directions that are there, what it holds, and every token's leverage with its key. Every
+// block finds the rank for itself.
 __global__ void __launch_bounds__(kMeasureThreads)
     measure(Eigen eigen, Rule rule, float* __restrict__ leverages, uint64_t* __restrict__ keys,
             int64_t* __restrict__ rank_out, float* __restrict__ energy_out) {
   VTX_SHARED(shared);
   int* rank = reinterpret_cast<int*>(shared);
-  float* values = reinterpret_cast<float*>(rank + 1);  // [bound]
+  float* sums = reinterpret_cast<float*>(rank + 1);  // [warps]
+  float* values = sums + kTokensOfBlock;             // [bound]
   const size_t image = blockIdx.y;
   for (int i = thread_id(); i < rule.bound; i += kMeasureThreads) values[i] = eigen.values[image * eigen.block + i];
+  // The energy before the centring: what is left, and that of the means.
+  float of_means = 0.0f;
+  if (rule.means) {
+    for (int d = thread_id(); d < rule.width; d += kMeasureThreads) {
+      const float mean = rule.means[image * rule.width + d];
+      of_means += mean * mean;
+    }
+    of_means = block_sum(of_means, sums);
+  }
   __syncthreads();
   if (thread_id() == 0) {
+    const float before = rule.means ? 1.0f + eigen.tokens * of_means / fmaxf(eigen.trace[image], kTiny) : 0.0f;
+    const float weakest = fmaxf(static_cast<float>(kWeakest) * values[0], static_cast<float>(kCentred) * before);
+    const float energy = rule.energy - static_cast<float>(kShare);
     float held = 0.0f;
     int count = 0;
     for (int i = 0; i < rule.bound; ++i) {
-      const bool counts = rule.rank ? i < rule.rank : i == 0 || held < rule.energy;
+      const bool counts = (rule.rank ? i < rule.rank : i == 0 || held < energy) && values[i] > weakest;
       if (!counts) break;
       held += fmaxf(0.0f, values[i]);
       ++count;
     }
     *rank = count;
     if (blockIdx.x == 0) {
-      rank_out[image] = count;
+      rank_out[image] = larger(1, count);
       energy_out[image] = held;
     }
   }
   __syncthreads();
   const int token = static_cast<int>(blockIdx.x) * kTokensOfBlock + warp_id();
   if (token >= eigen.tokens) return;
-  const float by = 1.0f / static_cast<float>(*rank);
+  const float by = 1.0f / static_cast<float>(larger(1, *rank));
   const float* row = eigen.vectors + (image * eigen.tokens + token) * eigen.block;
   float mass = 0.0f;
   for (int c = lane_id(); c < *rank; c += kWarp) mass += row[c] * row[c];
-  mass = warp_sum(mass) * by;
+  mass = warp_sum(mass);
   if (!(mass >= 0.0f)) mass = 0.0f;
   if (lane_id() == 0) {
-    leverages[image * eigen.tokens + token] = mass;
-    keys[image * eigen.tokens + token] = best_first(mass, static_cast<unsigned>(token));
+    leverages[image * eigen.tokens + token] = mass * by;
+    keys[image * eigen.tokens + token] =
+        best_first(rintf(mass / static_cast<float>(kLeverage)), static_cast<unsigned>(token));
   }
 }
 
@@ -75,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
     if (thread_id() == 0) {
       float sum = 0.0f;
       int count = 0;
-      while (count < keep && (count < kSmallestSet || sum < wanted)) sum += best[count++];
+      while (count < keep && (count < kSmallestSet || sum < wanted - static_cast<float>(kShare))) sum += best[count++];
       *set = count;
       count_out[image] = count;
       leverage_out[image] = sum;
@@ -154,8 +171,9 @@ extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdpru
   if (by.center == VTX_CENTER_FEATURE) VTX_TRY(center_columns(p.y, p.batch, p.tokens, p.width, p.means, stream));
   VTX_TRY(gram(p.y, p.batch, p.tokens, p.width, p.partial, p.gram, nullptr, stream));
   VTX_TRY(leading_eigenvectors(p.eigen, p.gram, stream));
-  const Rule rule = {by.energy, by.leverage, by.rank, by.rank_bound};
-  const size_t measured = (1 + static_cast<size_t>(by.rank_bound)) * sizeof(float);
+  const float* means = by.center == VTX_CENTER_FEATURE ? p.means : nullptr;
+  const Rule rule = {by.energy, by.leverage, by.rank, by.rank_bound, means, p.width};
+  const size_t measured = (1 + kTokensOfBlock + static_cast<size_t>(by.rank_bound)) * sizeof(float);
   VTX_TRY(launch(measure, Grid{divide_up(p.tokens, kTokensOfBlock), p.batch}, kMeasureThreads, measured, stream, false,
                  p.eigen, rule, p.leverages, p.keys, tensors->rank, tensors->energy));
   VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));

@@ -41,7 +41,7 @@ def test_numpy_reference(case: Any) -> None:
     features, order, margin = case
     found = select("divprune", features, keep=len(order))
     np.testing.assert_array_equal(found.details["order"], order[None])
-    np.testing.assert_allclose(found.details["step_margin"][0], margin, atol=1e-6)
+    np.testing.assert_allclose(found.details["step_margin"][0], margin, atol=2e-6)  # of distances rounded to 2^-20
     np.testing.assert_array_equal(found.keep_indices, np.sort(order)[None])
     assert found.kept_features.dtype == np.float16
     assert found.kept_features.tobytes() == features[0, np.sort(order)].tobytes()

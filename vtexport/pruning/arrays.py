@@ -11,6 +11,7 @@ from array_api_compat import array_namespace, device
 from vtexport.errors import InputError
 from vtexport.pruning.method import Array
 from vtexport.pruning.signals import AXES, SIGNALS
+from vtexport.pruning.ties import LONGEST, PARALLEL, ROUNDING, SHORTEST, STEP
 
 
 def checked_inputs(features: Array, signals: Mapping[str, Array]) -> Any:
@@ -55,6 +56,33 @@ def descending_order(xp: Any, values: Array, count: int | None = None) -> Array:
 def gather_rows(xp: Any, matrix: Array, rows: Array) -> Array:
     """[B, N, D]: row `rows[b, n]` of `matrix[b]` for every b and n, bits unchanged."""
     return xp.stack([xp.take(matrix[image], rows[image], axis=0) for image in range(matrix.shape[0])])
+
+
+def settled(xp: Any, values: Array, step: float = ROUNDING) -> Array:
+    """`values` rounded to multiples of `step`: what is equal but for the order of summation becomes a true tie."""
+    return xp.round(values / step) * step
+
+
+def settled_cosines(xp: Any, cosine: Array) -> Array:
+    """Cosines as every form tells them apart: rounded to multiples of STEP, those of parallel rows 1."""
+    return settled(xp, xp.where(cosine > PARALLEL, xp.ones_like(cosine), cosine), STEP)
+
+
+def in_range(xp: Any, rows: Array) -> Array:
+    """`rows` [T, D], by a power of two within reach of float32's squares where the longest row is beyond them.
+
+    That row then has its largest number in [1, 2). Rows shorter than 1e-15 of that count as zero, as anywhere.
+    """
+    square = float(xp.max(xp.sum(rows * rows, axis=1)))
+    if SHORTEST < square < LONGEST:
+        return rows
+    largest = float(xp.max(xp.abs(rows)))
+    return rows * 2.0 ** -math.floor(math.log2(largest)) if largest > 0 else rows
+
+
+def strong(xp: Any, eigenvalues: Array, weakest: float, least: float) -> Array:
+    """Bool: which of the `eigenvalues` [T], descending, are those of directions; the others are rounding."""
+    return eigenvalues > max(weakest * float(eigenvalues[0]), least)
 
 
 def sigmoid(xp: Any, x: Array) -> Array:

@@ -62,6 +62,11 @@ def leading_eigenvectors(e: Emitter, gram: str, *, tokens: int, count: int) -> E
     return Eigenvectors(vectors, top, _worst_residual(e, rest, values, count))
 
 
+def strong(e: Emitter, values: str, weakest: float, least: float | str) -> str:
+    """[1, k] bool: which of the leading eigenvalues [1, k] are those of directions; the others are rounding."""
+    return str(e.Greater(values, e.Max(least, e.Mul(weakest, e.ReduceMax(values, keepdims=1)))))
+
+
 def _starting_block(tokens: int, size: int) -> np.ndarray:
     """[tokens, size] fixed numbers without structure."""
     row, column = np.arange(tokens, dtype=np.float64)[:, None], np.arange(size, dtype=np.float64)[None]

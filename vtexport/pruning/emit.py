@@ -15,6 +15,8 @@ FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 LoopBody = Callable[["Emitter", Sequence[str]], tuple[str, Sequence[str]]]
 # body(emitter, round, states) -> (new states, this round's result); the round is an int64 scalar from 0
 RoundBody = Callable[["Emitter", str, Sequence[str]], tuple[Sequence[str], str]]
+# branch(emitter) -> its values
+Branch = Callable[["Emitter"], Sequence[str]]
 
 
 class Emitter:
@@ -103,6 +105,23 @@ class Emitter:
         )
         names = self.Loop(count, True, *states, outputs=len(states) + 1, body=graph)
         return list(names[:-1]), str(names[-1])
+
+    def choose(self, condition: str, then: Branch, otherwise: Branch, types: Sequence[int]) -> list[str]:
+        """An If: the values of one of two branches, which may read outer values by name.
+
+        `condition` is a bool scalar. A branch emits at least one node and returns names of its own. `types` are the
+        ONNX element types of what both return.
+        """
+        graphs = []
+        for branch in (then, otherwise):
+            inner = Emitter(self)
+            values = branch(inner)
+            outputs = [
+                helper.make_tensor_value_info(name, kind, None) for name, kind in zip(values, types, strict=True)
+            ]
+            graphs.append(helper.make_graph(inner.nodes, self._name("branch"), [], outputs))
+        result = self.If(condition, outputs=len(types), then_branch=graphs[0], else_branch=graphs[1])
+        return [result] if len(types) == 1 else list(result)
 
     # Short forms of what selection graphs are full of.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vtexport.pruning.eigen import TINY
 from vtexport.pruning.emit import FLOAT, INT64, Emitter
+from vtexport.pruning.ties import LONGEST, SHORTEST
 
 TAKEN = -1e30  # added to the gain of a token that has been picked, so that no value can pick it again
 
@@ -56,8 +58,43 @@ def gram(e: Emitter, y: str, tokens: int) -> str:
 
 def cosine_rows(e: Emitter, rows: str) -> str:
     """`rows` [T, D] scaled to norm 1; a zero row stays zero."""
-    square = e.Max(TINY, e.total(e.Mul(rows, rows), 1))
-    return str(e.Mul(rows, e.Reciprocal(e.Sqrt(square))))
+
+    def units(b: Emitter, rows: str, square: str) -> str:
+        return str(b.Mul(rows, b.Reciprocal(b.Sqrt(b.Max(TINY, square)))))
+
+    def scaled(b: Emitter) -> list[str]:
+        small = b.Mul(rows, range_scale(b, rows))
+        return [units(b, small, b.total(b.Mul(small, small), 1))]
+
+    square = e.total(e.Mul(rows, rows), 1)
+    return e.choose(squares_fit(e, square), lambda b: [units(b, rows, square)], scaled, [FLOAT])[0]
+
+
+def row_norms(e: Emitter, rows: str) -> str:
+    """[T, 1]: the norms of `rows` [T, D]."""
+
+    def scaled(b: Emitter) -> list[str]:
+        scale = range_scale(b, rows)
+        small = b.Mul(rows, scale)
+        return [b.Div(b.Sqrt(b.total(b.Mul(small, small), 1)), scale)]
+
+    square = e.total(e.Mul(rows, rows), 1)
+    return e.choose(squares_fit(e, square), lambda b: [b.Sqrt(square)], scaled, [FLOAT])[0]
+
+
+def squares_fit(e: Emitter, square: str) -> str:
+    """Bool scalar: whether float32 can work with rows whose squares are `square`; see `ties`."""
+    longest = e.ReduceMax(square, keepdims=0)
+    return str(e.And(e.Greater(longest, SHORTEST), e.Less(longest, LONGEST)))
+
+
+def range_scale(e: Emitter, values: str) -> str:
+    """Scalar: the power of two that takes the largest of `values` into [1, 2); 1 where there is none."""
+    largest = e.Max(e.ReduceMax(values, keepdims=0), e.Neg(e.ReduceMin(values, keepdims=0)))
+    exponent = e.Floor(e.Mul(e.Log(largest), 1 / math.log(2)))
+    scale = e.Pow(2.0, e.Neg(e.Max(-126.0, e.Min(126.0, exponent))))
+    is_number = e.And(e.Greater(largest, 0.0), e.Less(largest, math.inf))
+    return str(e.Where(is_number, scale, 1.0))
 
 
 def without_nan(e: Emitter, values: str) -> str:

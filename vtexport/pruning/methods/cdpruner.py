@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 OFFSET = 1e-6  # keeps the least relevant token's relevance above 0, as in the authors' code
 # A token with less than this share of its square left lies in the span of those picked; what is left is rounding.
-SPANNED = 1e-6
+SPANNED = 2.0**-14
+EQUALLY_RELEVANT = 2.0**-14  # tokens whose mean cosines to the text span less than this are all as relevant
 NOTHING_LEFT = 1e-20  # the share that such tokens get: below every real one, however irrelevant
+COARSE = 2.0**-13  # r² is told apart from here on where it decides alone: among parallel tokens, which have to tie
 MOST_THETA = 0.95  # beyond it the weights of relevance differ by more than float32's precision can use
 
 
@@ -148,15 +150,16 @@ def exponent(theta: float) -> float:
 
 def _relevance(xp: Any, rows: Array, text: Array | None, parameters: CDPrunerParameters) -> Array:
     """Step 2: r [T] of rows [T, W] to text [M, W], both float64. Without a text every token has 1."""
-    from vtexport.pruning.arrays import unit_rows
+    from vtexport.pruning.arrays import in_range, settled, unit_rows
 
     if text is None:
         return xp.ones_like(rows[:, 0])
-    mean = xp.mean(unit_rows(xp, rows) @ unit_rows(xp, text).T, axis=1)
-    mean = -mean if parameters.negate else mean
+    mean = xp.mean(unit_rows(xp, in_range(xp, rows)) @ unit_rows(xp, in_range(xp, text)).T, axis=1)
+    mean = settled(xp, -mean if parameters.negate else mean)
     lowest = xp.min(mean)
     span = xp.max(mean) - lowest
-    relevance = (mean - lowest + OFFSET) / xp.where(span < OFFSET, xp.ones_like(span) * OFFSET, span)
+    spread = xp.zeros_like(mean) if float(span) < EQUALLY_RELEVANT else mean - lowest
+    relevance = (spread + OFFSET) / xp.where(span < EQUALLY_RELEVANT, xp.ones_like(span) * OFFSET, span)
     return relevance if parameters.theta == 0 else xp.exp(exponent(parameters.theta) * (relevance - 1.0))
 
 
@@ -168,15 +171,17 @@ def _pick(xp: Any, rows: Array, relevance: Array, keep: int) -> tuple[list[int],
     """
     from array_api_compat import device
 
-    from vtexport.pruning.arrays import cosine_similarity, greedy
+    from vtexport.pruning.arrays import cosine_similarity, greedy, in_range, settled
 
-    cosine, weight = cosine_similarity(xp, rows), relevance * relevance
+    cosine, weight = cosine_similarity(xp, in_range(xp, rows)), relevance * relevance
     # At the start all of every token that is not zero is left: exactly, so that equal tokens are true ties.
     share = xp.astype(xp.linalg.diagonal(cosine) > 0.5, xp.float64)
     cholesky = xp.zeros((keep, rows.shape[0]), dtype=xp.float64, device=device(rows))
 
+    coarse = settled(xp, weight, COARSE)
+
     def gain() -> Array:
-        return weight * xp.where(share > SPANNED, share, xp.ones_like(share) * NOTHING_LEFT)
+        return xp.where(share > SPANNED, weight * settled(xp, share), coarse * NOTHING_LEFT)
 
     def step(round_: int, picked: int) -> Array:
         nonlocal share
@@ -186,7 +191,7 @@ def _pick(xp: Any, rows: Array, relevance: Array, keep: int) -> tuple[list[int],
         share = share - row * row
         return gain()
 
-    return greedy(xp, keep, gain(), step)
+    return greedy(xp, keep, coarse * share, step)
 
 
 def _emit_relevance(e: Emitter, unit: str, text: str, tokens: int, parameters: CDPrunerParameters) -> str:
@@ -201,8 +206,10 @@ def _emit_relevance(e: Emitter, unit: str, text: str, tokens: int, parameters: C
     direction = e.ReduceMean(cosine_rows(e, e.Squeeze(text, [0])), [0], keepdims=1)
     mean = e.Gemm(direction, unit, transB=1, alpha=-1.0 if parameters.negate else 1.0)
     lowest = e.ReduceMin(mean, [1], keepdims=1)
-    span = e.Max(OFFSET, e.Sub(e.ReduceMax(mean, [1], keepdims=1), lowest))
-    relevance = e.Div(e.Add(e.Sub(mean, lowest), OFFSET), span)
+    span = e.Sub(e.ReduceMax(mean, [1], keepdims=1), lowest)
+    differ = e.GreaterOrEqual(span, EQUALLY_RELEVANT)
+    spread = e.Where(differ, e.Sub(mean, lowest), 0.0)
+    relevance = e.Div(e.Add(spread, OFFSET), e.Where(differ, span, OFFSET))
     if parameters.theta > 0:
         relevance = e.Exp(e.Mul(exponent(parameters.theta), e.Sub(relevance, 1.0)))
     return str(relevance)
@@ -217,9 +224,11 @@ def _emit_picks(e: Emitter, unit: str, relevance: str, *, tokens: int, keep: int
     cosine, weight = gram(e, unit, tokens), e.Mul(relevance, relevance)
     diagonal = e.GatherElements(cosine, np.arange(tokens)[:, None], axis=1)
     share = e.as_float(e.Greater(e.Transpose(diagonal), 0.5))
+    coarse = e.Mul(e.Round(e.Mul(weight, 1 / COARSE)), COARSE)
+    spanned = e.Mul(coarse, NOTHING_LEFT)
 
     def gain(b: Emitter, share: str) -> str:
-        return str(b.Mul(weight, b.Where(b.Greater(share, SPANNED), share, NOTHING_LEFT)))
+        return str(b.Where(b.Greater(share, SPANNED), b.Mul(weight, share), spanned))
 
     def step(b: Emitter, round_: str, picked: str, states: Sequence[str]) -> tuple[str, Sequence[str]]:
         share, cholesky = states
@@ -230,4 +239,4 @@ def _emit_picks(e: Emitter, unit: str, relevance: str, *, tokens: int, keep: int
         cholesky = b.ScatterND(cholesky, b.Reshape(round_, [1, 1]), row)
         return gain(b, share), [share, cholesky]
 
-    return greedy(e, keep, gain(e, share), [share, e.Expand(0.0, [keep, tokens])], step, tokens=tokens)
+    return greedy(e, keep, e.Mul(coarse, share), [share, e.Expand(0.0, [keep, tokens])], step, tokens=tokens)

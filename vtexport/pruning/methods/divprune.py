@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
 from vtexport.pruning.registry import register
+from vtexport.pruning.ties import PARALLEL, SHIFT
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
-
-TIE = 1e12  # distances are told apart from 1e-12 on
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,12 @@ def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
     """Tokens in the order of picking with the margins of the picks, from rows [T, D] float64."""
     from array_api_compat import device
 
-    from vtexport.pruning.arrays import cosine_similarity, greedy
+    from vtexport.pruning.arrays import cosine_similarity, greedy, in_range, settled_cosines
 
     # 1. Distances, symmetric to the last bit: two tokens that are each other's nearest neighbours are a true tie. So
-    # are equal tokens, whatever a matrix product makes of equal rows at different places: it is off by about 1e-16.
-    cosine = cosine_similarity(xp, rows)
-    distance = xp.round((1.0 - 0.5 * (cosine + cosine.T)) * TIE) / TIE
+    # are tokens at equal distances, whatever the order of summation makes of them.
+    cosine = cosine_similarity(xp, in_range(xp, rows))
+    distance = 1.0 - settled_cosines(xp, 0.5 * (cosine + cosine.T))
     # 2. At first every token's distance to its nearest neighbour counts, itself aside.
     itself = xp.eye(rows.shape[0], dtype=xp.bool, device=device(rows))
     alone = xp.min(xp.where(itself, xp.inf, distance), axis=1)
@@ -116,18 +115,31 @@ def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
 
 
 def _emit_picks(e: Emitter, features: str, *, tokens: int, keep: int) -> str:
-    """The same as [1, keep] int64, of one image's features [1, T, D]. A gain is a distance less 1: minus a cosine."""
+    """The same as [1, keep] int64, of one image's features [1, T, D]. A gain is minus a cosine, less SHIFT."""
     import numpy as np
 
+    from vtexport.pruning.emit import FLOAT
     from vtexport.pruning.parts_onnx import cosine_rows, gram, greedy
 
     cosine = gram(e, cosine_rows(e, e.as_float(e.Squeeze(features, [0]))), tokens)
     diagonal = np.arange(tokens)[:, None]
     others = e.ScatterElements(cosine, diagonal, np.full((tokens, 1), -2.0), axis=1)
-    alone = e.Neg(e.Transpose(e.ReduceMax(others, [1], keepdims=1)))
+    closest = e.ReduceMax(others, [1], keepdims=1)
+
+    exact = [others, closest]
+
+    def parallel(b: Emitter) -> list[str]:
+        return [b.Add(b.Where(b.Greater(each, PARALLEL), 1.0, each), SHIFT) for each in exact]
+
+    def usual(b: Emitter) -> list[str]:
+        return [b.Add(each, SHIFT) for each in exact]
+
+    is_any = e.Greater(e.ReduceMax(closest, keepdims=0), PARALLEL)
+    others, closest = e.choose(is_any, parallel, usual, [FLOAT, FLOAT])
+    alone = e.Neg(e.Transpose(closest))
 
     def step(b: Emitter, round_: str, picked: str, states: Sequence[str]) -> tuple[str, Sequence[str]]:
         closest = b.Max(states[0], b.Gather(others, picked, axis=0))
         return b.Neg(closest), [closest]
 
-    return greedy(e, keep, alone, [e.Expand(-2.0, [1, tokens])], step, tokens=tokens)
+    return greedy(e, keep, alone, [e.Expand(SHIFT - 2, [1, tokens])], step, tokens=tokens)

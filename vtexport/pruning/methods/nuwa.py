@@ -278,12 +278,11 @@ def _aggregate(
     """[M, D]: what the collectors `rows` [M] make of all features [T, D], by similarity features [T, D]."""
     from array_api_compat import device
 
-    from vtexport.pruning.arrays import squared_offsets
+    from vtexport.pruning.arrays import in_range, squared_offsets, unit_rows
 
     assert parameters.distance is not None
     every = xp.arange(features.shape[0], device=device(features))
-    norm = xp.sqrt(xp.sum(similar * similar, axis=1, keepdims=True))
-    unit = similar / xp.where(norm < 1e-15, xp.ones_like(norm) * 1e-15, norm)
+    unit = unit_rows(xp, in_range(xp, similar))
     cosine = xp.take(unit, rows, axis=0) @ unit.T
     offsets = xp.astype(squared_offsets(xp, rows, every, grid[1]), xp.float64)
     reach = xp.sqrt(offsets / parameters.distance)
@@ -308,16 +307,17 @@ def _emit_image(
     parameters: NuwaParameters,
 ) -> dict[str, str]:
     """One image's results, with a first axis of 1; the inputs have one too."""
-    from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, without_nan
+    from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, range_scale, row_norms, without_nan
 
     assert parameters.top_n is not None
     assert parameters.pillar_quantile is not None
     keep = sizes.keep
     salience = pillar_by = scores
     if parameters.variant == "paper":
-        flat = e.Reshape(keys, [1, sizes.tokens, sizes.heads * sizes.head_width])
-        pillar_by = e.Sqrt(e.total(e.Mul(flat, flat), 2, keepdims=False))
-        salience = e.Mul(scores, pillar_by)
+        flat = e.Reshape(keys, [sizes.tokens, sizes.heads * sizes.head_width])
+        pillar_by = e.Transpose(row_norms(e, flat))
+        # Only their order counts, and small products would lose theirs.
+        salience = e.Mul(e.Mul(scores, range_scale(e, scores)), e.Mul(pillar_by, range_scale(e, pillar_by)))
     salience, pillar_by = without_nan(e, salience), without_nan(e, pillar_by)
 
     # 1. Separation, 2. alignment.
@@ -378,14 +378,11 @@ def _emit_aggregate(
     """[M, D] float32: what the collectors `rows` [M] make of all features [1, T, D]."""
     import numpy as np
 
-    from vtexport.pruning.eigen import TINY
-    from vtexport.pruning.parts_onnx import squared_offsets
+    from vtexport.pruning.parts_onnx import cosine_rows, squared_offsets
 
     assert parameters.distance is not None
-    similar = e.Squeeze(similar, [0])
-    scale = e.Reciprocal(e.Sqrt(e.Max(TINY, e.total(e.Mul(similar, similar), 1))))  # [T, 1]
-    cosine = e.Gemm(e.Gather(e.Mul(similar, scale), rows), similar, transB=1)
-    cosine = e.Mul(cosine, e.Transpose(scale))
+    unit = cosine_rows(e, e.Squeeze(similar, [0]))
+    cosine = e.Gemm(e.Gather(unit, rows), unit, transB=1)
     offsets = e.as_float(squared_offsets(e, rows, None, grid=grid))
     reach = e.Sqrt(e.Mul(offsets, 1 / parameters.distance))
     proximity = e.Relu(e.Sub(1.0, reach))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vtexport.errors import UsageError
 from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
 from vtexport.pruning.registry import register
+from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
@@ -197,7 +198,16 @@ def _select_image(
     """Patches to keep, in output order, for one image: `patches` [T, D] float64, `score` [T] float32."""
     from array_api_compat import device
 
-    from vtexport.pruning.arrays import cosine_similarity, descending_order, integers, leading_eigenvectors, sigmoid
+    from vtexport.pruning.arrays import (
+        cosine_similarity,
+        descending_order,
+        in_range,
+        integers,
+        leading_eigenvectors,
+        settled,
+        sigmoid,
+        strong,
+    )
 
     assert parameters.groups is not None
     assert parameters.threshold_scale is not None
@@ -207,28 +217,31 @@ def _select_image(
     y = sigmoid(xp, patches)
     y = y - xp.mean(y, axis=1 if parameters.center == "token" else 0, keepdims=True)
     components, eigenvalues = leading_eigenvectors(xp, y @ y.T, count)
-    loading = xp.abs(components)
+    is_there = strong(xp, eigenvalues, WEAKEST_GROUP, CENTRED * tokens * patches.shape[1])
+    loading = settled(xp, xp.where(is_there[:count], xp.abs(components), xp.zeros_like(components)), STEP)
     group_of = xp.argmax(loading, axis=1)
-    largest = xp.max(loading, axis=1)
-    others = xp.where(integers(xp, list(range(count)), patches)[None, :] == group_of[:, None], -1.0, loading)
+    is_own = integers(xp, list(range(count)), patches)[None, :] == group_of[:, None]
+    own = xp.sum(xp.where(is_own, loading, xp.zeros_like(loading)), axis=1)
+    others = xp.where(is_own, -1.0, loading)
     if score is None:
-        score = largest
+        score = own
 
     # 2. Redundancy: the mean cosine over the pairs of different tokens; the threshold is a multiple of it.
-    cosine = cosine_similarity(xp, patches)
+    cosine = cosine_similarity(xp, in_range(xp, patches))
     diagonal = xp.sum(xp.linalg.diagonal(cosine))
     pairs = (xp.sum(cosine) - diagonal) / 2
     rho = pairs / (tokens * (tokens - 1) / 2)
     if parameters.redundancy == "triangle":
         rho = (pairs + diagonal) / tokens**2
-    tau = rho * parameters.threshold_scale
+    tau = (1.0 if float(rho) > PARALLEL else rho) * parameters.threshold_scale + xp.zeros_like(rho)
 
     # 3. NMS in every group, then 4. the budget of every group.
     best_first = descending_order(xp, score)
     members: list[list[int]] = [[] for _ in range(count)]
     for token, group in zip(best_first.tolist(), xp.take(group_of, best_first).tolist(), strict=True):
         members[group].append(token)
-    suppression = [_suppress(ranked, score.tolist(), cosine, float(tau)) for ranked in members]
+    limit = _limit(float(tau))
+    suppression = [_suppress(ranked, score.tolist(), cosine, limit) for ranked in members]
     sizes = [len(ranked) for ranked in members]
     survivors = [len(kept) for kept, _, _ in suppression]
     bounded = parameters.shares == "bounded"
@@ -250,17 +263,23 @@ def _select_image(
         "rho": rho,
         "tau": tau,
         "eigenvalues": eigenvalues,
-        "group_margin": largest - xp.max(others, axis=1),
+        "group_margin": own - xp.max(others, axis=1),
         "nms_margin": xp.asarray(margin, dtype=xp.float64, device=device(patches)),
     }
     return chosen, details
 
 
-def _suppress(ranked: list[int], score: list[float], cosine: Array, tau: float) -> tuple[list[int], list[int], float]:
-    """One group's NMS: survivors, suppressed tokens (both by descending score), least |S - tau| compared.
+def _limit(tau: float) -> float:
+    """What a cosine has to exceed to be above tau; parallel rows are at 1, which is above nothing from 1 on."""
+    limit = tau + ALIKE
+    return min(limit, PARALLEL) if limit < 1 else math.inf
 
-    The best token left survives and suppresses the tokens more similar to it than tau. A token without positive score
-    never survives and suppresses nothing.
+
+def _suppress(ranked: list[int], score: list[float], cosine: Array, limit: float) -> tuple[list[int], list[int], float]:
+    """One group's NMS: survivors, suppressed tokens (both by descending score), least |S - limit| compared.
+
+    The best token left survives and suppresses the tokens more similar to it than the limit. A token without positive
+    score never survives and suppresses nothing.
     """
     kept: list[int] = []
     suppressed: list[int] = []
@@ -272,8 +291,8 @@ def _suppress(ranked: list[int], score: list[float], cosine: Array, tau: float) 
         similar = False
         for better in kept:
             similarity = float(cosine[better, token])
-            margin = min(margin, abs(similarity - tau))
-            if similarity > tau:
+            margin = min(margin, abs(similarity - limit))
+            if similarity > limit:
                 similar = True
                 break
         (suppressed if similar else kept).append(token)

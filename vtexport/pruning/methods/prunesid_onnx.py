@@ -11,12 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtexport.pruning.eigen import TINY, leading_eigenvectors
+from vtexport.pruning.eigen import TINY, leading_eigenvectors, strong
 from vtexport.pruning.emit import FLOAT, INT64, Emitter
 from vtexport.pruning.method import Sizes
 from vtexport.pruning.methods.prunesid import PruneSIDParameters
-from vtexport.pruning.parts_onnx import gather_rows, gram, in_raster_order, patch_rows, per_image, rounded_quotient
+from vtexport.pruning.parts_onnx import (
+    gather_rows,
+    gram,
+    in_raster_order,
+    patch_rows,
+    per_image,
+    range_scale,
+    rounded_quotient,
+    squares_fit,
+)
+from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
 
+BEYOND = 4.0  # no cosine exceeds it
 SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per number
 
 
@@ -39,7 +50,7 @@ def _select_image(
     tokens, count, slot = sizes.tokens, parameters.groups, int(bool(parameters.cls_slot))
     patches = patch_rows(e, features, tokens, cls_rows=slot)
 
-    groups, loading, residual = _group(e, patches, tokens, count, str(parameters.center))
+    groups, loading, residual = _group(e, patches, sizes, count, str(parameters.center))
     score = scores if parameters.nms_score == "cls_attention" else loading
 
     # From here on tokens are in the order of group, then score: a group is a run of neighbours.
@@ -51,11 +62,15 @@ def _select_image(
     member = e.as_float(e.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
     group_sizes = e.Transpose(e.total(member, 1))  # [1, K]
 
-    rho, norms = _mean_cosine(e, patches, tokens, triangle=parameters.redundancy == "triangle")
-    tau = e.Mul(rho, parameters.threshold_scale)
+    patches, square = _in_range(e, patches)
+    rho, norms = _mean_cosine(e, patches, square, tokens, triangle=parameters.redundancy == "triangle")
+    tau = e.Mul(e.Where(e.Greater(rho, PARALLEL), 1.0, rho), parameters.threshold_scale)
+    # Parallel rows are all at cosine 1, which is above no limit from 1 on.
+    limit = e.Add(tau, ALIKE)
+    limit = e.Where(e.Less(limit, 1.0), e.Min(limit, PARALLEL), BEYOND)
     candidate = e.as_float(e.Greater(e.GatherElements(score, order, axis=1), 0.0))
     in_order = Sorted(tokens, order, group, candidate)
-    survives = _suppress(e, patches, norms, tau, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
+    survives = _suppress(e, patches, norms, limit, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
     survivors = e.MatMul(survives, e.Transpose(member))
     bounded = parameters.shares == "bounded"
     taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count, bounded=bounded)
@@ -76,24 +91,39 @@ def _select_image(
     }
 
 
-def _group(e: Emitter, patches: str, tokens: int, count: int, center: str) -> tuple[str, str, str]:
+def _group(e: Emitter, patches: str, sizes: Sizes, count: int, center: str) -> tuple[str, str, str]:
     """Step 1: groups [1, T] int64, the loadings [1, T] that decided them, the eigenvectors' residual [1, 1]."""
     y = e.Sigmoid(patches)
     y = e.Sub(y, e.ReduceMean(y, [1 if center == "token" else 0], keepdims=1))
-    components = leading_eigenvectors(e, gram(e, y, tokens), tokens=tokens, count=count)
-    loading = e.Abs(components.vectors)
+    components = leading_eigenvectors(e, gram(e, y, sizes.tokens), tokens=sizes.tokens, count=count)
+    is_there = strong(e, components.values, WEAKEST_GROUP, CENTRED * sizes.tokens * sizes.width)
+    # In units of STEP. Where only signs and sizes of them count, they stay in these.
+    loading = e.Round(e.Mul(e.Abs(components.vectors), e.Mul(1 / STEP, e.as_float(is_there))))
     groups, largest = e.ArgMax(loading, axis=1, keepdims=1), e.ReduceMax(loading, [1], keepdims=1)
     return e.Transpose(groups), e.Transpose(largest), components.residual
 
 
-def _mean_cosine(e: Emitter, patches: str, tokens: int, *, triangle: bool) -> tuple[str, str]:
+def _in_range(e: Emitter, patches: str) -> tuple[str, str]:
+    """`patches` [T, D] within reach of float32's squares, and these squares [T, 1]."""
+
+    def scaled(b: Emitter) -> list[str]:
+        scale = range_scale(b, patches)
+        small = b.Mul(patches, scale)
+        return [scale, b.total(b.Mul(small, small), 1)]
+
+    square = e.total(e.Mul(patches, patches), 1)
+    fits = squares_fit(e, square)
+    scale, square = e.choose(fits, lambda b: [b.Identity(1.0), b.Identity(square)], scaled, [FLOAT, FLOAT])
+    return e.Mul(patches, scale), square
+
+
+def _mean_cosine(e: Emitter, patches: str, square: str, tokens: int, *, triangle: bool) -> tuple[str, str]:
     """Step 2: the mean cosine [1, 1] over the pairs of different tokens, and the tokens' norms [T, 1].
 
     With `triangle` the sum over the upper triangle of the cosines, diagonal included, over all T² of them.
 
     The sum of all cosines is |sum of the unit vectors|²: cheaper than summing the matrix, and more exact in float32.
     """
-    square = e.total(e.Mul(patches, patches), 1)
     floored = e.Max(TINY, square)
     norms = e.Sqrt(floored)
     resultant = e.MatMul(e.Transpose(e.Reciprocal(norms)), patches)
@@ -113,14 +143,15 @@ class Sorted:
     candidate: str
 
 
-def _suppress(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, *, largest: str, count: int) -> str:
+def _suppress(e: Emitter, patches: str, norms: str, limit: str, by: Sorted, *, largest: str, count: int) -> str:
     """Step 3: [1, T] float in sorted order, 1 for NMS survivors. `largest` is the size of the largest group.
 
-    A token survives if no survivor before it in its group is more similar to it than tau. Sweeping this rule over all
-    tokens reaches its one fixed point, the greedy answer, after as many sweeps as the longest chain of suppressions.
+    A token survives if no survivor before it in its group is more similar to it than `limit`. Sweeping this rule over
+    all tokens reaches its one fixed point, the greedy answer, after as many sweeps as the longest chain of
+    suppressions.
     """
     size = min(by.tokens, max(SMALLEST_BLOCK, 2 * -(-by.tokens // count)))
-    conflict, columns = _conflicts(e, patches, norms, tau, by, largest, size)
+    conflict, columns = _conflicts(e, patches, norms, limit, by, largest, size)
 
     def sweep(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
         old = states[0]
@@ -131,7 +162,9 @@ def _suppress(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, *, lar
     return e.repeat_while(by.tokens, [by.candidate], [FLOAT], sweep)[0]
 
 
-def _conflicts(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, largest: str, size: int) -> tuple[str, str]:
+def _conflicts(
+    e: Emitter, patches: str, norms: str, limit: str, by: Sorted, largest: str, size: int
+) -> tuple[str, str]:
     """[blocks, size, T'] float, 1 where the token of a column suppresses that of a row if it survives; the columns.
 
     Rows are blocks of `size` places in the sorted order. Only pairs of one group matter, and groups are runs of
@@ -144,7 +177,7 @@ def _conflicts(e: Emitter, patches: str, norms: str, tau: str, by: Sorted, large
     padded = np.minimum(places, by.tokens - 1)
     own = e.Gather(order, padded)
     rows, groups = e.Gather(patches, own), e.Gather(group, padded[:, :, None])
-    limit = e.Mul(e.Gather(norms, own), tau)
+    limit = e.Mul(e.Gather(norms, own), limit)
 
     def compare(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
         old, distance = states  # in places

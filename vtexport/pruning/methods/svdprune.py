@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vtexport.errors import UsageError
 from vtexport.pruning.method import Array, Limit, Method, Parameters, Selection, Sizes, option
 from vtexport.pruning.registry import register
+from vtexport.pruning.ties import CENTRED, LEVERAGE, SHARE, WEAKEST
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
@@ -225,32 +226,39 @@ def _select_image(
     """Patches to keep, in output order, for one image: `patches` [T, D] float64."""
     from array_api_compat import device
 
-    from vtexport.pruning.arrays import descending_order, leading_eigenvectors
+    from vtexport.pruning.arrays import descending_order, leading_eigenvectors, settled, strong
 
     assert parameters.rank_bound is not None
     tokens, bound = patches.shape[0], parameters.rank_bound
 
     # 1. F = U S Vᵀ by the eigenvectors U of F Fᵀ; its trace is the whole energy. The scale of F does not matter.
-    y = patches - xp.mean(patches, axis=0, keepdims=True) if parameters.center == "feature-mean" else patches
-    largest = xp.max(xp.abs(y))
-    y = y / xp.where(largest > 0, largest, xp.ones_like(largest))
+    largest = xp.max(xp.abs(patches))
+    y = patches / xp.where(largest > 0, largest, xp.ones_like(largest))
+    least = 0.0
+    if parameters.center == "feature-mean":
+        least = CENTRED * float(xp.sum(y * y))
+        y = y - xp.mean(y, axis=0, keepdims=True)
     u, eigenvalues = leading_eigenvectors(xp, y @ y.T, bound)
+    is_there = strong(xp, eigenvalues, WEAKEST, least)[:bound]
 
     # 2. The rank: the smallest whose share of the energy reaches the threshold, or the bound.
     whole = xp.sum(y * y)
     share = xp.clip(eigenvalues, min=0.0) / xp.where(whole > 0, whole, xp.ones_like(whole))
     reached = xp.cumulative_sum(share[:bound])
-    rank = parameters.rank or min(bound, 1 + sum(below < parameters.energy for below in reached.tolist()))
+    rank = parameters.rank or min(bound, 1 + sum(below < parameters.energy - SHARE for below in reached.tolist()))
+    rank = max(1, min(rank, int(xp.sum(xp.astype(is_there, xp.int64)))))
 
     # 3. Leverage of a token: its share in the leading directions. All together sum to 1.
-    leverages = xp.sum(u[:, :rank] * u[:, :rank], axis=1) / rank
+    mass = xp.where(is_there, u * u, xp.zeros_like(u))
+    mass = xp.sum(mass[:, :rank], axis=1)
+    leverages = mass / rank
 
     # 4. The largest leverages in raster order; in mode leverage, those that complete the set come first.
-    order = descending_order(xp, leverages)
+    order = descending_order(xp, settled(xp, mass, LEVERAGE))
     ranked, summed = order.tolist(), xp.cumulative_sum(xp.take(leverages, order)).tolist()
     count = keep
     if parameters.mode == "leverage":
-        needed = 1 + sum(below < parameters.leverage for below in summed[: keep - 1])
+        needed = 1 + sum(below < parameters.leverage - SHARE for below in summed[: keep - 1])
         count = max(needed, min(SMALLEST_SET, keep))
     chosen = sorted(ranked[:count]) + sorted(ranked[count:keep])
 
@@ -276,41 +284,42 @@ def _emit_image(e: Emitter, features: str, *, sizes: Sizes, parameters: SVDPrune
     """One image's results, with a first axis of 1, from features [1, T, D]; steps as in `_select_image`."""
     import numpy as np
 
-    from vtexport.pruning.eigen import TINY, leading_eigenvectors
-    from vtexport.pruning.parts_onnx import gram, in_raster_order, patch_rows
+    from vtexport.pruning.eigen import leading_eigenvectors, strong
+    from vtexport.pruning.parts_onnx import in_raster_order, patch_rows
 
     assert parameters.rank_bound is not None
     tokens, keep, bound = sizes.tokens, sizes.keep, parameters.rank_bound
-    y = patch_rows(e, features, tokens, cls_rows=0)
-    if parameters.center == "feature-mean":
-        y = e.Sub(y, e.ReduceMean(y, [0], keepdims=1))
 
-    # 1. The Gram matrix over its trace, so that eigenvalues are shares of the energy whatever the features' scale.
-    matrix = gram(e, y, tokens)
-    trace = e.total(e.total(e.Mul(matrix, np.eye(tokens)), 1), 0)
-    components = leading_eigenvectors(e, e.Div(matrix, e.Max(TINY, trace)), tokens=tokens, count=bound)
+    # 1. Eigenvalues are shares of the energy, whatever the features' scale.
+    patches = patch_rows(e, features, tokens, cls_rows=0)
+    matrix, before_centring = _emit_energy(e, patches, tokens, parameters.center == "feature-mean")
+    components = leading_eigenvectors(e, matrix, tokens=tokens, count=bound)
+    is_there = strong(e, components.values, WEAKEST, e.Mul(before_centring, CENTRED))
 
     # 2. A component counts while those before it fall short of the threshold.
     share = e.Max(0.0, components.values)
     first = e.Less(np.arange(bound)[None], parameters.rank or 1)
     if not parameters.rank:
         before = e.MatMul(share, np.triu(np.ones((bound, bound)), 1))
-        first = e.Or(first, e.Less(before, parameters.energy))
-    counts = e.as_float(first)  # [1, bound]
-    rank = e.total(counts, 1)
+        first = e.Or(first, e.Less(before, parameters.energy - SHARE))
+    counts = e.as_float(e.And(first, is_there))  # [1, bound]
+    rank = e.Max(1.0, e.total(counts, 1))
 
     # 3. NaN, which only NaN features can give, counts as no leverage.
-    mass = e.MatMul(counts, e.Transpose(e.Mul(components.vectors, components.vectors)))
+    # One Newton-Schulz step more, because sums of squares show how far vectors are from orthonormal.
+    eye, vectors = np.eye(bound), components.vectors
+    vectors = e.Gemm(vectors, e.Gemm(vectors, vectors, eye, transA=1, alpha=-0.5, beta=1.5))
+    mass = e.MatMul(counts, e.Transpose(e.Mul(vectors, vectors)))
+    mass = e.Where(e.GreaterOrEqual(mass, 0.0), mass, 0.0)
     leverages = e.Div(mass, rank)
-    leverages = e.Where(e.GreaterOrEqual(leverages, 0.0), leverages, 0.0)
 
     # 4.
-    best, chosen = e.TopK(leverages, [keep], outputs=2, axis=1)
+    _, chosen = e.TopK(e.Round(e.Mul(mass, 1 / LEVERAGE)), [keep], outputs=2, axis=1)
     found = {"rank": e.as_int(e.Squeeze(rank, [1])), "energy": e.Squeeze(e.total(e.Mul(share, counts), 1), [1])}
     if parameters.mode == "leverage":
-        place = np.arange(keep)[None]
+        place, best = np.arange(keep)[None], e.GatherElements(leverages, chosen, axis=1)
         summed_before = e.MatMul(best, np.triu(np.ones((keep, keep)), 1))
-        inside = e.Or(e.Less(summed_before, parameters.leverage), place < min(SMALLEST_SET, keep))
+        inside = e.Or(e.Less(summed_before, parameters.leverage - SHARE), place < min(SMALLEST_SET, keep))
         # Sums grow with the place, so the set is a prefix; rows behind it get keys beyond every index.
         key = e.Add(chosen, e.Mul(tokens, e.Sub(1, e.as_int(inside))))
         key = in_raster_order(e, key, keep)
@@ -326,3 +335,38 @@ def _emit_image(e: Emitter, features: str, *, sizes: Sizes, parameters: SVDPrune
         "leverages": leverages,
         "residual": e.Squeeze(components.residual, [1]),
     }
+
+
+def _emit_energy(e: Emitter, patches: str, tokens: int, centred: bool) -> tuple[str, str]:
+    """The Gram matrix [T, T] over its trace, and the energy before the centring [1, 1] over the same; 0 without one."""
+    import numpy as np
+
+    from vtexport.pruning.eigen import TINY
+    from vtexport.pruning.emit import FLOAT
+    from vtexport.pruning.parts_onnx import gram, range_scale
+    from vtexport.pruning.ties import LONGEST, SHORTEST
+
+    def products(b: Emitter, rows: str) -> tuple[str, str, str]:
+        """The Gram matrix, its trace, and the energy before the centring."""
+        y, before = rows, ""
+        if centred:
+            before = b.total(b.total(b.Mul(rows, rows), 1), 0)
+            y = b.Sub(rows, b.ReduceMean(rows, [0], keepdims=1))
+        matrix = gram(b, y, tokens)
+        trace = b.total(b.total(b.Mul(matrix, np.eye(tokens)), 1), 0)
+        return matrix, trace, before
+
+    def shares(b: Emitter, matrix: str, trace: str, before: str) -> list[str]:
+        floored = b.Max(TINY, trace)
+        return [b.Div(matrix, floored), b.Div(before, floored) if before else b.Identity(b.constant([[0.0]]))]
+
+    matrix, trace, before = products(e, patches)
+    whole = before or trace
+    fits = e.Squeeze(e.And(e.Greater(whole, SHORTEST), e.Less(whole, LONGEST)))
+    found = e.choose(
+        fits,
+        lambda b: shares(b, matrix, trace, before),
+        lambda b: shares(b, *products(b, b.Mul(patches, range_scale(b, patches)))),
+        [FLOAT, FLOAT],
+    )
+    return found[0], found[1]

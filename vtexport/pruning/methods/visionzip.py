@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vtexport.errors import UsageError
 from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
 from vtexport.pruning.registry import register
+from vtexport.pruning.ties import PARALLEL, SHIFT
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
@@ -145,7 +146,7 @@ def _select_image(xp: Any, patches: Array, score: Array, keys: Array, keep: int,
     """
     from array_api_compat import device
 
-    from vtexport.pruning.arrays import cosine_similarity, descending_order, integers
+    from vtexport.pruning.arrays import cosine_similarity, descending_order, in_range, integers, settled_cosines
 
     tokens, rows = patches.shape[0], keep - count - 1
     # 1. Dominant tokens.
@@ -164,7 +165,8 @@ def _select_image(xp: Any, patches: Array, score: Array, keys: Array, keep: int,
     counts = xp.zeros(count, dtype=xp.float64, device=device(patches))
     if others:
         given, joined = integers(xp, others, patches), integers(xp, targets, patches)
-        cosine = xp.take(xp.take(cosine_similarity(xp, metric), given, axis=0), joined, axis=1)
+        cosine = settled_cosines(xp, cosine_similarity(xp, in_range(xp, metric)))
+        cosine = xp.take(xp.take(cosine, given, axis=0), joined, axis=1)
         nearest = xp.argmax(cosine, axis=1)
         if count > 1:
             best = xp.sort(cosine, axis=1)
@@ -221,6 +223,7 @@ def _emit_image(
     metric = cosine_rows(e, e.Squeeze(e.ReduceMean(keys, [2], keepdims=0), [0]))
     others = e.Gather(e.Squeeze(rest, [0]), np.array(other_places))
     cosine = e.Gemm(e.Gather(metric, others), e.Gather(metric, e.Squeeze(targets, [0])), transB=1)
+    cosine = e.Add(e.Where(e.Greater(cosine, PARALLEL), 1.0, cosine), SHIFT)
     nearest = e.Transpose(e.ArgMax(cosine, axis=1, keepdims=1))
 
     # 4. Sums by a product with the membership matrix: TensorRT has no scatter that adds.
