@@ -106,18 +106,27 @@ class Emitter:
         names = self.Loop(count, True, *states, outputs=len(states) + 1, body=graph)
         return list(names[:-1]), str(names[-1])
 
-    def choose(self, condition: str, then: Branch, otherwise: Branch, types: Sequence[int]) -> list[str]:
+    def choose(
+        self,
+        condition: str,
+        then: Branch,
+        otherwise: Branch,
+        types: Sequence[int],
+        shapes: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[str]:
         """An If: the values of one of two branches, which may read outer values by name.
 
         `condition` is a bool scalar. A branch emits at least one node and returns names of its own. `types` are the
-        ONNX element types of what both return.
+        ONNX element types of what both return, `shapes` their shapes where shape inference cannot find them: it does
+        not look out of a branch at values from outside.
         """
         graphs = []
         for branch in (then, otherwise):
             inner = Emitter(self)
             values = branch(inner)
             outputs = [
-                helper.make_tensor_value_info(name, kind, None) for name, kind in zip(values, types, strict=True)
+                helper.make_tensor_value_info(name, kind, shape)
+                for name, kind, shape in zip(values, types, shapes or [None] * len(types), strict=True)
             ]
             graphs.append(helper.make_graph(inner.nodes, self._name("branch"), [], outputs))
         result = self.If(condition, outputs=len(types), then_branch=graphs[0], else_branch=graphs[1])

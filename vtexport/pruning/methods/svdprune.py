@@ -368,5 +368,6 @@ def _emit_energy(e: Emitter, patches: str, tokens: int, centred: bool) -> tuple[
         lambda b: shares(b, matrix, trace, before),
         lambda b: shares(b, *products(b, b.Mul(patches, range_scale(b, patches)))),
         [FLOAT, FLOAT],
+        [(tokens, tokens), (1, 1)],
     )
     return found[0], found[1]
