@@ -113,7 +113,12 @@ def _in_range(e: Emitter, patches: str) -> tuple[str, str]:
 
     square = e.total(e.Mul(patches, patches), 1)
     fits = squares_fit(e, square)
-    scale, square = e.choose(fits, lambda b: [b.Identity(1.0), b.Identity(square)], scaled, [FLOAT, FLOAT])
+    def as_they_are(b: Emitter) -> list[str]:
+        # No Identity: tools remove it, and then the branch returns an outer value, which ONNX Runtime refuses
+        one = b.as_float(fits)
+        return [one, b.Mul(square, one)]
+
+    scale, square = e.choose(fits, as_they_are, scaled, [FLOAT, FLOAT])
     return e.Mul(patches, scale), square
 
 

@@ -358,7 +358,8 @@ def _emit_energy(e: Emitter, patches: str, tokens: int, centred: bool) -> tuple[
 
     def shares(b: Emitter, matrix: str, trace: str, before: str) -> list[str]:
         floored = b.Max(TINY, trace)
-        return [b.Div(matrix, floored), b.Div(before, floored) if before else b.Identity(b.constant([[0.0]]))]
+        # No Identity of a constant: tools remove it, and then the branch returns an outer value
+        return [b.Div(matrix, floored), b.Div(before, floored) if before else b.Mul(floored, 0.0)]
 
     matrix, trace, before = products(e, patches)
     whole = before or trace
