@@ -243,6 +243,21 @@ def test_budgets_out_of_range_are_refused(name: str, keep: Any) -> None:
 
 
 @every_method
+@pytest.mark.parametrize("kind", KINDS)
+def test_degenerate_features_have_one_answer(name: str, kind: str) -> None:
+    """What rounding would decide, docs/ops.md decides: reference, its PyTorch form and the graph keep the same."""
+    for keep in budgets(name):
+        for scores in ("zero", "equal", "negative", "one", "tied", "random"):
+            given = inputs(name, kind, scores)
+            expected = select(name, keep=keep, grid=GRID, **given)
+            there = {key: torch.from_numpy(value) for key, value in given.items()}
+            again = select(name, keep=keep, grid=GRID, **there)
+            found = op(name, keep)(**given)
+            np.testing.assert_array_equal(np.asarray(again.keep_indices), np.asarray(expected.keep_indices))
+            np.testing.assert_array_equal(found["keep_indices"], np.asarray(expected.keep_indices))
+
+
+@every_method
 @pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 5), (3, 3), (5, 2)])
 def test_few_tokens(name: str, grid: tuple[int, int]) -> None:
     """Down to one patch: N tokens, or a budget refused."""
