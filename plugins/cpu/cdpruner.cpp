@@ -9,10 +9,10 @@
 namespace vtx {
 namespace {
 
-constexpr double kOffset = 1e-6;        // keeps the least relevant token's relevance above 0
-constexpr double kSpanned = 0x1p-14;    // a token with less than this share left lies in the span of those picked
-constexpr double kEqual = 0x1p-14;      // tokens whose mean cosines to the text span less are all as relevant
-constexpr double kCoarse = 0x1p-13;     // r² is told apart from here on where it decides alone
+constexpr double kOffset = 1e-6;      // keeps the least relevant token's relevance above 0
+constexpr double kSpanned = 0x1p-14;  // a token with less than this share left lies in the span of those picked
+constexpr double kEqual = 0x1p-14;    // tokens whose mean cosines to the text span less are all as relevant
+constexpr double kCoarse = 0x1p-13;   // r² is told apart from here on where it decides alone
 constexpr double kNothingLeft = 1e-20;
 constexpr size_t kTokens = 128;  // of one task
 

@@ -39,8 +39,8 @@ struct Patches {
 enum class Use { kUnit, kPlain, kSigmoid };
 enum class Center { kNone, kToken, kFeature };
 
-// The power of two that takes the largest number of the rows into [1, 2) where the longest row is out of range (ties.h);
-// else 1, also where there are numbers that are not finite.
+// The power of two that takes the largest number of the rows into [1, 2) where the longest row is out of range
+// (ties.h); else 1, also where there are numbers that are not finite.
 float range_scale(const Rows& rows, size_t count);
 
 // Reads the rows once: as float32, norms, and packed for the Gram matrix of what `use` and `center` say: unit rows, the

@@ -143,7 +143,8 @@ class Image {
     });
   }
 
-  // Whether one of the survivors so far, [start, start + kept) in the order, is more similar to the token than the limit.
+  // Whether one of the survivors so far, [start, start + kept) in the order, is more similar to the token than the
+  // limit.
   bool is_similar(int64_t token, size_t start, size_t kept, const float* const* rows, double limit) const {
     const float* x = patches_.rows + token * width_;
     for (size_t first = 0; first < kept; first += kCompared) {

@@ -72,7 +72,8 @@ void select_svdprune(const Executor& executor, const vtx_sizes& sizes, const vtx
   size_t count = keep;
   if (p.mode == VTX_MODE_LEVERAGE) {
     double summed = 0;
-    for (count = 0; count < keep && (summed < static_cast<double>(p.leverage) - kShare || count < kSmallestSet); ++count) {
+    for (count = 0; count < keep && (summed < static_cast<double>(p.leverage) - kShare || count < kSmallestSet);
+         ++count) {
       summed += leverages[kept[count]];
     }
     out.count[index] = static_cast<int64_t>(count);

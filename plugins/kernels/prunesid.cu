@@ -11,7 +11,8 @@ constexpr int kWarpsOfBlock = kThreads / kWarp;
 constexpr unsigned kIndexBits = 12;  // of a token, and of a group; T is at most 3840
 
 // Step 1's end and step 2: a token's group, its score, the key that sorts tokens by group, then score; tau, and what a
-// cosine has to exceed to be above it. `least` is the smallest eigenvalue of a direction, beside its share of the largest.
+// cosine has to exceed to be above it. `least` is the smallest eigenvalue of a direction, beside its share of the
+// largest.
 __global__ void __launch_bounds__(kThreads)
     assign_groups(Eigen eigen, const float* __restrict__ given, const double* __restrict__ tile_sums,
                   const float* __restrict__ cosine, int tiles, float threshold_scale, bool triangle, float least,
@@ -23,7 +24,8 @@ __global__ void __launch_bounds__(kThreads)
   if (token < tokens) {
     const float* row = eigen.vectors + (image * tokens + token) * eigen.block;
     const float* values = eigen.values + image * eigen.block;
-    const float weakest = fmaxf(static_cast<float>(kWeakestGroup) * values[0], least / fmaxf(eigen.trace[image], kTiny));
+    const float weakest =
+        fmaxf(static_cast<float>(kWeakestGroup) * values[0], least / fmaxf(eigen.trace[image], kTiny));
     const auto loading = [&](int c) { return values[c] > weakest ? rintf(fabsf(row[c]) / kStep) : 0.0f; };
     uint64_t best = ~uint64_t{0};
     for (int c = lane_id(); c < eigen.count; c += kWarp)
@@ -358,11 +360,11 @@ extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunes
   const float* cosine = p.grams + all * p.tokens;
   VTX_TRY(leading_eigenvectors(p.eigen, p.grams, stream));
   const float least = static_cast<float>(kCentred * p.tokens * p.width);
-  VTX_TRY(launch(assign_groups, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads,
-                 kWarpsOfBlock * sizeof(double), stream, false, p.eigen,
-                 by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
-                 static_cast<const double*>(p.tile_sums + static_cast<size_t>(p.batch) * p.tiles), cosine, p.tiles,
-                 by.threshold_scale, by.redundancy == VTX_TRIANGLE, least, p.group, p.score, p.keys, p.rho, p.tau, p.limit));
+  VTX_TRY(launch(
+      assign_groups, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads, kWarpsOfBlock * sizeof(double),
+      stream, false, p.eigen, by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
+      static_cast<const double*>(p.tile_sums + static_cast<size_t>(p.batch) * p.tiles), cosine, p.tiles,
+      by.threshold_scale, by.redundancy == VTX_TRIANGLE, least, p.group, p.score, p.keys, p.rho, p.tau, p.limit));
   VTX_TRY(order_by_keys(p.keys, p.batch, p.tokens, p.order, stream));
   VTX_TRY(launch(find_conflicts, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads, 0, stream, false, cosine,
                  p.order, p.group, p.limit, p.tokens, p.words, p.conflicts));

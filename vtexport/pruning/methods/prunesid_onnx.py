@@ -113,6 +113,7 @@ def _in_range(e: Emitter, patches: str) -> tuple[str, str]:
 
     square = e.total(e.Mul(patches, patches), 1)
     fits = squares_fit(e, square)
+
     def as_they_are(b: Emitter) -> list[str]:
         # No Identity: tools remove it, and then the branch returns an outer value, which ONNX Runtime refuses
         one = b.as_float(fits)
