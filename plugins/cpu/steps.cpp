@@ -1,12 +1,16 @@
 // The ops inside the language model that keep the best n' visual tokens. Everything is summed in double.
 #include "steps.h"
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "call.h"
 #include "check.h"
+#include "image.h"
 #include "kernels.h"
+#include "ties.h"
 
 namespace vtx {
 
@@ -42,6 +46,8 @@ void key_norms(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, dou
 }
 
 namespace {
+
+double settled(double value, double step) { return std::nearbyint(value / step) * step; }
 
 // Keeps the n' tokens of largest score [n], where NaN counts as the lowest; reports `saliency`, sign times the score.
 void keep_best(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, double* scores, double sign,
@@ -110,17 +116,24 @@ void text_similarity(const vtx_step_sizes& sizes, const vtx_step_tensors& tensor
     if (row >= start && row < start + count) continue;
     kernels().accumulate(mean, 1.0f, as_float(hidden, row, buffer), width);
   }
-  double length = 0;  // the mean's scale does not matter, but for a floor far below any text
+  double length = 0;
   const double text_rows = std::max<double>(1, sizes.rows - sizes.visual_count);
   for (size_t k = 0; k < width; ++k) {
     mean[k] /= text_rows;
     length += mean[k] * mean[k];
   }
-  length = std::max(std::sqrt(length), 1e-15);
+  length = std::max(std::sqrt(length), std::numeric_limits<double>::min());
+  double longest = 0;
+  double* squares = memory.take<double>(count);
   for (size_t i = 0; i < count; ++i) {
-    double square = 0, product = 0;
-    kernels().along(as_float(hidden, start + i, buffer), mean, width, &square, &product);
-    scores[i] = product / length / std::max(std::sqrt(square), 1e-15);
+    kernels().along(as_float(hidden, start + i, buffer), mean, width, squares + i, scores + i);
+    longest = std::max(longest, squares[i]);
+  }
+  const bool is_in_range = longest > static_cast<double>(kShortest) && longest < static_cast<double>(kLongest);
+  const double least = 1e-15 / static_cast<double>(is_in_range ? 1.0f : range_scale(hidden.from(start), count));
+  for (size_t i = 0; i < count; ++i) {
+    const double cosine = scores[i] / length / std::max(std::sqrt(squares[i]), least);
+    scores[i] = cosine > static_cast<double>(kParallel) ? 1 : settled(cosine, kStep);
   }
 }
 

@@ -27,18 +27,20 @@ class TextSimilarityTopK(LLMOp):
     def select(
         self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
     ) -> LLMSelection:
-        from vtexport.pruning.arrays import unit_rows
+        from vtexport.pruning.arrays import in_range, settled_cosines, unit_rows
 
         xp = checked_step(hidden, signals)
         rows, end = xp.astype(hidden, xp.float64), visual_start + sizes.tokens
         text = xp.concat([rows[:visual_start, ...], rows[end:, ...]])
         mean = xp.sum(text, axis=0, keepdims=True) / max(1, text.shape[0])
-        scores = (unit_rows(xp, rows[visual_start:end, ...]) @ unit_rows(xp, mean).T)[:, 0]
-        return select_top(xp, hidden, visual_start, scores, sizes.keep)
+        visual = unit_rows(xp, in_range(xp, rows[visual_start:end, ...]))
+        cosines = settled_cosines(xp, (visual @ unit_rows(xp, in_range(xp, mean)).T)[:, 0])
+        return select_top(xp, hidden, visual_start, cosines, sizes.keep)
 
     def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: Any) -> dict[str, str]:
         from vtexport.pruning.llm.parts_onnx import keep_top, splice, visual_rows
         from vtexport.pruning.parts_onnx import cosine_rows
+        from vtexport.pruning.ties import PARALLEL, SHIFT
 
         length = e.Shape("hidden_states", start=1, end=2)
         among = e.Sub(e.Range(0, e.Squeeze(length, [0]), 1), "visual_start")
@@ -46,4 +48,5 @@ class TextSimilarityTopK(LLMOp):
         weights = e.Div(e.as_float(is_text), e.Max(1.0, e.as_float(e.Sub(length, sizes.tokens))))
         mean = e.MatMul(e.Unsqueeze(weights, [0]), e.as_float(e.Squeeze("hidden_states", [0])))
         cosines = e.MatMul(cosine_rows(e, visual_rows(e, "hidden_states", sizes)), e.Transpose(cosine_rows(e, mean)))
-        return splice(e, keep_top(e, e.Squeeze(cosines, [1]), sizes.keep), sizes)
+        settled = e.Add(e.Where(e.Greater(cosines, PARALLEL), 1.0, cosines), SHIFT)
+        return splice(e, keep_top(e, e.Squeeze(settled, [1]), sizes.keep), sizes)
