@@ -242,8 +242,26 @@ def test_budgets_out_of_range_are_refused(name: str, keep: Any) -> None:
         select(name, keep=keep, grid=GRID, **inputs(name))
 
 
-@every_method
-@pytest.mark.parametrize("kind", KINDS)
+# Rows whose squares float32 cannot hold are scaled by these (docs/ops.md, "Ties"); another method may leave them.
+SCALED = {
+    "cdpruner",
+    "divprune",
+    "none",
+    "nuwa",
+    "pool",
+    "prunesid",
+    "random",
+    "svdprune",
+    "uniform",
+    "visionzip",
+    "vitcop",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in METHODS for kind in KINDS if name in SCALED or kind not in {"large", "tiny"}],
+)
 def test_degenerate_features_have_one_answer(name: str, kind: str) -> None:
     """What rounding would decide, docs/ops.md decides: reference, its PyTorch form and the graph keep the same."""
     for keep in budgets(name):
