@@ -43,12 +43,13 @@ from vtexport.export.earlier import (
     weights_of,
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
-from vtexport.export.plan import Plan, Route, check_method, check_stored, make_plans, make_route
+from vtexport.export.plan import Plan, Route, check_stored, make_plans, make_route, shape_of
 from vtexport.export.requirements import check_versions
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.read import Processing, read_processing
 from vtexport.processing.text import copy_settings
+from vtexport.pruning import get_method, make_options
 
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
@@ -136,7 +137,8 @@ def build(
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
-    check_method(method, options or {})
+    chosen = get_method(method)
+    given = make_options(chosen, options or {})
     if mean is not None and not dynamic:
         raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")
     if output is not None:
@@ -158,7 +160,7 @@ def build(
     destination = Path(output) if output is not None else Path(bundle_name(located))
     _judge_output(destination, dtype, replace=replace, link_weights=link_weights)
     budgets = [keep] if isinstance(keep, int) else keep
-    plans = make_plans(method, budgets, options or {}, spec)
+    plans = make_plans(chosen, budgets, given, shape_of(spec))
     route = make_route(plans, mean) if dynamic else None
     with small_files(located) as small, readable_folder(small) as folder, said_of(located.folder, folder, note) as said:
         small_hashes = hash_small_files(small)

@@ -8,14 +8,14 @@ examples:
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from vtexport.cli.console import say, say_json, table
 from vtexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from vtexport.pruning import Method
+    from vtexport.pruning import Method, Schedule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,34 +57,27 @@ def _methods() -> list[dict[str, Any]]:
             "name": method.name,
             "paper": f"{method.title} (arXiv {method.arxiv})" if method.arxiv else None,
             "acts": method.acts,
-            "needs": {name: SIGNALS[name].about for name in _signals(method)},
-            "positions": method.positions,
+            "needs": {name: SIGNALS[name].about for name in schedule.signals},
+            "positions": schedule.first.positions,
             "budget": method.budget,
-            "parameters": _parameters(method.parameters),
+            "parameters": [
+                {"name": each.name, "default": each.default, "allowed": each.allowed, "about": each.about}
+                for each in method.options
+            ],
         }
-        for method in list_methods()
+        for method, schedule in ((method, _example(method)) for method in list_methods())
     ]
 
 
-def _signals(method: Method) -> tuple[str, ...]:
-    """What a plan of the method with its defaults reads, by the example of LLaVA-1.5-7B at 192 of 576 tokens."""
-    try:
-        schedule = method.schedule(method.parameters(), grid=(24, 24), keep=192, layers=32)
-    except UsageError:  # it cannot give this budget
-        return method.signals(method.parameters())
-    return schedule.encoder.signals(schedule.parameters)
+def _example(method: Method) -> Schedule:
+    """A plan of the method with its defaults on LLaVA-1.5-7B, at 192 of 576 tokens or the next budget that it gives."""
+    from vtexport.pruning import ModelShape, make_options
 
-
-def _parameters(parameters: type) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": field.name,
-            "default": field.default,
-            "allowed": field.metadata["allowed"],
-            "about": field.metadata["about"],
-        }
-        for field in dataclasses.fields(parameters)
-    ]
+    shape = ModelShape((24, 24), layers=32)
+    for keep in range(192, shape.tokens):
+        with contextlib.suppress(UsageError):
+            return method.plan(make_options(method, {}), shape, keep)
+    return method.plan(make_options(method, {}), shape, None)
 
 
 def _say_methods(rows: list[dict[str, Any]]) -> None:

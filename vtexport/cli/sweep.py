@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from vtexport.bundle.manifest import Manifest, Plan
 from vtexport.bundle.reader import Bundle, open_bundle
@@ -114,7 +114,7 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
     from vtexport.build import build
     from vtexport.cli.explain import explain
     from vtexport.export.plan import make_plans
-    from vtexport.pruning import list_methods
+    from vtexport.pruning import ModelShape, get_method, list_methods, make_options
 
     def add(method: str, keep: Sequence[int] | None, precision: str) -> Bundle:
         report = BuildReport(progress.stage, progress.note, progress.bytes_done)
@@ -133,14 +133,16 @@ def _complete(args: argparse.Namespace) -> tuple[Bundle, list[Left]]:
         raise UsageError(f"{bundle.folder} is in {precision}, not {args.precision}; leave --precision out")
     if not any(plan.method == "none" for plan in bundle.manifest.plans):
         bundle = add("none", None, precision)
+    vision = bundle.manifest.vision
+    shape = ModelShape((vision.grid_height, vision.grid_width), bundle.manifest.decoder.layers)
     left: list[Left] = []
     failures: list[Exception] = []
     for method in methods:
         missing = []
         for keep in args.keep or _BUDGETS:
             try:
-                # A manifest has the grid and the layers under a spec's own names, and that is all that is looked at.
-                (plan,) = make_plans(method, [keep], {}, cast(Any, bundle.manifest))
+                found = get_method(method)
+                (plan,) = make_plans(found, [keep], make_options(found, {}), shape)
             except UsageError as error:
                 if method not in known:
                     raise

@@ -15,7 +15,7 @@ from vtexport.bundle.dialects import loads
 from vtexport.errors import VtexportError, quoted
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import IR_VERSION
-from vtexport.pruning.op import DOMAIN
+from vtexport.pruning.onnx_op import DOMAIN
 
 FUNCTION_PREFIX = "Vtx"
 _OUT_OF_MEMORY = "bad_alloc"  # how ONNX Runtime says it

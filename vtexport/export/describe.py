@@ -26,7 +26,7 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
     return schema.Plan(
         name=plan.name,
         method=plan.method.name,
-        parameters=plan.parameters,
+        parameters=dict(plan.schedule.settings),
         paper=f"arXiv {plan.method.arxiv}" if plan.method.arxiv else None,
         keep=plan.keep,
         visual_tokens=plan.visual_tokens,
@@ -41,7 +41,7 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
             )
             for step in plan.steps
         ],
-        positions=plan.encoder.positions,  # type: ignore[arg-type]
+        positions=plan.first.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
         reports={
             name: [schema.Limit(least=each.least, most=each.most, warning=each.warning) for each in limits]

@@ -80,18 +80,10 @@ class GraphExporter:
         """The plan's pruning op and the projector, with and without the op's function; one for every dialect."""
 
         def export() -> ir.Model:
-            return prune_graph(
-                plan.encoder,
-                plan.encoder_parameters,
-                plan.visual_tokens,
-                self._spec,
-                self._weights,
-                self._weights_base,
-                self._dtype,
-            )
+            return prune_graph(plan.first, self._spec, self._weights, self._weights_base, self._dtype)
 
         whole = self._once(f"{plan.name}.prune", export)
-        if not plan.encoder.has_plugin:
+        if not plan.first.op.has_native:
             return whole, None
         return whole, self._once(f"{plan.name}.prune_plugin", lambda: _without_function(export()))
 

@@ -1,110 +1,109 @@
-"""From a method, its parameters and a budget to a plan: what runs where, checked before any work is done."""
+"""From a method, its options and a budget to a plan: what runs where, checked before any work is done."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vtexport.errors import InputError, UsageError
 from vtexport.models.spec import ModelSpec
-from vtexport.pruning import Method, Parameters, get_method, list_methods
-from vtexport.pruning.llm.step import LLMStep
-from vtexport.pruning.method import Limit
-from vtexport.pruning.registry import make_parameters
+from vtexport.pruning import Method, ModelShape, Options, PlacedOp, Schedule, list_methods
 from vtexport.pruning.signals import SIGNALS
+from vtexport.pruning.types import Limit
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One method at one budget. `options` are the parameters the user set, `parameters` all of them, resolved."""
+    """One method at one budget in one model: a schedule, cut into what the exporters write."""
 
     name: str
     method: Method
-    options: dict[str, Any]
-    parameters: dict[str, Any]
-    keep: int
-    encoder: Method  # whose op stands behind the vision tower; the method itself unless it acts elsewhere
-    encoder_parameters: dict[str, Any]  # resolved
-    visual_tokens: int  # that enter the language model
-    steps: tuple[LLMStep, ...]  # inside it
+    options: Options
+    schedule: Schedule
     segments: tuple[tuple[int, int], ...]  # first layer and number of layers of each
-    signals: tuple[str, ...]  # of `vtexport.pruning.signals`
     position_span: int
-    reports: dict[str, list[Limit]] = field(default_factory=dict)  # numbers of each image and what they have to hold
-    remarks: tuple[str, ...] = ()  # what a user should know of this choice
+
+    @property
+    def keep(self) -> int:
+        """The budget."""
+        return self.schedule.keep
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens that enter the language model."""
+        return self.schedule.visual_tokens
+
+    @property
+    def first(self) -> PlacedOp:
+        """The op before the language model."""
+        return self.schedule.first
+
+    @property
+    def steps(self) -> tuple[PlacedOp, ...]:
+        """The ops inside it."""
+        return self.schedule.steps
+
+    @property
+    def reports(self) -> dict[str, list[Limit]]:
+        """Numbers of each image, by name, with what they have to hold."""
+        limits = self.schedule.limits
+        names = (report.name for report in self.first.op.reports())
+        return {name: [limit for limit in limits if limit.report == name] for name in names}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences that a user should know of this choice."""
+        return self.schedule.remarks + self.schedule.substitutions
 
     @property
     def vision_signals(self) -> tuple[str, ...]:
-        """Those that the vision graph gives, in the order of its outputs."""
-        return tuple(name for name, each in SIGNALS.items() if name in self.signals and each.source == "vision")
+        """Signals that the vision graph gives, in the order of its outputs."""
+        signals = self.schedule.signals
+        return tuple(name for name, each in SIGNALS.items() if name in signals and each.source == "vision")
 
 
-def check_method(method_name: str, options: Mapping[str, Any]) -> None:
-    """Refuses an unknown method or parameter, which needs no checkpoint to be seen.
-
-    Raises:
-        UsageError: the name or a value is not allowed.
-    """
-    make_parameters(get_method(method_name), options)
+def shape_of(spec: ModelSpec) -> ModelShape:
+    """The facts of a model that methods plan by."""
+    vision = spec.vision
+    return ModelShape((vision.grid_height, vision.grid_width), spec.decoder.layers, has_cls=vision.cls_rows > 0)
 
 
-def make_plans(
-    method_name: str, budgets: Sequence[int] | None, options: Mapping[str, Any], spec: ModelSpec
-) -> tuple[Plan, ...]:
+def make_plans(method: Method, budgets: Sequence[int] | None, options: Options, shape: ModelShape) -> tuple[Plan, ...]:
     """A plan for each budget.
 
     Raises:
-        UsageError: an unknown method or parameter, a budget the method cannot give, no budget where it needs one.
+        UsageError: a budget or an option that does not fit the model, no budget where the method needs one.
     """
-    method = get_method(method_name)
-    tokens, grid = spec.vision.tokens, (spec.vision.grid_height, spec.vision.grid_width)
-    given = make_parameters(method, options)
-    if not budgets and method_name != "none":
+    if not budgets and method.name != "none":
         raise UsageError(
-            f"--method {method_name} needs a budget; give --keep N with N up to {tokens}, for example --keep 64"
+            f"--method {method.name} needs a budget; give --keep N with N up to {shape.tokens}, for example --keep 64"
         )
     if budgets and len(set(budgets)) != len(budgets):
         raise UsageError(f"--keep names a budget twice: {', '.join(map(str, budgets))}; give each once")
-    plans = []
     wanted: Sequence[int | None] = budgets or [None]
-    for budget in wanted:
-        schedule = method.schedule(given, grid=grid, keep=budget, layers=spec.decoder.layers)
-        encoder, resolved, keep = schedule.encoder, schedule.parameters, schedule.keep
-        shown = resolved if schedule.shown is None else schedule.shown
-        for name in encoder.signals(resolved):
-            if SIGNALS[name].source == "caller":
-                raise UsageError(
-                    f"{method.name} needs {SIGNALS[name].about} with these parameters, which no bundle has; "
-                    "`vtexport list methods` shows the others"
-                )
-        contiguous = encoder.positions == "contiguous"
-        limits = encoder.limits(resolved, grid=grid, keep=schedule.visual_tokens)
-        edges = [0, *(step.layer for step in schedule.steps), spec.decoder.layers]
-        plans.append(
-            Plan(
-                name=_plan_name(method, given, keep),
-                method=method,
-                options={name: getattr(given, name) for name in options},
-                parameters=dataclasses.asdict(shown),
-                keep=keep,
-                encoder=encoder,
-                encoder_parameters=dataclasses.asdict(resolved),
-                visual_tokens=schedule.visual_tokens,
-                steps=schedule.steps,
-                segments=tuple((start, end - start) for start, end in itertools.pairwise(edges)),
-                signals=encoder.signals(resolved),
-                position_span=schedule.visual_tokens if contiguous else tokens,
-                reports={
-                    name: [limit for limit in limits if limit.report == name] for name in encoder.reports(resolved)
-                },
-                remarks=method.remarks(shown, grid=grid, keep=keep),
+    return tuple(_plan(method, options, shape, budget) for budget in wanted)
+
+
+def _plan(method: Method, options: Options, shape: ModelShape, budget: int | None) -> Plan:
+    schedule = method.plan(options, shape, budget)
+    for name in schedule.signals:
+        if SIGNALS[name].source == "caller":
+            raise UsageError(
+                f"{method.name} needs {SIGNALS[name].about} with these parameters, which no bundle has; "
+                "`vtexport list methods` shows the others"
             )
-        )
-    return tuple(plans)
+    edges = [0, *(step.layer for step in schedule.steps), shape.layers]
+    contiguous = schedule.first.positions == "contiguous"
+    return Plan(
+        name=_plan_name(method, options, schedule.keep),
+        method=method,
+        options=options,
+        schedule=schedule,
+        segments=tuple((start, end - start) for start, end in itertools.pairwise(edges)),
+        position_span=schedule.visual_tokens if contiguous else shape.tokens,
+    )
 
 
 def check_stored(plans: Sequence[Plan], spec: ModelSpec, absent: Sequence[str]) -> None:
@@ -142,8 +141,8 @@ def make_route(plans: Sequence[Plan], mean: int | None) -> Route:
         UsageError: the method has no rule for it, there is one budget, or the mean lies outside the budgets.
     """
     first = plans[0]
-    if not first.method.dynamic(first.method.parameters(**first.parameters)):
-        known = ", ".join(each.name for each in list_methods() if each.dynamic(each.parameters()))
+    if not first.schedule.adaptive:
+        known = ", ".join(each.name for each in list_methods() if each.adaptive)
         raise UsageError(
             f"--dynamic is not defined for {first.method.name} with these parameters; leave it out or give --method "
             f"{known} with its defaults"
@@ -155,22 +154,17 @@ def make_route(plans: Sequence[Plan], mean: int | None) -> Route:
     mean = int(statistics.median(budgets)) if mean is None else mean
     if isinstance(mean, bool) or not isinstance(mean, int) or not budgets[0] <= mean <= budgets[-1]:
         raise UsageError(f"--mean {mean} is not between the budgets; give a number from {budgets[0]} to {budgets[-1]}")
-    given = first.method.parameters(**first.options)
-    return Route(_plan_name(first.method, given, "dynamic"), tuple(plan.name for plan in ordered), mean)
+    return Route(_plan_name(first.method, first.options, "dynamic"), tuple(plan.name for plan in ordered), mean)
 
 
-def _plan_name(method: Method, given: Parameters, keep: int | str) -> str:
-    """`prunesid-64`, or `prunesid-64-order-raster` where a parameter is not left at its default; of a route, `dynamic`
+def _plan_name(method: Method, options: Options, keep: int | str) -> str:
+    """`prunesid-64`, or `prunesid-64-order-raster` where an option is not left at its default; of a route, `dynamic`
     stands for the budget.
     """
     if method.name == "none":
         return method.name
     parts = [method.name, str(keep)]
-    for spec in dataclasses.fields(given):
-        value = getattr(given, spec.name)
-        if value != spec.default:
-            shown = (
-                str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-            )
-            parts += [spec.name.replace("_", "-"), str(shown)]
+    for name, value in options.changed().items():
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+        parts += [name.replace("_", "-"), str(shown)]
     return "-".join(parts)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.errors import UsageError
 from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
 from vtexport.export.half import wide_gemm
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
-from vtexport.pruning import Method, op_model
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.schedule import PlacedOp
+from vtexport.pruning.types import AFTER_CONNECTOR, Sizes
 
 # The graph needs nothing newer (Gelu is since 20), so one file serves every dialect.
 PRUNE_OPSET = 20
@@ -26,45 +26,26 @@ PRUNE_OPSET = 20
 FEATURES = "float32"
 
 
-def prune_graph(
-    method: Method,
-    parameters: Mapping[str, Any],
-    keep: int,
-    spec: ModelSpec,
-    weights: Mapping[str, Weight],
-    folder: Path,
-    dtype: str,
-) -> ir.Model:
-    """The graph of one plan, batch 1.
+def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight], folder: Path, dtype: str) -> ir.Model:
+    """The graph of the op before the language model, batch 1.
 
-    Inputs: `features` [1, cls + T, D] float32 and the signals that the method asks for (`vtexport.pruning.signals`).
+    Inputs: `features` [1, cls + T, D] float32 and the signals that the op reads (`vtexport.pruning.signals`).
     Outputs: `image_features` [1, N, W] in `dtype`, `keep_indices` [1, N] int64 (raster index of the patch, -1 for CLS),
     `visual_positions` [1, N] int64, counted from the image's place in the prompt; then the op's own outputs beyond
-    these: `merged` [1, N] bool where the method merges, `Method.reports` [1] each and `Method.further_outputs`.
-
-    Raises:
-        UsageError: the method needs a CLS token that the vision tower does not have.
+    these: `merged` [1, N] bool where the op merges, `Op.reports` [1] each and `Op.further_outputs`.
     """
-    vision, width_out = spec.vision, spec.projector.width_out
-    grid = vision.grid_height, vision.grid_width
-    resolved = method.resolve(method.parameters(**parameters), grid=grid, keep=keep)[1]
-    takes_cls, projected_space = method.takes_cls(resolved), method.space(resolved) == "projected"
-    if takes_cls and not vision.cls_rows:
-        raise UsageError(f"{method.name} keeps a CLS token and this vision tower has none; set its cls_slot to false")
-    model = ir.from_proto(
-        op_model(
-            method.name,
-            tokens=vision.tokens,
-            width=width_out if projected_space else vision.width,
-            keep=keep,
-            dtype=FEATURES,
-            grid=grid,
-            heads=vision.heads,
-            head_width=vision.width // vision.heads,
-            embedding_width=width_out,
-            **parameters,
-        )
+    vision, width_out, op, keep = spec.vision, spec.projector.width_out, placed.op, placed.keep
+    projected_space = placed.place == AFTER_CONNECTOR
+    sizes = Sizes(
+        batch=1,
+        grid=(vision.grid_height, vision.grid_width),
+        width=width_out if projected_space else vision.width,
+        keep=keep,
+        heads=vision.heads,
+        head_dim=vision.width // vision.heads,
+        embedding_width=width_out,
     )
+    model = ir.from_proto(model_of_op(op, sizes, dtype=FEATURES))
     graph = model.graph
     kept, keep_indices, *others = graph.outputs
     features = graph.inputs[0]
@@ -73,7 +54,7 @@ def prune_graph(
     rows = vision.cls_rows + vision.tokens
     whole = before.input("features", [1, rows, vision.width], FEATURES)
     given = whole
-    if vision.cls_rows and not takes_cls:
+    if vision.cls_rows and not op.takes_cls:
         given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))
     if projected_space:
         given = _projector(before, spec, given, vision.tokens, dtype)
@@ -84,7 +65,7 @@ def prune_graph(
     image_features = kept if projected_space else _projector(after, spec, kept, keep, dtype)
     if dtype != FEATURES:
         image_features = after.op("Cast", image_features, to=DTYPES[dtype].value)
-    positions = _positions(after, method.positions, keep_indices, keep)
+    positions = _positions(after, placed.positions, keep_indices, keep)
     for writer, insert in ((before, lambda nodes: graph.insert_before(graph[0], nodes)), (after, graph.extend)):
         if writer.nodes:
             insert(writer.nodes)

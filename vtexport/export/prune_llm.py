@@ -14,12 +14,13 @@ from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
 from vtexport.export.prune import PRUNE_OPSET
 from vtexport.export.weights import Weight
 from vtexport.models.spec import DecoderSpec
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMSizes, LLMStep
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.schedule import PlacedOp
+from vtexport.pruning.types import Sizes
 
 
 def prune_llm_graph(
-    step: LLMStep, spec: DecoderSpec, weights: Mapping[str, Weight], folder: Path, dtype: str
+    step: PlacedOp, spec: DecoderSpec, weights: Mapping[str, Weight], folder: Path, dtype: str
 ) -> ir.Model:
     """The step's op with what it reads and the position ids behind it; opset 20, for every dialect.
 
@@ -28,15 +29,16 @@ def prune_llm_graph(
     `labels` [1, n] int64. Outputs: `hidden_states_out` [1, R, W] with R = S - n + n', `position_ids_out` [1, R] int64
     and `keep_indices` [1, n'] int64, which of the n visual tokens the kept rows stand for.
     """
-    sizes = LLMSizes(
-        tokens=step.tokens,
-        keep=step.keep,
+    sizes = Sizes(
+        batch=1,
+        grid=(1, step.tokens),
         width=spec.width,
+        keep=step.keep,
         heads=spec.heads,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
     )
-    model = ir.from_proto(llm_op_model(step.op, step.parameters, sizes, dtype=dtype))
+    model = ir.from_proto(model_of_op(step.op, sizes, dtype=dtype))
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     hidden, rows = graph.outputs
@@ -83,7 +85,7 @@ def prune_llm_graph(
 
 def _projected(
     g: GraphWriter,
-    step: LLMStep,
+    step: PlacedOp,
     spec: DecoderSpec,
     inputs: Mapping[str | None, ir.Value],
     positions: ir.Value,

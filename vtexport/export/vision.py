@@ -39,7 +39,8 @@ class ClipFeatures(torch.nn.Module):
 
     `forward(pixel_values [B, 3, H, W])` returns `features` [B, 1 + T, D], the output of block L with the CLS token as
     row 0, and the signals asked for (`vtexport.pruning.signals`), in their order there: `scores` [B, T], the attention
-    of the CLS token in block L to every patch, summed over heads; `keys` [B, T, heads, D / heads], the patches' key
+    of the CLS token in block L to every patch, summed over heads, or the mean attention that every patch receives from
+    all patches there, summed likewise; `keys` [B, T, heads, D / heads], the patches' key
     projections in block L; `similarity_features` [B, T, D], the mean of the outputs of the tower's last third of
     blocks, for which the blocks behind L run too. All are float32, whatever the tower is.
 
@@ -91,18 +92,22 @@ class ClipFeatures(torch.nn.Module):
 
     def _attention_signals(self, attention: Any, x: torch.Tensor) -> list[torch.Tensor]:
         """`scores` and `keys`, as far as asked for, from a block's normalised input x [B, 1 + T, D]."""
-        if not {"cls_attention", "keys"} & set(self.signals):
+        if not {"cls_attention", "received_attention", "keys"} & set(self.signals):
             return []
         batch, rows, width = x.shape
-        heads = attention.num_heads
+        heads, patches = attention.num_heads, self.spec.cls_rows
         key = attention.k_proj(x).view(batch, rows, heads, width // heads).float()
         found = []
         if "cls_attention" in self.signals:
             query = attention.q_proj(x[:, :1]).view(batch, 1, heads, width // heads).float().transpose(1, 2)
             logits = query @ key.transpose(1, 2).transpose(-1, -2) * attention.scale
             found.append(torch.softmax(logits, dim=-1)[:, :, 0, 1:].sum(1))
+        if "received_attention" in self.signals:
+            query = attention.q_proj(x[:, patches:]).view(batch, -1, heads, width // heads).float().transpose(1, 2)
+            logits = query @ key.transpose(1, 2).transpose(-1, -2) * attention.scale
+            found.append(torch.softmax(logits, dim=-1)[..., patches:].mean(2).sum(1))
         if "keys" in self.signals:
-            found.append(key[:, self.spec.cls_rows :])
+            found.append(key[:, patches:])
         return found
 
 

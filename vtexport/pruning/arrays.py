@@ -9,9 +9,9 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from vtexport.errors import InputError
-from vtexport.pruning.method import Array
-from vtexport.pruning.signals import AXES, SIGNALS
+from vtexport.pruning.signals import SIGNALS
 from vtexport.pruning.ties import LONGEST, PARALLEL, ROUNDING, SHORTEST, STEP
+from vtexport.pruning.types import AXES, Array
 
 
 def checked_inputs(features: Array, signals: Mapping[str, Array]) -> Any:

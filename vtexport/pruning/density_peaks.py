@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vtexport.pruning.method import Array
+from vtexport.pruning.types import Array
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter

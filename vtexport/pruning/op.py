@@ -1,127 +1,178 @@
-"""One-node ONNX models of the pruning ops, each with its model-local function (the op's portable form)."""
+"""Pruning ops: rows of a tensor in, fewer rows out, in an array reference and as an ONNX function body.
+
+An op's class is a frozen dataclass whose fields are its settings, all of them set; they are the node's attributes, in
+their order. Where in a model an op stands is not its own business but a method's (`vtexport.pruning.schedule`).
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnx import FunctionProto, ModelProto, TensorProto, helper
-
-from vtexport.errors import UsageError
-from vtexport.pruning.emit import BOOL, INT64, Emitter, live_nodes
-from vtexport.pruning.method import MOST_TOKENS, Method, Sizes, as_grid
+from vtexport.errors import InputError
+from vtexport.pruning.options import settings_of
 from vtexport.pruning.signals import SIGNALS
+from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
-DOMAIN = "vtexport"
-OPSET = 20  # of the function bodies, the lower of the two dialects
-IR_VERSION = 10
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+if TYPE_CHECKING:
+    from vtexport.pruning.emit import Emitter
 
-
-def build(
-    method: Method, parameters: Any, sizes: Mapping[str, Any], *, keep: int | None, dtype: str, diagnostics: bool
-) -> ModelProto:
-    """The model behind `vtexport.pruning.op_model` and `diagnostic_model`; `sizes` are those of `op_model`."""
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}")
-    given = dict(sizes)
-    tokens, grid = given.pop("tokens"), given.pop("grid")
-    for name, value in [("tokens", tokens), *given.items()]:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UsageError(f"{name}={value!r} is not allowed; give a whole number from 1")
-    if tokens > MOST_TOKENS:
-        raise UsageError(
-            f"tokens={tokens} is not allowed; one op takes at most {MOST_TOKENS} tokens, so split the image"
-        )
-    grid = as_grid(method, tokens, grid)
-    keep, parameters = method.resolve(parameters, grid=grid, keep=keep)
-    width = given["width"]
-    # CLIP's heads are 64 wide, in every size.
-    given["heads"] = given["heads"] or max(1, width // 64)
-    given["head_width"] = given["head_width"] or -(-width // given["heads"])
-    given["embedding_width"] = given["embedding_width"] or width
-    fixed = Sizes(grid=grid, keep=keep, **given)
-
-    emitter = Emitter()
-    values = method.emit(emitter, sizes=fixed, parameters=parameters)
-    results = _outputs(method, parameters, fixed, dtype)
-    if diagnostics:
-        results |= {
-            name: (_element_type(kind), list(axes))
-            for name, (kind, axes) in method.diagnostics.items()
-            if name in values
-        }
-    function = _function(method, parameters, fixed, emitter, {name: values[name] for name in results})
-    node = helper.make_node(
-        method.op_type,
-        list(function.input),
-        list(results),
-        name=method.op_type,
-        domain=DOMAIN,
-        **_attributes(method, parameters, fixed),
-    )
-    describe = helper.make_tensor_value_info
-    rows = fixed.tokens + int(method.takes_cls(parameters))
-    inputs = [describe("features", DTYPES[dtype], [fixed.batch, rows, fixed.width])]
-    for signal in map(SIGNALS.__getitem__, method.signals(parameters)):
-        inputs.append(describe(signal.input, TensorProto.FLOAT, signal.shape(fixed)))
-    outputs = [describe(name, *result) for name, result in results.items()]
-    graph = helper.make_graph([node], f"{method.name}_keep{keep}", inputs, outputs)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(
-        graph, opset_imports=opsets, ir_version=IR_VERSION, functions=[function], producer_name="vtexport"
-    )
+_OP_TYPES: dict[str, type[Op]] = {}
 
 
-def _outputs(method: Method, parameters: Any, sizes: Sizes, dtype: str) -> dict[str, tuple[int, list[Any]]]:
-    """Element type and shape of the op's outputs: kept_features, keep_indices, where the method merges, merged, and
-    what the method gives beyond them."""
-    kept = [sizes.batch, sizes.keep]
-    outputs: dict[str, tuple[int, list[Any]]] = {
-        "kept_features": (DTYPES[dtype], [*kept, sizes.width]),
-        "keep_indices": (INT64, kept),
-    }
-    if method.merges:
-        outputs["merged"] = (BOOL, kept)
-    outputs |= {name: (_element_type(kind), [sizes.batch]) for name, kind in method.reports(parameters).items()}
-    lengths = {"B": sizes.batch, "N": sizes.keep}
-    for name, (kind, axes) in method.further_outputs(parameters).items():
-        outputs[name] = (_element_type(kind), [lengths[axis] for axis in axes])
-    return outputs
+class Op(ABC):
+    """One pruning op. Subclasses are frozen dataclasses whose fields are made by `setting`.
 
+    As it stands here it acts on one image's rows behind the vision tower or the connector, batched: inputs `features`
+    [B, c + T, D] (c = 1 with the CLS row in front) and the signals; outputs `kept_features` [B, N, D], `keep_indices`
+    [B, N] int64 (raster index of the patch, -1 for CLS), where it merges `merged` [B, N] bool, then `reports` and
+    `further_outputs`.
 
-def _element_type(kind: str) -> int:
-    return int(TensorProto.DataType.Value(kind))
+    Attributes:
+        op_type: Name of the ONNX op and of its function; starts with `Vtx`.
+        merges: Whether rows may stand for several tokens.
+        needs_grid: Whether the op has to know rows and columns of patches, not just their number.
+        has_native: Whether native forms of it exist (`plugins/schema/ops.toml`); False where the function body is all.
+        rows: Name of the tensor that it prunes.
 
-
-def _attributes(method: Method, parameters: Any, sizes: Sizes) -> dict[str, Any]:
-    """The node's attributes: how TensorRT finds the plugin, the budget, the grid where the op has to know it, and every
-    parameter, none left to a default."""
-    own = {
-        name: int(value) if isinstance(value, bool) else value for name, value in dataclasses.asdict(parameters).items()
-    }
-    grid = {}
-    if method.needs_grid and method.has_plugin:
-        grid = {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]}
-    return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": sizes.keep, **grid, **own}
-
-
-def _function(
-    method: Method, parameters: Any, sizes: Sizes, emitter: Emitter, outputs: Mapping[str, str]
-) -> FunctionProto:
-    """The op's body with the value names of its outputs. It is built for its attributes' values and sizes; it declares
-    the attributes but reads none.
-
-    TensorRT wants a call to use every output a function declares, so it declares just `outputs`.
+    Raises:
+        ValueError: On subclassing, where the op type is taken or lacks the prefix `Vtx`. TensorRT's parser looks
+            functions up by name alone, so an op type must be unlike every other op in any domain.
     """
-    named = [helper.make_node("Identity", [value], [name], name=name) for name, value in outputs.items()]
-    return helper.make_function(
-        DOMAIN,
-        method.op_type,
-        ["features", *(SIGNALS[name].input for name in method.signals(parameters))],
-        list(outputs),
-        live_nodes([*emitter.nodes, *named], list(outputs)),
-        [helper.make_opsetid("", OPSET)],
-        attributes=list(_attributes(method, parameters, sizes)),
-    )
+
+    op_type: ClassVar[str]
+    merges: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = False
+    has_native: ClassVar[bool] = True
+    rows: ClassVar[str] = "features"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "op_type" not in cls.__dict__:  # another base class
+            return
+        if not cls.op_type.startswith("Vtx"):
+            raise ValueError(f"op type {cls.op_type} of {cls.__qualname__} must start with Vtx")
+        other = _OP_TYPES.setdefault(cls.op_type, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{cls.__qualname__} takes the op type of {other.__qualname__}")
+
+    def __post_init__(self) -> None:
+        for option in settings_of(type(self)):
+            object.__setattr__(self, option.name, option.checked(getattr(self, option.name)))
+
+    @property
+    def takes_cls(self) -> bool:
+        """Whether `features` has the CLS row in front of the patch rows."""
+        return False
+
+    def signals(self) -> tuple[str, ...]:
+        """Names in `vtexport.pruning.signals.SIGNALS`, in their order there, of what the op reads besides the rows."""
+        return ()
+
+    def reports(self) -> tuple[Tensor, ...]:
+        """Outputs of one number an image, axes "B", which a runtime passes on with the answer.
+
+        One called `count` says how many rows from the front are to be used; the others only fill the budget.
+        """
+        return ()
+
+    def further_outputs(self) -> tuple[Tensor, ...]:
+        """Outputs for the ops inside the language model."""
+        return ()
+
+    def diagnostics(self) -> tuple[Tensor, ...]:
+        """Intermediate values that the ONNX form can expose, for tests."""
+        return ()
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The node's inputs; the CLS row is counted in the first one's axis T."""
+        return (Tensor("features", "BTD", "features"), *self._signal_inputs())
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The node's outputs."""
+        merged = (Tensor("merged", "BN", "bool"),) if self.merges else ()
+        kept = Tensor("kept_features", "BND", "features"), Tensor("keep_indices", "BN", "int64")
+        return (*kept, *merged, *self.reports(), *self.further_outputs())
+
+    def attributes(self, sizes: Sizes) -> dict[str, Any]:
+        """The node's attributes: how TensorRT finds the plugin, the budget, the grid where the op has to know it, and
+        every setting."""
+        grid = {}
+        if self.needs_grid and self.has_native:
+            grid = {"grid_rows": sizes.grid[0], "grid_columns": sizes.grid[1]}
+        return {**PLUGIN, "keep": sizes.keep, **grid, **self._own_attributes()}
+
+    def settings(self) -> dict[str, Any]:
+        """Settings by name."""
+        return {option.name: getattr(self, option.name) for option in settings_of(type(self))}
+
+    @abstractmethod
+    def select(self, inputs: Mapping[str, Array], sizes: Sizes) -> Selection:
+        """The reference, in float64, from inputs by tensor name, which are checked already."""
+
+    @abstractmethod
+    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+        """Write the ONNX function body, which reads the inputs by name.
+
+        Returns:
+            The value names of every output, and of the `diagnostics` that exist with these settings.
+        """
+
+    def _own_attributes(self) -> dict[str, Any]:
+        """Settings as ONNX has them: flags are 0 or 1."""
+        return {name: int(value) if isinstance(value, bool) else value for name, value in self.settings().items()}
+
+    def _signal_inputs(self) -> tuple[Tensor, ...]:
+        return tuple(Tensor(each.input, each.axes, each.dtype) for each in map(SIGNALS.__getitem__, self.signals()))
+
+
+PLUGIN = {"plugin_namespace": "vtexport", "plugin_version": "1"}
+
+
+class DecoderOp(Op):
+    """An op inside the language model, on the input of a decoder layer, in prefill only.
+
+    It sees the whole sequence, S rows of text and visual tokens, and takes the T visual ones, which stand together from
+    `visual_start` on, to N; text is never touched. Inputs `hidden_states` [1, S, D], `visual_start` [1] int64 and the
+    signals; outputs `hidden_states_out` [1, R, D] with R = S - T + N, and `rows` [1, R] int64, the input row that every
+    output row stands for. The reference gives the visual rows alone, as any op does.
+    """
+
+    rows = "hidden_states"
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        fixed = Tensor("hidden_states", "1SD", "features"), Tensor("visual_start", "1", "int64")
+        return (*fixed, *self._signal_inputs())
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        return Tensor("hidden_states_out", "1RD", "features"), Tensor("rows", "1R", "int64")
+
+    def attributes(self, sizes: Sizes) -> dict[str, Any]:
+        return {**PLUGIN, "visual_count": sizes.tokens, "keep": sizes.keep, **self._own_attributes()}
+
+
+def op_types() -> dict[str, type[Op]]:
+    """Classes of all ops that were imported, by op type; `vtexport.pruning.registry` imports every one."""
+    return dict(_OP_TYPES)
+
+
+def check_decoder_inputs(inputs: Mapping[str, Array]) -> Any:
+    """The array namespace of a decoder op's inputs.
+
+    Raises:
+        InputError: One holds NaN or infinite values.
+    """
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(inputs["hidden_states"])
+    for name, value in inputs.items():
+        if xp.isdtype(value.dtype, "real floating") and not bool(xp.all(xp.isfinite(value))):
+            raise InputError(f"{name} holds NaN or infinite values; check the decoder layer that they come from")
+    return xp
+
+
+def visual_rows(inputs: Mapping[str, Array], name: str, sizes: Sizes) -> Array:
+    """[T, ...]: the rows of the visual tokens of the input `name` [1, S, ...]."""
+    start = int(inputs["visual_start"][0])
+    return inputs[name][0, start : start + sizes.tokens, ...]

@@ -1,242 +1,44 @@
-"""CDPruner (arXiv 2506.10967): keep a set of tokens that is diverse, and relevant to the question.
-
-The steps have the numbers of docs/ops/cdpruner.md: 1 cosines of all pairs, 2 every token's relevance to the question,
-3 the kernel of a determinantal point process (DPP) out of both, 4 the set of largest determinant, greedily, 5 what was
-picked in the order of the image. As in the authors' code but for defects of it, which that page lists.
-"""
+"""CDPruner (arXiv 2506.10967): keep a set of tokens that is diverse, and relevant to the question."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from vtexport.errors import InputError, UsageError
-from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
+from vtexport.errors import UsageError
+from vtexport.pruning.budget import check_keep
+from vtexport.pruning.method import Method
+from vtexport.pruning.ops.cdpruner import MOST_THETA, CDPruner
+from vtexport.pruning.options import Options, settings_of
 from vtexport.pruning.registry import register
-
-if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
-
-OFFSET = 1e-6  # keeps the least relevant token's relevance above 0, as in the authors' code
-# A token with less than this share of its square left lies in the span of those picked; what is left is rounding.
-SPANNED = 2.0**-14
-EQUALLY_RELEVANT = 2.0**-14  # tokens whose mean cosines to the text span less than this are all as relevant
-NOTHING_LEFT = 1e-20  # the share that such tokens get: below every real one, however irrelevant
-COARSE = 2.0**-13  # r² is told apart from here on where it decides alone: among parallel tokens, which have to tie
-MOST_THETA = 0.95  # beyond it the weights of relevance differ by more than float32's precision can use
-
-
-@dataclass(frozen=True)
-class CDPrunerParameters(Parameters):
-    """Options of CDPruner."""
-
-    relevance: str = option(
-        "llm",
-        kind=str,
-        choices=("llm", "clip", "none"),
-        about="relevance by the language model's embeddings of the question, CLIP's joint space (code), or none",
-    )
-    negate: bool | None = option(
-        None, kind=bool, about="the least similar tokens are the most relevant; default: with clip (code), not with llm"
-    )
-    theta: float = option(
-        0.0, kind=float, minimum=0, about="weight of relevance against diversity, up to 0.95; 0 for r as it is (code)"
-    )
+from vtexport.pruning.schedule import PlacedOp, Schedule
+from vtexport.pruning.types import AFTER_CONNECTOR, ModelShape
 
 
 @register
-class CDPruner(Method):
-    """Greedy MAP inference of a DPP whose kernel is the tokens' cosines, weighted by relevance to the question.
-
-    Intermediate values (`Selection.details`, and `diagnostics` in ONNX): order [B, N] int64, the patches in the order
-    they were picked; relevance [B, T], r.
-    The reference adds step_margin [B, N]: by how much each pick's gain d exceeded the next best (infinite for the last
-    token of all).
-    """
+class CDPrunerMethod(Method):
+    """One op behind the projector."""
 
     name = "cdpruner"
-    op_type = "VtxCDPruner"
     title = "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs"
     arxiv = "2506.10967"
     acts = "behind the projector"
     budget = "visual tokens per image, all of them patches"
-    positions = "contiguous"
-    parameters = CDPrunerParameters
-    diagnostics = {"order": ("INT64", "BN"), "relevance": ("FLOAT", "BT")}  # noqa: RUF012
+    options = settings_of(CDPruner)
 
-    def signals(self, parameters: CDPrunerParameters) -> tuple[str, ...]:
-        return {"llm": ("text",), "clip": ("joint_space", "joint_text"), "none": ()}[parameters.relevance]
+    def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
+        keep = check_keep(self.name, keep, largest=model.tokens, unit="patches")
+        theta, relevance = options["theta"], options["relevance"]
+        if theta > MOST_THETA:
+            raise UsageError(f"theta={theta:g} is not allowed; give a number from 0 to {MOST_THETA}")
+        op = CDPruner(relevance=relevance, negate=options.set_or("negate", relevance == "clip"), theta=theta)
+        return PlacedOp(AFTER_CONNECTOR, op, model.tokens, keep)
 
-    def takes_cls(self, parameters: CDPrunerParameters) -> bool:
-        return False
-
-    def space(self, parameters: CDPrunerParameters) -> str:
-        return "projected"
-
-    def resolve(
-        self, parameters: CDPrunerParameters, *, grid: tuple[int, int], keep: int | None
-    ) -> tuple[int, CDPrunerParameters]:
-        keep = self.check_keep(keep, largest=grid[0] * grid[1], unit="patches")
-        if parameters.theta > MOST_THETA:
-            raise UsageError(f"theta={parameters.theta:g} is not allowed; give a number from 0 to {MOST_THETA}")
-        negate = parameters.relevance == "clip" if parameters.negate is None else parameters.negate
-        return keep, dataclasses.replace(parameters, negate=negate)
-
-    def remarks(self, parameters: CDPrunerParameters, *, grid: tuple[int, int], keep: int) -> tuple[str, ...]:
-        if parameters.relevance == "llm":
-            return (
-                "cdpruner takes relevance from the language model's embeddings of the question, as OpenVINO GenAI "
-                "does; its authors take it from CLIP's text tower, which the checkpoint does not hold",
-            )
-        return ()
-
-    def select(
-        self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: CDPrunerParameters
-    ) -> Selection:
-        from array_api_compat import array_namespace, device
-
-        from vtexport.pruning.arrays import gather_rows, integers
-
-        if parameters.relevance == "llm" and sizes.embedding_width != sizes.width:
-            raise InputError(
-                f"text_embeds has width {sizes.embedding_width} and features {sizes.width}; with relevance=llm they "
-                "are in one space, behind the projector"
-            )
-        xp = array_namespace(features)
-        images = []
-        for image in range(sizes.batch):
-            rows = xp.astype(features[image, ...], xp.float64)
-            read = {name: xp.astype(each[image, ...], xp.float64) for name, each in signals.items()}
-            relevance = _relevance(xp, read.get("image_embeds", rows), read.get("text_embeds"), parameters)
-            images.append((*_pick(xp, rows, relevance, sizes.keep), relevance))
-        indices = integers(xp, [sorted(order) for order, _, _ in images], features)
-        margins = xp.asarray([margin for _, margin, _ in images], dtype=xp.float64, device=device(features))
-        details = {
-            "order": integers(xp, [order for order, _, _ in images], features),
-            "relevance": xp.stack([relevance for _, _, relevance in images]),
-            "step_margin": margins,
-        }
-        return Selection(indices, gather_rows(xp, features, indices), details)
-
-    def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: CDPrunerParameters) -> dict[str, str]:
-        from vtexport.pruning.parts_onnx import cosine_rows, distinct_tokens, gather_rows, per_image
-
-        if parameters.relevance == "llm" and sizes.embedding_width != sizes.width:
-            raise UsageError(
-                f"embedding_width={sizes.embedding_width} is not allowed with relevance=llm, which compares features "
-                f"of width {sizes.width} with the text; give {sizes.width}"
-            )
-        e, inputs = emitter, {"llm": ["text_embeds"], "clip": ["image_embeds", "text_embeds"], "none": []}
-
-        def select_image(features: str, *read: str) -> dict[str, str]:
-            unit = cosine_rows(e, e.as_float(e.Squeeze(features, [0])))
-            compared = cosine_rows(e, e.Squeeze(read[0], [0])) if parameters.relevance == "clip" else unit
-            relevance = _emit_relevance(e, compared, read[-1] if read else "", sizes.tokens, parameters)
-            order = _emit_picks(e, unit, relevance, tokens=sizes.tokens, keep=sizes.keep)
-            kept = distinct_tokens(e, order, tokens=sizes.tokens, count=sizes.keep)
-            return {"keep_indices": kept, "order": order, "relevance": relevance}
-
-        found = per_image(e, sizes.batch, ["features", *inputs[parameters.relevance]], select_image)
-        return {"kept_features": gather_rows(e, "features", found["keep_indices"]), **found}
-
-
-def exponent(theta: float) -> float:
-    """The a of r <- exp(a r) that gives relevance the weight theta against diversity."""
-    return theta / (2.0 * (1.0 - theta))
-
-
-def _relevance(xp: Any, rows: Array, text: Array | None, parameters: CDPrunerParameters) -> Array:
-    """Step 2: r [T] of rows [T, W] to text [M, W], both float64. Without a text every token has 1."""
-    from vtexport.pruning.arrays import in_range, settled, unit_rows
-
-    if text is None:
-        return xp.ones_like(rows[:, 0])
-    mean = xp.mean(unit_rows(xp, in_range(xp, rows)) @ unit_rows(xp, in_range(xp, text)).T, axis=1)
-    mean = settled(xp, -mean if parameters.negate else mean)
-    lowest = xp.min(mean)
-    span = xp.max(mean) - lowest
-    spread = xp.zeros_like(mean) if float(span) < EQUALLY_RELEVANT else mean - lowest
-    relevance = (spread + OFFSET) / xp.where(span < EQUALLY_RELEVANT, xp.ones_like(span) * OFFSET, span)
-    return relevance if parameters.theta == 0 else xp.exp(exponent(parameters.theta) * (relevance - 1.0))
-
-
-def _pick(xp: Any, rows: Array, relevance: Array, keep: int) -> tuple[list[int], list[float]]:
-    """Steps 1, 3 and 4: tokens in the order of picking with the margins of the picks, from rows [T, W] float64.
-
-    The gain of a token is d_i = r_i² s_i, with s_i the share of its unit vector outside the span of those picked. The
-    relevance stays outside the recursion: it cancels in the kernel's Cholesky rows, up to their columns' factors r.
-    """
-    from array_api_compat import device
-
-    from vtexport.pruning.arrays import cosine_similarity, greedy, in_range, settled
-
-    cosine, weight = cosine_similarity(xp, in_range(xp, rows)), relevance * relevance
-    # At the start all of every token that is not zero is left: exactly, so that equal tokens are true ties.
-    share = xp.astype(xp.linalg.diagonal(cosine) > 0.5, xp.float64)
-    cholesky = xp.zeros((keep, rows.shape[0]), dtype=xp.float64, device=device(rows))
-
-    coarse = settled(xp, weight, COARSE)
-
-    def gain() -> Array:
-        return xp.where(share > SPANNED, weight * settled(xp, share), coarse * NOTHING_LEFT)
-
-    def step(round_: int, picked: int) -> Array:
-        nonlocal share
-        row = cosine[picked, :] - cholesky[:round_, picked] @ cholesky[:round_, :]
-        row = row / math.sqrt(max(float(share[picked]), SPANNED))
-        cholesky[round_, :] = row
-        share = share - row * row
-        return gain()
-
-    return greedy(xp, keep, coarse * share, step)
-
-
-def _emit_relevance(e: Emitter, unit: str, text: str, tokens: int, parameters: CDPrunerParameters) -> str:
-    """Step 2 as [1, T], of unit rows [T, W] and text [1, M, W]."""
-    import numpy as np
-
-    from vtexport.pruning.parts_onnx import cosine_rows
-
-    if not text:
-        return e.constant(np.ones((1, tokens), np.float32))
-    # The mean of the cosines to every text token is the product with the mean of their unit vectors.
-    direction = e.ReduceMean(cosine_rows(e, e.Squeeze(text, [0])), [0], keepdims=1)
-    mean = e.Gemm(direction, unit, transB=1, alpha=-1.0 if parameters.negate else 1.0)
-    lowest = e.ReduceMin(mean, [1], keepdims=1)
-    span = e.Sub(e.ReduceMax(mean, [1], keepdims=1), lowest)
-    differ = e.GreaterOrEqual(span, EQUALLY_RELEVANT)
-    spread = e.Where(differ, e.Sub(mean, lowest), 0.0)
-    relevance = e.Div(e.Add(spread, OFFSET), e.Where(differ, span, OFFSET))
-    if parameters.theta > 0:
-        relevance = e.Exp(e.Mul(exponent(parameters.theta), e.Sub(relevance, 1.0)))
-    return str(relevance)
-
-
-def _emit_picks(e: Emitter, unit: str, relevance: str, *, tokens: int, keep: int) -> str:
-    """Steps 1, 3 and 4 as [1, keep] int64, of unit rows [T, W] and r [1, T]."""
-    import numpy as np
-
-    from vtexport.pruning.parts_onnx import gram, greedy
-
-    cosine, weight = gram(e, unit, tokens), e.Mul(relevance, relevance)
-    diagonal = e.GatherElements(cosine, np.arange(tokens)[:, None], axis=1)
-    share = e.as_float(e.Greater(e.Transpose(diagonal), 0.5))
-    coarse = e.Mul(e.Round(e.Mul(weight, 1 / COARSE)), COARSE)
-    spanned = e.Mul(coarse, NOTHING_LEFT)
-
-    def gain(b: Emitter, share: str) -> str:
-        return str(b.Where(b.Greater(share, SPANNED), b.Mul(weight, share), spanned))
-
-    def step(b: Emitter, round_: str, picked: str, states: Sequence[str]) -> tuple[str, Sequence[str]]:
-        share, cholesky = states
-        own = b.Gather(cholesky, picked, axis=1)  # [keep, 1], 0 in rows to come
-        row = b.Gemm(own, cholesky, b.Gather(cosine, picked, axis=0), transA=1, alpha=-1.0)
-        row = b.Div(row, b.Sqrt(b.Max(SPANNED, b.Gather(share, picked, axis=1))))
-        share = b.Sub(share, b.Mul(row, row))
-        cholesky = b.ScatterND(cholesky, b.Reshape(round_, [1, 1]), row)
-        return gain(b, share), [share, cholesky]
-
-    return greedy(e, keep, e.Mul(coarse, share), [share, e.Expand(0.0, [keep, tokens])], step, tokens=tokens)
+    def plan(self, options: Options, model: ModelShape, keep: int | None) -> Schedule:
+        schedule = super().plan(options, model, keep)
+        if options["relevance"] != "llm":
+            return schedule
+        remark = (
+            "cdpruner takes relevance from the language model's embeddings of the question, as OpenVINO GenAI "
+            "does; its authors take it from CLIP's text tower, which the checkpoint does not hold"
+        )
+        return dataclasses.replace(schedule, remarks=(remark,))

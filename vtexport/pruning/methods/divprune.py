@@ -1,145 +1,38 @@
 """DivPrune (arXiv 2503.02175): keep the tokens whose smallest distance to each other is as large as greed can make it.
 
-The steps have the numbers of docs/ops/divprune.md: 1 distances of all pairs, 2 the token farthest from its nearest
-neighbour, 3 again and again the token farthest from everything picked (the max-min diversity problem, greedily), 4 what
-was picked in the order of the image. All as in the authors' code.
+Neither attention nor text decides. The authors' code compares the projector's results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
+from vtexport.pruning.budget import check_keep
+from vtexport.pruning.method import Method
+from vtexport.pruning.ops.divprune import DivPrune
+from vtexport.pruning.options import Option, Options
 from vtexport.pruning.registry import register
-from vtexport.pruning.ties import PARALLEL, SHIFT
-
-if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
-
-
-@dataclass(frozen=True)
-class DivPruneParameters(Parameters):
-    """Options of DivPrune; the default is the authors' place."""
-
-    space: str = option(
-        "projected",
-        kind=str,
-        choices=("projected", "vision"),
-        about="whose cosines are compared: the projector's results (code) or the vision tower's features",
-    )
+from vtexport.pruning.schedule import PlacedOp
+from vtexport.pruning.types import ModelShape, after_space
 
 
 @register
-class DivPrune(Method):
-    """Greedy max-min selection by cosine distance; neither attention nor text.
-
-    Intermediate values (`Selection.details`, and `diagnostics` in ONNX): order [B, N] int64, the patches in the order
-    they were picked. The reference adds step_margin [B, N]: by how much each pick's distance exceeded the next best
-    (infinite for the last token of all).
-    """
+class DivPruneMethod(Method):
+    """One op, at the authors' place or before the projector."""
 
     name = "divprune"
-    op_type = "VtxDivPrune"
     title = "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models"
     arxiv = "2503.02175"
     acts = "behind the projector, or before it with space=vision"
     budget = "visual tokens per image, all of them patches"
-    positions = "contiguous"
-    parameters = DivPruneParameters
-    diagnostics = {"order": ("INT64", "BN")}  # noqa: RUF012
+    options = (
+        Option(
+            "space",
+            kind=str,
+            default="projected",
+            choices=("projected", "vision"),
+            about="whose cosines are compared: the projector's results (code) or the vision tower's features",
+        ),
+    )
 
-    def signals(self, parameters: DivPruneParameters) -> tuple[str, ...]:
-        return ()
-
-    def takes_cls(self, parameters: DivPruneParameters) -> bool:
-        return False
-
-    def space(self, parameters: DivPruneParameters) -> str:
-        return parameters.space
-
-    def resolve(
-        self, parameters: DivPruneParameters, *, grid: tuple[int, int], keep: int | None
-    ) -> tuple[int, DivPruneParameters]:
-        return self.check_keep(keep, largest=grid[0] * grid[1], unit="patches"), parameters
-
-    def select(
-        self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: DivPruneParameters
-    ) -> Selection:
-        from array_api_compat import array_namespace, device
-
-        from vtexport.pruning.arrays import gather_rows, integers
-
-        xp = array_namespace(features)
-        picks = [_pick(xp, xp.astype(features[image, ...], xp.float64), sizes.keep) for image in range(sizes.batch)]
-        indices = integers(xp, [sorted(order) for order, _ in picks], features)
-        margins = xp.asarray([margin for _, margin in picks], dtype=xp.float64, device=device(features))
-        details = {"order": integers(xp, [order for order, _ in picks], features), "step_margin": margins}
-        return Selection(indices, gather_rows(xp, features, indices), details)
-
-    def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: DivPruneParameters) -> dict[str, str]:
-        from vtexport.pruning.parts_onnx import distinct_tokens, gather_rows, per_image
-
-        def select_image(features: str) -> dict[str, str]:
-            order = _emit_picks(emitter, features, tokens=sizes.tokens, keep=sizes.keep)
-            kept = distinct_tokens(emitter, order, tokens=sizes.tokens, count=sizes.keep)
-            return {"keep_indices": kept, "order": order}
-
-        found = per_image(emitter, sizes.batch, ["features"], select_image)
-        return {"kept_features": gather_rows(emitter, "features", found["keep_indices"]), **found}
-
-
-def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
-    """Tokens in the order of picking with the margins of the picks, from rows [T, D] float64."""
-    from array_api_compat import device
-
-    from vtexport.pruning.arrays import cosine_similarity, greedy, in_range, settled_cosines
-
-    # 1. Distances, symmetric to the last bit: two tokens that are each other's nearest neighbours are a true tie. So
-    # are tokens at equal distances, whatever the order of summation makes of them.
-    cosine = cosine_similarity(xp, in_range(xp, rows))
-    distance = 1.0 - settled_cosines(xp, 0.5 * (cosine + cosine.T))
-    # 2. At first every token's distance to its nearest neighbour counts, itself aside.
-    itself = xp.eye(rows.shape[0], dtype=xp.bool, device=device(rows))
-    alone = xp.min(xp.where(itself, xp.inf, distance), axis=1)
-    nearest = xp.full_like(alone, xp.inf)
-
-    # 3. Then the distance to the nearest token picked.
-    def step(round_: int, picked: int) -> Array:
-        nonlocal nearest
-        nearest = xp.minimum(nearest, distance[picked, :])
-        return nearest
-
-    return greedy(xp, keep, alone, step)
-
-
-def _emit_picks(e: Emitter, features: str, *, tokens: int, keep: int) -> str:
-    """The same as [1, keep] int64, of one image's features [1, T, D]. A gain is minus a cosine, less SHIFT."""
-    import numpy as np
-
-    from vtexport.pruning.emit import FLOAT
-    from vtexport.pruning.parts_onnx import cosine_rows, gram, greedy
-
-    cosine = gram(e, cosine_rows(e, e.as_float(e.Squeeze(features, [0]))), tokens)
-    diagonal = np.arange(tokens)[:, None]
-    others = e.ScatterElements(cosine, diagonal, np.full((tokens, 1), -2.0), axis=1)
-    closest = e.ReduceMax(others, [1], keepdims=1)
-
-    exact = [others, closest]
-
-    def parallel(b: Emitter) -> list[str]:
-        return [b.Add(b.Where(b.Greater(each, PARALLEL), 1.0, each), SHIFT) for each in exact]
-
-    def usual(b: Emitter) -> list[str]:
-        return [b.Add(each, SHIFT) for each in exact]
-
-    is_any = e.Greater(e.ReduceMax(closest, keepdims=0), PARALLEL)
-    others, closest = e.choose(is_any, parallel, usual, [FLOAT, FLOAT])
-    alone = e.Neg(e.Transpose(closest))
-
-    def step(b: Emitter, round_: str, picked: str, states: Sequence[str]) -> tuple[str, Sequence[str]]:
-        closest = b.Max(states[0], b.Gather(others, picked, axis=0))
-        return b.Neg(closest), [closest]
-
-    return greedy(e, keep, alone, [e.Expand(SHIFT - 2, [1, tokens])], step, tokens=tokens)
+    def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
+        keep = check_keep(self.name, keep, largest=model.tokens, unit="patches")
+        return PlacedOp(after_space(options["space"]), DivPrune(), model.tokens, keep)

@@ -7,44 +7,40 @@ mean over the decoder's layers: K layers see all n tokens, the others what is le
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.budget import check_budget, check_layers, mean_tokens, scaled_layer
-from vtexport.pruning.llm.step import LLMStep
-from vtexport.pruning.method import LLMMethod, Parameters, Schedule, option
-from vtexport.pruning.registry import get_method, register
-
-
-@dataclass(frozen=True)
-class FastVParameters(Parameters):
-    """K; the paper's default is 2 of 32 layers, the released demo's 3."""
-
-    layer: int | None = option(
-        None,
-        kind=int,
-        minimum=1,
-        about="decoder layer K before which the step acts; default 2 of 32, scaled, at least 1",
-    )
+from vtexport.pruning.budget import check_budget, check_layers, mean_tokens, scaled_layer
+from vtexport.pruning.method import Method
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.keep_all import keep_all
+from vtexport.pruning.options import Option, Options
+from vtexport.pruning.registry import register
+from vtexport.pruning.schedule import PlacedOp, Schedule
+from vtexport.pruning.types import ModelShape, before_layer
 
 
 @register
-class FastV(LLMMethod):
-    """One step before layer K, by the last token's attention in layer K - 1."""
+class FastV(Method):
+    """One op before layer K, by the last token's attention in layer K - 1.
+
+    The paper's default is 2 of 32 layers, the released demo's 3.
+    """
 
     name = "fastv"
     title = "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for VLLMs"
     arxiv = "2403.06764"
     acts = "inside the language model, before one early layer"
     budget = "visual tokens per image and layer, the mean over the decoder's layers"
-    parameters = FastVParameters
+    options = (
+        Option(
+            "layer",
+            kind=int,
+            minimum=1,
+            about="decoder layer K before which the step acts; default 2 of 32, scaled, at least 1",
+        ),
+    )
 
-    def schedule(
-        self, parameters: FastVParameters, *, grid: tuple[int, int], keep: int | None, layers: int
-    ) -> Schedule:
-        tokens = grid[0] * grid[1]
-        layer = scaled_layer(2, layers) if parameters.layer is None else parameters.layer
+    def plan(self, options: Options, model: ModelShape, keep: int | None) -> Schedule:
+        tokens, layers = model.tokens, model.layers
+        layer = options.set_or("layer", scaled_layer(2, layers))
         check_layers(self.name, [layer], layers)
 
         def left(budget: int) -> int:
@@ -53,7 +49,5 @@ class FastV(LLMMethod):
         keep = check_budget(
             self.name, keep, lambda budget: mean_tokens(tokens, [(layer, left(budget))], layers), tokens
         )
-        step = LLMStep(layer=layer, tokens=tokens, keep=left(keep), op=AttentionTopK())
-        entering, everything = get_method("none").resolve(Parameters(), grid=grid, keep=None)
-        resolved = dataclasses.replace(parameters, layer=layer)
-        return Schedule(get_method("none"), everything, entering, keep, (step,), self.name, resolved)
+        step = PlacedOp(before_layer(layer), AttentionTopK(), tokens, left(keep), "original")
+        return Schedule(keep, (keep_all(model), step), options.resolved(layer=layer), has_cls=model.has_cls)

@@ -1,118 +1,43 @@
 """Method "pool": adaptive average pooling of the grid of patches to a coarser grid.
 
-The baseline that beats FastV, SparseVLM and VisionZip on RefCOCO in Nüwa's comparison (arXiv 2602.02951), from where
-the rule for the coarse grid comes: with a = rows / columns it has round(sqrt(N / a)) columns, round(a columns) rows.
+The baseline that beats FastV, SparseVLM and VisionZip on RefCOCO in Nüwa's comparison (arXiv 2602.02951).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from vtexport.errors import UsageError
-from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes
+from vtexport.pruning.budget import check_keep
+from vtexport.pruning.method import Method
+from vtexport.pruning.ops.average_pooling import AveragePooling, coarse_grid
+from vtexport.pruning.options import Options
 from vtexport.pruning.registry import register
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from vtexport.pruning.emit import Emitter
-
-Window = tuple[int, int]  # first and behind the last
+from vtexport.pruning.schedule import PlacedOp
+from vtexport.pruning.types import AFTER_TOWER, ModelShape
 
 
 @register
-class AveragePooling(Method):
-    """Each kept token is the mean of a window of patches; `keep_indices` names the patch in the window's middle.
-
-    Windows are those of adaptive average pooling: row i of n covers the rows from floor(i R / n) up to
-    ceil((i + 1) R / n), so that neighbouring windows overlap where n does not divide R.
-    """
+class Pool(Method):
+    """Windows of patches, each averaged to one token."""
 
     name = "pool"
-    op_type = "VtxAveragePooling"
-    title = ""
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image; rows times columns of the coarse grid, so not every number can be given"
-    merges = True
-    needs_grid = True
-    has_plugin = False
-    positions = "contiguous"
 
-    def signals(self, parameters: Parameters) -> tuple[str, ...]:
-        return ()
-
-    def takes_cls(self, parameters: Parameters) -> bool:
-        return False
-
-    def resolve(self, parameters: Parameters, *, grid: tuple[int, int], keep: int | None) -> tuple[int, Parameters]:
-        keep = self.check_keep(keep, largest=grid[0] * grid[1], unit="patches")
-        if math.prod(_coarse(grid, keep)) != keep:
+    def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
+        grid = model.grid
+        keep = check_keep(self.name, keep, largest=model.tokens, unit="patches")
+        if math.prod(coarse_grid(grid, keep)) != keep:
             possible = _possible(grid)
             nearest = [max(each for each in possible if each < keep), min(each for each in possible if each > keep)]
             raise UsageError(
                 f"keep={keep} is not allowed for pool: a grid of {grid[0]} x {grid[1]} patches cannot be pooled to "
                 f"{keep} tokens of its shape; give {nearest[0]} or {nearest[1]}"
             )
-        return keep, parameters
-
-    def select(
-        self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: Parameters
-    ) -> Selection:
-        from array_api_compat import array_namespace, device
-
-        from vtexport.pruning.arrays import integers
-
-        xp, (weights, middles, merged) = array_namespace(features), _pooling(sizes)
-        averaging = xp.asarray(weights.tolist(), dtype=xp.float64, device=device(features))
-        pooled = features if sizes.keep == sizes.tokens else averaging @ xp.astype(features, xp.float64)
-        batch = features.shape[0]
-        flags = xp.asarray([merged.tolist()] * batch, dtype=xp.bool, device=device(features))
-        indices = integers(xp, [middles] * batch, features)
-        return Selection(indices, xp.astype(pooled, features.dtype), {}, flags)
-
-    def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: Parameters) -> dict[str, str]:
-        import numpy as np
-
-        e, (weights, middles, merged) = emitter, _pooling(sizes)
-        shape = sizes.batch, sizes.keep
-        pooled = e.CastLike(e.MatMul(weights, e.as_float("features")), "features")
-        return {
-            "kept_features": e.Identity("features") if sizes.keep == sizes.tokens else pooled,
-            "keep_indices": e.constant(np.broadcast_to(np.asarray(middles, np.int64), shape)),
-            "merged": e.constant(np.broadcast_to(merged, shape)),
-        }
-
-
-def _coarse(grid: tuple[int, int], keep: int) -> tuple[int, int]:
-    """Rows and columns of the coarse grid; one token and all of them are possible on any grid."""
-    if keep in (1, grid[0] * grid[1]):
-        return (1, 1) if keep == 1 else grid
-    ratio = grid[0] / grid[1]
-    columns = min(grid[1], max(1, round(math.sqrt(keep / ratio))))
-    return min(grid[0], max(1, round(ratio * columns))), columns
+        return PlacedOp(AFTER_TOWER, AveragePooling(), model.tokens, keep)
 
 
 def _possible(grid: tuple[int, int]) -> list[int]:
     """Every budget that the rule gives exactly."""
-    return [keep for keep in range(1, grid[0] * grid[1] + 1) if math.prod(_coarse(grid, keep)) == keep]
-
-
-def _windows(fine: int, coarse: int) -> list[Window]:
-    return [(place * fine // coarse, -(-(place + 1) * fine // coarse)) for place in range(coarse)]
-
-
-def _pooling(sizes: Sizes) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Weights [N, T], the patch in the middle of each window, and which windows hold more than one patch [N]."""
-    import numpy as np
-
-    rows, columns = sizes.grid
-    coarse = _coarse(sizes.grid, sizes.keep)
-    weights = np.zeros((sizes.keep, rows, columns))
-    middles = []
-    windows = [(down, across) for down in _windows(rows, coarse[0]) for across in _windows(columns, coarse[1])]
-    for number, ((top, bottom), (left, right)) in enumerate(windows):
-        weights[number, top:bottom, left:right] = 1 / ((bottom - top) * (right - left))
-        middles.append((top + bottom - 1) // 2 * columns + (left + right - 1) // 2)
-    return weights.reshape(sizes.keep, -1), middles, (weights > 0).sum((1, 2)) > 1
+    return [keep for keep in range(1, grid[0] * grid[1] + 1) if math.prod(coarse_grid(grid, keep)) == keep]

@@ -1,92 +1,22 @@
 """PruneSID (arXiv 2603.09480): group tokens by principal components, thin every group, share the budget among groups.
 
-The steps have the numbers of docs/ops/prunesid.md: 1 grouping by principal semantic components (PSCA), 2 redundancy and
-threshold, 3 intra-group non-maximum suppression (NMS), 4 budget per group, 5 order of the output. The defaults are
-those of the authors' LLaVA code, with exact instead of randomised principal components; `variant` has those of the
-paper's text and of the authors' Qwen2-VL code.
+The defaults are those of the authors' LLaVA code; `variant` has those of the paper's text and of the authors' Qwen2-VL
+code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vtexport.errors import UsageError
-from vtexport.pruning.method import Array, Method, Parameters, Selection, Sizes, option
+from vtexport.pruning.budget import check_keep
+from vtexport.pruning.method import Method
+from vtexport.pruning.ops.prunesid import PruneSID
+from vtexport.pruning.options import Option, Options, settings_of
 from vtexport.pruning.registry import register
-from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
-
-if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
-
-
-@dataclass(frozen=True)
-class PruneSIDParameters(Parameters):
-    """Options of PruneSID; `variant` gives those that are left out, official being the authors' LLaVA-1.5 settings."""
-
-    variant: str = option(
-        "official",
-        kind=str,
-        choices=("official", "paper", "qwen"),
-        about="where the other defaults come from: the authors' LLaVA code, the paper's text, their Qwen2-VL code",
-    )
-    groups: int | None = option(
-        None, kind=int, minimum=1, about="number of groups K; default keep // 4, in qwen at least 4"
-    )
-    threshold_scale: float | None = option(
-        None,
-        kind=float,
-        above=0,
-        about="similarity threshold over mean similarity; default keep / 32, in qwen 18 keep / tokens, at least 1",
-    )
-    center: str | None = option(
-        None,
-        kind=str,
-        choices=("token", "feature"),
-        about="what is centred before the components: each token over its features, or each feature (paper)",
-    )
-    nms_score: str | None = option(
-        None,
-        kind=str,
-        choices=("cls_attention", "abs_v"),
-        about="what ranks a group's tokens: attention from CLS (official) or the size of its component (paper, qwen)",
-    )
-    order: str | None = option(
-        None,
-        kind=str,
-        choices=("group", "raster"),
-        about="order of the kept tokens: by group, or by position (qwen above 150 tokens)",
-    )
-    cls_slot: bool | None = option(
-        None, kind=bool, about="CLS is kept as the first token and counts in the budget; default only in official"
-    )
-    redundancy: str | None = option(
-        None,
-        kind=str,
-        choices=("pairs", "triangle"),
-        about="mean similarity: over the pairs, or the upper triangle with its diagonal over all T² entries (qwen)",
-    )
-    shares: str | None = option(
-        None,
-        kind=str,
-        choices=("bounded", "proportional"),
-        about="budget of a group: at least 1 and at most 5 per 64 kept, or its share of the survivors alone (paper)",
-    )
-    space: str | None = option(
-        None,
-        kind=str,
-        choices=("vision", "projected"),
-        about="features before the projector, or behind it (qwen)",
-    )
-
-    def filled(self) -> PruneSIDParameters:
-        """With everything that follows from the variant and not from the budget."""
-        missing = {name: value for name, value in _DEFAULTS[self.variant].items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
-
+from vtexport.pruning.schedule import PlacedOp, Schedule
+from vtexport.pruning.types import ModelShape, after_space
 
 _OFFICIAL: dict[str, Any] = {
     "center": "token",
@@ -102,232 +32,76 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen": _OFFICIAL | {"nms_score": "abs_v", "cls_slot": False, "redundancy": "triangle", "space": "projected"},
 }
 _QWEN_MOST_BY_GROUP = 150  # that code sorts what it keeps to raster order when there are more
+_SMALLEST_KEEP = 4
 
 
 @register
-class PruneSID(Method):
-    """Group by principal components, suppress near-duplicates within groups, share the budget among the groups.
-
-    Intermediate values (`Selection.details`, and `diagnostics` in ONNX), K groups, T patches:
-    groups [B, T] int64; sizes, survivors (m_g), taken (n_g) [B, K] int64; rho, tau [B].
-    The reference adds scores [B, T] (what ranked the tokens) and eigenvalues [B, T], and how far the selection is from
-    being another one: group_margin [B, T] (largest minus second-largest |V|), nms_margin [B] (least |S - tau| of the
-    comparisons made).
-    The ONNX form adds residual [B]: the eigenvectors' worst residual over the largest eigenvalue.
-    """
+class PruneSIDMethod(Method):
+    """One op, behind the vision tower or, in the Qwen2-VL code, behind the projector."""
 
     name = "prunesid"
-    op_type = "VtxPruneSID"
     title = "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity"
     arxiv = "2603.09480"
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image, the CLS token included unless cls_slot is off"
-    positions = "contiguous"
-    smallest_keep = 4
-    parameters = PruneSIDParameters
-    diagnostics = {  # noqa: RUF012
-        "groups": ("INT64", "BT"),
-        "sizes": ("INT64", "BK"),
-        "survivors": ("INT64", "BK"),
-        "taken": ("INT64", "BK"),
-        "rho": ("FLOAT", "B"),
-        "tau": ("FLOAT", "B"),
-        "residual": ("FLOAT", "B"),
-    }
+    adaptive = True
+    options = (
+        Option(
+            "variant",
+            kind=str,
+            default="official",
+            choices=("official", "paper", "qwen"),
+            about="where the other defaults come from: the authors' LLaVA code, the paper's text, their Qwen2-VL code",
+        ),
+        *settings_of(PruneSID),
+        Option(
+            "space",
+            kind=str,
+            choices=("vision", "projected"),
+            about="features before the projector, or behind it (qwen)",
+        ),
+    )
 
-    def signals(self, parameters: PruneSIDParameters) -> tuple[str, ...]:
-        return ("cls_attention",) if parameters.filled().nms_score == "cls_attention" else ()
+    def takes_cls(self, options: Options, *, has_cls: bool = True) -> bool:
+        if options["cls_slot"] is None:
+            return bool(_default(options, "cls_slot")) and has_cls
+        return bool(options["cls_slot"])
 
-    def takes_cls(self, parameters: PruneSIDParameters) -> bool:
-        return bool(parameters.filled().cls_slot)
-
-    def space(self, parameters: PruneSIDParameters) -> str:
-        return str(parameters.filled().space)
-
-    def dynamic(self, parameters: PruneSIDParameters) -> bool:
-        """Eq. 7 of the paper gives an image tokens by 1 - rho, rho being that of the features before the projector."""
-        given = parameters.filled()
-        return (given.space, given.redundancy) == ("vision", "pairs")
-
-    def resolve(
-        self, parameters: PruneSIDParameters, *, grid: tuple[int, int], keep: int | None
-    ) -> tuple[int, PruneSIDParameters]:
-        given = parameters.filled()
-        tokens, slot, qwen = grid[0] * grid[1], int(bool(given.cls_slot)), given.variant == "qwen"
-        if slot and given.space == "projected":
+    def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
+        tokens, qwen, space = model.tokens, options["variant"] == "qwen", _space(options)
+        takes_cls = self.takes_cls(options, has_cls=model.has_cls)
+        if takes_cls and not model.has_cls:
+            raise UsageError("cls_slot=True is not allowed: this vision tower has no CLS token; give cls_slot=false")
+        if takes_cls and space == "projected":
             raise UsageError("cls_slot=True is not allowed with space=projected, where CLS is not; give cls_slot=false")
-        keep = self.check_keep(keep, largest=tokens + slot, unit="CLS included" if slot else "patches")
-        groups = max(keep // 4, 4 if qwen else 1) if given.groups is None else given.groups
+        slot = int(takes_cls)
+        unit = "CLS included" if slot else "patches"
+        keep = check_keep(self.name, keep, smallest=_SMALLEST_KEEP, largest=tokens + slot, unit=unit)
+        groups = options.set_or("groups", max(keep // 4, 4 if qwen else 1))
         if groups > keep - slot:  # every group that is not empty gives at least one token
             raise UsageError(
                 f"groups={groups} is not allowed with keep={keep}; give a whole number from 1 to {keep - slot}"
             )
-        usual = max(18 * keep / tokens, 1.0) if qwen else keep / 32
-        scale = usual if given.threshold_scale is None else given.threshold_scale
-        order = "raster" if qwen and keep > _QWEN_MOST_BY_GROUP else "group"
-        order = order if given.order is None else given.order
-        return keep, dataclasses.replace(given, groups=groups, threshold_scale=scale, order=order)
+        by_variant = ("center", "nms_score", "redundancy", "shares")
+        op = PruneSID(
+            groups=groups,
+            threshold_scale=options.set_or("threshold_scale", max(18 * keep / tokens, 1.0) if qwen else keep / 32),
+            order=options.set_or("order", "raster" if qwen and keep > _QWEN_MOST_BY_GROUP else "group"),
+            cls_slot=takes_cls,
+            **{name: options.set_or(name, _default(options, name)) for name in by_variant},
+        )
+        return PlacedOp(after_space(space), op, tokens, keep)
 
-    def select(
-        self, features: Array, signals: Mapping[str, Array], *, sizes: Sizes, parameters: PruneSIDParameters
-    ) -> Selection:
-        from array_api_compat import array_namespace
-
-        from vtexport.pruning.arrays import gather_rows, integers
-
-        xp, slot = array_namespace(features), int(bool(parameters.cls_slot))
-        scores = signals.get("scores")
-        images = []
-        for image in range(features.shape[0]):
-            patches = xp.astype(features[image, slot:, :], xp.float64)
-            score = None if scores is None else xp.astype(scores[image, :], xp.float32)
-            images.append(_select_image(xp, patches, score, sizes.keep, parameters))
-        rows = integers(xp, [[0] * slot + [patch + slot for patch in chosen] for chosen, _ in images], features)
-        details = {name: xp.stack([each[name] for _, each in images]) for name in images[0][1]}
-        return Selection(rows - slot, gather_rows(xp, features, rows), details)
-
-    def emit(self, emitter: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -> dict[str, str]:
-        from vtexport.pruning.methods.prunesid_onnx import emit_prunesid
-
-        return emit_prunesid(emitter, sizes=sizes, parameters=parameters)
+    def plan(self, options: Options, model: ModelShape, keep: int | None) -> Schedule:
+        schedule, space = super().plan(options, model, keep), _space(options)
+        # Eq. 7 of the paper gives an image tokens by 1 - rho, rho being that of the features before the projector.
+        adaptive = space == "vision" and schedule.settings["redundancy"] == "pairs"
+        return dataclasses.replace(schedule, settings={**schedule.settings, "space": space}, adaptive=adaptive)
 
 
-def _select_image(
-    xp: Any, patches: Array, score: Array | None, keep: int, parameters: PruneSIDParameters
-) -> tuple[list[int], dict[str, Array]]:
-    """Patches to keep, in output order, for one image: `patches` [T, D] float64, `score` [T] float32."""
-    from array_api_compat import device
-
-    from vtexport.pruning.arrays import (
-        cosine_similarity,
-        descending_order,
-        in_range,
-        integers,
-        leading_eigenvectors,
-        settled,
-        sigmoid,
-        strong,
-    )
-
-    assert parameters.groups is not None
-    assert parameters.threshold_scale is not None
-    tokens, count = patches.shape[0], parameters.groups
-
-    # 1. PSCA: a token belongs to the component in which it is largest; the sign of a component does not matter.
-    y = sigmoid(xp, patches)
-    y = y - xp.mean(y, axis=1 if parameters.center == "token" else 0, keepdims=True)
-    components, eigenvalues = leading_eigenvectors(xp, y @ y.T, count)
-    is_there = strong(xp, eigenvalues, WEAKEST_GROUP, CENTRED * tokens * patches.shape[1])
-    loading = settled(xp, xp.where(is_there[:count], xp.abs(components), xp.zeros_like(components)), STEP)
-    group_of = xp.argmax(loading, axis=1)
-    is_own = integers(xp, list(range(count)), patches)[None, :] == group_of[:, None]
-    own = xp.sum(xp.where(is_own, loading, xp.zeros_like(loading)), axis=1)
-    others = xp.where(is_own, -1.0, loading)
-    if score is None:
-        score = own
-
-    # 2. Redundancy: the mean cosine over the pairs of different tokens; the threshold is a multiple of it.
-    cosine = cosine_similarity(xp, in_range(xp, patches))
-    diagonal = xp.sum(xp.linalg.diagonal(cosine))
-    pairs = (xp.sum(cosine) - diagonal) / 2
-    rho = pairs / (tokens * (tokens - 1) / 2)
-    if parameters.redundancy == "triangle":
-        rho = (pairs + diagonal) / tokens**2
-    tau = (1.0 if float(rho) > PARALLEL else rho) * parameters.threshold_scale + xp.zeros_like(rho)
-
-    # 3. NMS in every group, then 4. the budget of every group.
-    best_first = descending_order(xp, score)
-    members: list[list[int]] = [[] for _ in range(count)]
-    for token, group in zip(best_first.tolist(), xp.take(group_of, best_first).tolist(), strict=True):
-        members[group].append(token)
-    limit = _limit(float(tau))
-    suppression = [_suppress(ranked, score.tolist(), cosine, limit) for ranked in members]
-    sizes = [len(ranked) for ranked in members]
-    survivors = [len(kept) for kept, _, _ in suppression]
-    bounded = parameters.shares == "bounded"
-    taken = allocate(sizes, survivors, keep=keep, cls_slots=int(bool(parameters.cls_slot)), bounded=bounded)
-
-    # 5. Survivors of a group by score, then its suppressed tokens by score, cut at the budget; group after group.
-    chosen = []
-    for (kept, suppressed, _), share in zip(suppression, taken, strict=True):
-        chosen += (kept + suppressed)[:share]
-    if parameters.order == "raster":
-        chosen.sort()
-    margin = min(each for _, _, each in suppression)
-    details = {
-        "scores": score,
-        "groups": xp.astype(group_of, xp.int64),
-        "sizes": integers(xp, sizes, patches),
-        "survivors": integers(xp, survivors, patches),
-        "taken": integers(xp, taken, patches),
-        "rho": rho,
-        "tau": tau,
-        "eigenvalues": eigenvalues,
-        "group_margin": own - xp.max(others, axis=1),
-        "nms_margin": xp.asarray(margin, dtype=xp.float64, device=device(patches)),
-    }
-    return chosen, details
+def _default(options: Options, name: str) -> Any:
+    return _DEFAULTS[options["variant"]][name]
 
 
-def _limit(tau: float) -> float:
-    """What a cosine has to exceed to be above tau; parallel rows are at 1, which is above nothing from 1 on."""
-    limit = tau + ALIKE
-    return min(limit, PARALLEL) if limit < 1 else math.inf
-
-
-def _suppress(ranked: list[int], score: list[float], cosine: Array, limit: float) -> tuple[list[int], list[int], float]:
-    """One group's NMS: survivors, suppressed tokens (both by descending score), least |S - limit| compared.
-
-    The best token left survives and suppresses the tokens more similar to it than the limit. A token without positive
-    score never survives and suppresses nothing.
-    """
-    kept: list[int] = []
-    suppressed: list[int] = []
-    margin = math.inf
-    for token in ranked:
-        if not score[token] > 0:
-            suppressed.append(token)
-            continue
-        similar = False
-        for better in kept:
-            similarity = float(cosine[better, token])
-            margin = min(margin, abs(similarity - limit))
-            if similarity > limit:
-                similar = True
-                break
-        (suppressed if similar else kept).append(token)
-    return kept, suppressed, margin
-
-
-def allocate(sizes: list[int], survivors: list[int], *, keep: int, cls_slots: int, bounded: bool = True) -> list[int]:
-    """Tokens to take from every group: `keep - cls_slots` in total (step 4 of docs/ops/prunesid.md).
-
-    Args:
-        sizes, survivors: Members and NMS survivors of every group (s_g and m_g).
-        keep: The budget N, at least the number of groups that are not empty plus `cls_slots`, at most the number of
-            tokens plus `cls_slots`.
-        cls_slots: 1 if CLS takes one of the N places, else 0.
-        bounded: every group that is not empty gives one token, and none more than 5 for each 64 of the budget.
-    """
-    from vtexport.pruning.arrays import round_half_even
-
-    floor = [min(int(bounded), size) for size in sizes]
-    cap = 5 * -(-keep // 64) if bounded else keep
-    upper = [min(cap, size, alive) for size, alive in zip(sizes, survivors, strict=True)]
-    while sum(upper) < keep and upper != sizes:  # too few survivors: suppressed tokens become eligible, evenly
-        upper = [min(bound + 1, size) for bound, size in zip(upper, sizes, strict=True)]
-
-    extra = max(0, keep - cls_slots - sum(floor))
-    taken, before, running = [], 0, 0
-    for group, alive in enumerate(survivors):
-        running += alive
-        until = round_half_even(running * extra, max(1, sum(survivors)))
-        taken.append(min(floor[group] + until - before, upper[group]))
-        before = until
-
-    missing = sum(floor) + extra - sum(taken)
-    for group in sorted(range(len(sizes)), key=lambda each: -survivors[each]):  # stable: ties to the lower group
-        more = min(upper[group] - taken[group], missing)
-        taken[group] += more
-        missing -= more
-    return taken
+def _space(options: Options) -> str:
+    return str(options.set_or("space", _default(options, "space")))

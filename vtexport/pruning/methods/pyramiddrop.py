@@ -9,42 +9,38 @@ Here the ratio follows from the budget, which is the mean over the decoder's lay
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
 
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.budget import check_budget, check_layers, mean_tokens, scaled_layer
-from vtexport.pruning.llm.step import LLMStep
-from vtexport.pruning.method import LLMMethod, Parameters, Schedule, option
-from vtexport.pruning.registry import get_method, register
-
-
-@dataclass(frozen=True)
-class PyramidDropParameters(Parameters):
-    """Positions of the tokens that stay."""
-
-    positions: str = option(
-        "compacted",
-        kind=str,
-        choices=("compacted", "original"),
-        about="position ids behind a step: numbered through again (code) or kept",
-    )
+from vtexport.pruning.budget import check_budget, check_layers, mean_tokens, scaled_layer
+from vtexport.pruning.method import Method
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.keep_all import keep_all
+from vtexport.pruning.options import Option, Options
+from vtexport.pruning.registry import register
+from vtexport.pruning.schedule import PlacedOp, Schedule
+from vtexport.pruning.types import ModelShape, before_layer
 
 
 @register
-class PyramidDrop(LLMMethod):
-    """Three steps at a quarter, half and three quarters of the depth, by the attention of the layer behind each."""
+class PyramidDrop(Method):
+    """Three ops at a quarter, half and three quarters of the depth, by the attention of the layer behind each."""
 
     name = "pyramiddrop"
     title = "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction"
     arxiv = "2410.17247"
     acts = "inside the language model, before three layers"
     budget = "visual tokens per image and layer, the mean over the decoder's layers"
-    parameters = PyramidDropParameters
+    options = (
+        Option(
+            "positions",
+            kind=str,
+            default="compacted",
+            choices=("compacted", "original"),
+            about="position ids behind a step: numbered through again (code) or kept",
+        ),
+    )
 
-    def schedule(
-        self, parameters: PyramidDropParameters, *, grid: tuple[int, int], keep: int | None, layers: int
-    ) -> Schedule:
-        tokens = grid[0] * grid[1]
+    def plan(self, options: Options, model: ModelShape, keep: int | None) -> Schedule:
+        tokens, layers = model.tokens, model.layers
         at = [scaled_layer(layer, layers) for layer in (8, 16, 24)]
         check_layers(self.name, at, layers)
 
@@ -61,16 +57,8 @@ class PyramidDrop(LLMMethod):
 
         keep = check_budget(self.name, keep, lambda budget: mean(first(budget)), tokens)
         kept = counts(first(keep))
-        steps = tuple(
-            LLMStep(
-                layer=layer,
-                tokens=before,
-                keep=after,
-                op=AttentionTopK(),
-                source="behind",
-                positions=parameters.positions,
-            )
+        steps = (
+            PlacedOp(before_layer(layer), AttentionTopK(), before, after, options["positions"], source="behind")
             for layer, before, after in zip(at, [tokens, *kept], kept, strict=False)
         )
-        entering, everything = get_method("none").resolve(Parameters(), grid=grid, keep=None)
-        return Schedule(get_method("none"), everything, entering, keep, steps, self.name, parameters)
+        return Schedule(keep, (keep_all(model), *steps), options.resolved(), has_cls=model.has_cls)

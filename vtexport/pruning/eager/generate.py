@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from vtexport.errors import UsageError
-from vtexport.pruning.eager_cut import cut_of, images_per_row
-from vtexport.pruning.eager_patches import Patches
+from vtexport.pruning.eager.cut import cut_of, images_per_row
+from vtexport.pruning.eager.patches import Patches
 
 RECORD = "_vtexport_record"  # argument by which the outer forward pass learns of the inner one
 

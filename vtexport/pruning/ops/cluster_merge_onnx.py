@@ -5,18 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from vtexport.pruning.emit import Emitter
-from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
-from vtexport.pruning.llm.parts_onnx import splice, visual_rows
-from vtexport.pruning.llm.step import LLMSizes
 from vtexport.pruning.parts_onnx import rounded_quotient
+from vtexport.pruning.splice_onnx import splice, visual_rows
+from vtexport.pruning.types import Sizes
 
 
-def emit_cluster_merge(
-    e: Emitter, saliency: str, *, sizes: LLMSizes, parameters: ClusterMergeParameters
-) -> dict[str, str]:
+def emit_cluster_merge(e: Emitter, saliency: str, sizes: Sizes, *, clusters: int, mean: bool) -> dict[str, str]:
     """The body, from l [n] of the visual tokens."""
-    tokens, keep, slots = sizes.tokens, sizes.keep, parameters.clusters + 1  # slot 0 is the label -1
-    slot = e.Add(e.Max(-1, e.Min(parameters.clusters - 1, e.Squeeze("labels", [0]))), 1)
+    tokens, keep, slots = sizes.tokens, sizes.keep, clusters + 1  # slot 0 is the label -1
+    slot = e.Add(e.Max(-1, e.Min(clusters - 1, e.Squeeze("labels", [0]))), 1)
     member = e.as_float(e.Equal(slot, np.arange(slots)[:, None]))  # [slots, n]
     size = e.total(member, 1, keepdims=False)
     present = e.Greater(size, 0.0)
@@ -52,9 +49,9 @@ def emit_cluster_merge(
 
     weights = e.Div(e.Mul(member, e.as_float(rest)), e.Max(1.0, e.Unsqueeze(left, [1])))
     visual = visual_rows(e, "hidden_states", sizes)
-    mean = e.Gather(e.MatMul(weights, visual), e.Gather(slot, kept))
+    average = e.Gather(e.MatMul(weights, visual), e.Gather(slot, kept))
     rows = e.Gather(visual, kept)
-    made = mean if parameters.merge == "mean" else e.Add(rows, mean)
+    made = average if mean else e.Add(rows, average)
     block = e.Where(e.Unsqueeze(e.Gather(middle, kept), [1]), made, rows)
     return splice(e, kept, sizes, e.CastLike(block, "hidden_states"))
 

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import torch
 
 from vtexport.errors import UsageError
-from vtexport.pruning.llm.step import LLMSelection, LLMSizes, LLMStep
+from vtexport.pruning.schedule import PlacedOp
+from vtexport.pruning.types import Selection, Sizes
 
 
 @dataclass
@@ -32,7 +33,7 @@ class StepState:
 
     visual_start: int
     labels: torch.Tensor | None = None
-    selections: list[LLMSelection] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
     offsets: dict[int, int] = field(default_factory=dict)
 
 
@@ -48,7 +49,7 @@ class _Pass(threading.local):
 class StepHooks:
     """The hooks of one model, which act `during` passes with images alone; `remove` takes them off."""
 
-    def __init__(self, language_model: Any, steps: Sequence[LLMStep]):
+    def __init__(self, language_model: Any, steps: Sequence[PlacedOp]):
         self._model, self._steps = language_model, {step.layer: step for step in steps}
         self._watched = {step.layer - 1 for step in steps if step.source == "before"}
         self._pass = _Pass()
@@ -90,7 +91,7 @@ class StepHooks:
             own.seen = hidden, kwargs["position_embeddings"]
         return (hidden, *args[1:]), kwargs
 
-    def _prune(self, step: LLMStep, layer: Any, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    def _prune(self, step: PlacedOp, layer: Any, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         own = self._pass
         assert own.state is not None
         given = {**kwargs, **own.now}
@@ -102,15 +103,16 @@ class StepHooks:
         start, end = own.state.visual_start, own.state.visual_start + step.tokens
         chosen = _choose(step, source, hidden, seen, turned, own.state)
         own.state.selections.append(chosen)
-        visual = hidden[:, start:end][:, chosen.kept]
+        kept = chosen.keep_indices[0]
+        visual = hidden[:, start:end][:, kept]
         if chosen.merged is not None:
-            visual = torch.where(chosen.merged[:, None], chosen.rows[None].to(hidden.dtype), visual)
+            visual = torch.where(chosen.merged[:, :, None], chosen.kept_features.to(hidden.dtype), visual)
         hidden = torch.cat([hidden[:, :start], visual, hidden[:, end:]], dim=1)
         positions = given["position_ids"]
-        left = torch.cat([positions[:, :start], positions[:, start:end][:, chosen.kept], positions[:, end:]], dim=1)
+        left = torch.cat([positions[:, :start], positions[:, start:end][:, kept], positions[:, end:]], dim=1)
         if step.positions == "official":
             places = torch.arange(positions.shape[1], device=left.device)
-            left = torch.cat([places[:start], start + chosen.kept, places[end:]])[None]
+            left = torch.cat([places[:start], start + kept, places[end:]])[None]
         if step.positions == "compacted":
             left = torch.arange(hidden.shape[1], device=left.device)[None]
             own.state.offsets[step.layer] = int(positions[0, -1] - left[0, -1])
@@ -158,23 +160,27 @@ def no_copy() -> UsageError:
 
 @torch.no_grad()
 def _choose(
-    step: LLMStep, source: Any, hidden: torch.Tensor, seen: torch.Tensor, turned: Any, state: StepState
-) -> LLMSelection:
+    step: PlacedOp, source: Any, hidden: torch.Tensor, seen: torch.Tensor, turned: Any, state: StepState
+) -> Selection:
     """What a step keeps, by the keys and the query of the layer `source`, whose input is `seen`."""
-    signals = dict(zip(("keys", "query"), _keys_and_query(source, seen, turned), strict=True))
+    signals = {
+        name: signal[None]
+        for name, signal in zip(("keys", "query"), _keys_and_query(source, seen, turned), strict=True)
+    }
     if state.labels is not None:
-        signals["labels"] = state.labels
+        signals["labels"] = state.labels[None]
     config = source.self_attn.config
-    sizes = LLMSizes(
-        tokens=step.tokens,
-        keep=step.keep,
+    sizes = Sizes(
+        batch=1,
+        grid=(1, step.tokens),
         width=hidden.shape[2],
+        keep=step.keep,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=source.self_attn.head_dim,
     )
-    wanted = {name: signals[name].to(hidden.device) for name in step.op.signals}
-    return step.op.select(hidden[0], state.visual_start, wanted, sizes=sizes, parameters=step.parameters)
+    given = {"hidden_states": hidden, "visual_start": torch.tensor([state.visual_start]), **signals}
+    return step.op.select({each.name: given[each.name].to(hidden.device) for each in step.op.inputs()}, sizes)
 
 
 def _keys_and_query(layer: Any, hidden: torch.Tensor, turned: Any) -> tuple[torch.Tensor, torch.Tensor]:

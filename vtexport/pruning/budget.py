@@ -1,4 +1,4 @@
-"""From `--keep N`, the mean number of visual tokens over the decoder's layers, to what each step keeps."""
+"""Budgets: whether a method can give `--keep N`, and N as the mean over the language model's layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from collections.abc import Callable, Sequence
 from vtexport.errors import UsageError
 
 TOLERANCE = 0.02  # how far the mean over layers may be from N
+
+
+def check_keep(method: str, keep: int | None, *, largest: int, unit: str, smallest: int = 1) -> int:
+    """`keep` when it is a whole number from `smallest` to `largest`, which are in `unit`.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int) or not smallest <= keep <= largest:
+        raise UsageError(
+            f"keep={keep!r} is not allowed for {method} on this image size; "
+            f"give a whole number from {smallest} to {largest} ({unit})"
+        )
+    return keep
 
 
 def scaled_layer(layer: int, layers: int, of: int = 32) -> int:

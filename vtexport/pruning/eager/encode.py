@@ -10,8 +10,9 @@ import torch
 
 from vtexport.errors import UsageError
 from vtexport.pruning.arrays import checked_inputs
-from vtexport.pruning.method import Schedule, Selection, Sizes
+from vtexport.pruning.schedule import Schedule
 from vtexport.pruning.signals import SIGNALS
+from vtexport.pruning.types import AFTER_CONNECTOR, Selection, Sizes
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Encoded:
 
 
 class Encoder:
-    """The vision side of one model under one schedule. `inner` is a `LlavaModel`, `grid` its rows and columns."""
+    """The vision side of one model under one schedule of a method. `inner` is a `LlavaModel`, `grid` its rows and
+    columns.
+    """
 
-    def __init__(self, inner: Any, schedule: Schedule, grid: tuple[int, int]):
-        self._inner, self._grid, self._schedule = inner, grid, schedule
-        self._method, self._parameters = schedule.encoder, schedule.parameters
-        self._wanted = [SIGNALS[name].input for name in self._method.signals(self._parameters)]
+    def __init__(self, inner: Any, method: str, schedule: Schedule, grid: tuple[int, int]):
+        self._inner, self._grid, self._method, self._schedule = inner, grid, method, schedule
+        self._placed, self._op = schedule.first, schedule.first.op
+        self._wanted = [SIGNALS[name].input for name in schedule.signals]
 
     def encode(self, pixel_values: torch.Tensor, extra_signals: Mapping[str, torch.Tensor]) -> Encoded:
         """Kept tokens of images [images, 3, H, W]; n is N, or the count that a method reports.
@@ -46,19 +49,19 @@ class Encoder:
             UsageError: A signal is missing, images get different counts, or gradients would be lost.
             InputError: A signal is not finite.
         """
-        method, projector = self._method, self._inner.multi_modal_projector
-        given = signals_of(self._inner, pixel_values, method.signals(self._parameters))
+        op, projector = self._op, self._inner.multi_modal_projector
+        given = signals_of(self._inner, pixel_values, self._schedule.signals)
         features = given.pop("features")
-        slot = int(method.takes_cls(self._parameters))
+        slot = int(op.takes_cls)
         if not slot:
             features = features[:, 1:]
-        projected = method.space(self._parameters) == "projected"
+        projected = self._placed.place == AFTER_CONNECTOR
         if projected:
             features = projector(features)
-        if method.merges and features.requires_grad and self.wants_gradients(pixel_values):
+        if op.merges and features.requires_grad and self.wants_gradients(pixel_values):
             modules = "vision_tower and multi_modal_projector" if projected else "vision_tower"
             raise UsageError(
-                f"{method.name} merges tokens, and no gradient comes back through a merged one; call "
+                f"{self._method} merges tokens, and no gradient comes back through a merged one; call "
                 f"requires_grad_(False) on {modules}, or train with another method"
             )
         selections = [
@@ -74,7 +77,7 @@ class Encoder:
             merged = [selection.merged[:, :used, None] for selection in selections if selection.merged is not None]
             rows = torch.where(torch.cat(merged), rows, source) if merged else source
         span = self._grid[0] * self._grid[1]
-        if method.positions == "contiguous":
+        if self._placed.positions == "contiguous":
             span, indices = used, torch.arange(used, device=indices.device).expand_as(indices)
         return Encoded(rows if projected else projector(rows), indices, span, selections)
 
@@ -89,23 +92,29 @@ class Encoder:
         for name in self._wanted:
             if name not in own and name not in extra_signals:
                 how = "ask(question_ids)" if name == "text_embeds" else f"extra_signals[{name!r}]"
-                raise UsageError(f"{self._method.name} needs {name}; set it with {how} on what apply() returned")
+                raise UsageError(f"{self._method} needs {name}; set it with {how} on what apply() returned")
         signals = {name: own[name] if name in own else extra_signals[name] for name in self._wanted}
         checked_inputs(features, signals)
-        heads, head_width = signals["keys"].shape[2:] if "keys" in signals else (1, 1)
-        width = signals["text_embeds"].shape[2] if "text_embeds" in signals else 1
-        keep = self._schedule.visual_tokens
-        sizes = Sizes(1, self._grid, features.shape[2], keep, heads, head_width, width)
-        return self._method.select(features, signals, sizes=sizes, parameters=self._parameters)
+        heads, head_dim = signals["keys"].shape[2:] if "keys" in signals else (1, 1)
+        sizes = Sizes(
+            batch=1,
+            grid=self._grid,
+            width=features.shape[2],
+            keep=self._schedule.visual_tokens,
+            heads=heads,
+            head_dim=head_dim,
+            embedding_width=signals["text_embeds"].shape[2] if "text_embeds" in signals else 1,
+        )
+        return self._op.select({"features": features, **signals}, sizes)
 
     def _used(self, selections: list[Selection]) -> int:
-        """Rows from the front that every image uses: all, or as many as a method reports (`Method.reports`)."""
-        if "count" not in self._method.reports(self._parameters):
+        """Rows from the front that every image uses: all, or as many as the op reports (`Op.reports`)."""
+        if "count" not in {report.name for report in self._op.reports()}:
             return self._schedule.visual_tokens
         counts = [int(selection.details["count"][0]) for selection in selections]
         if len(set(counts)) > 1:
             raise UsageError(
-                f"{self._schedule.name} keeps {', '.join(map(str, counts))} tokens of these images with these "
+                f"{self._method} keeps {', '.join(map(str, counts))} tokens of these images with these "
                 "parameters; give one image at a time"
             )
         return counts[0]
@@ -138,6 +147,10 @@ def _further_signals(
         query = attention.q_proj(x[:, :1]).view(batch, 1, attention.num_heads, -1)
         logits = torch.einsum("bqhd,bkhd->bhqk", query, keys).float() * attention.scale
         found["scores"] = logits.softmax(-1)[:, :, 0, 1:].sum(1)
+    if "received_attention" in signals:
+        queries = attention.q_proj(x[:, 1:]).view(batch, rows - 1, attention.num_heads, -1)
+        logits = torch.einsum("bqhd,bkhd->bhqk", queries, keys).float() * attention.scale
+        found["scores"] = logits.softmax(-1)[..., 1:].mean(2).sum(1)
     if "keys" in signals:
         found["keys"] = keys[:, 1:]
     if "similarity_features" in signals:

@@ -8,38 +8,41 @@ r_i = cos(h_i, t). The n' largest stay, in their order. The released code takes 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vtexport.pruning.llm.attention_topk import select_top
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
-from vtexport.pruning.method import Array
+from vtexport.pruning.op import DecoderOp, check_decoder_inputs
+from vtexport.pruning.topk import keep_top
+from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
 
 
-class TextSimilarityTopK(LLMOp):
-    """The n' visual tokens of largest cosine to the text's mean. `details`: scores [n], margin (gap at the cut)."""
+@dataclass(frozen=True)
+class TextSimilarityTopK(DecoderOp):
+    """The n' visual tokens of largest cosine to the text's mean.
+
+    `details`: scores [1, n], margin [1] (gap at the cut).
+    """
 
     op_type = "VtxTextSimilarityTopK"
-    signals = ()
 
-    def select(
-        self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
-    ) -> LLMSelection:
+    def select(self, inputs: Mapping[str, Array], sizes: Sizes) -> Selection:
         from vtexport.pruning.arrays import in_range, settled_cosines, unit_rows
 
-        xp = checked_step(hidden, signals)
-        rows, end = xp.astype(hidden, xp.float64), visual_start + sizes.tokens
-        text = xp.concat([rows[:visual_start, ...], rows[end:, ...]])
+        xp = check_decoder_inputs(inputs)
+        start = int(inputs["visual_start"][0])
+        rows, end = xp.astype(inputs["hidden_states"][0, ...], xp.float64), start + sizes.tokens
+        text = xp.concat([rows[:start, ...], rows[end:, ...]])
         mean = xp.sum(text, axis=0, keepdims=True) / max(1, text.shape[0])
-        visual = unit_rows(xp, in_range(xp, rows[visual_start:end, ...]))
+        visual = unit_rows(xp, in_range(xp, rows[start:end, ...]))
         cosines = settled_cosines(xp, (visual @ unit_rows(xp, in_range(xp, mean)).T)[:, 0])
-        return select_top(xp, hidden, visual_start, cosines, sizes.keep)
+        return keep_top(xp, inputs, cosines, sizes)
 
-    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: Any) -> dict[str, str]:
-        from vtexport.pruning.llm.parts_onnx import keep_top, splice, visual_rows
+    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
         from vtexport.pruning.parts_onnx import cosine_rows
+        from vtexport.pruning.splice_onnx import keep_top, splice, visual_rows
         from vtexport.pruning.ties import PARALLEL, SHIFT
 
         length = e.Shape("hidden_states", start=1, end=2)

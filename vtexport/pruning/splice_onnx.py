@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from vtexport.pruning.emit import Emitter
-from vtexport.pruning.llm.step import LLMSizes
+from vtexport.pruning.types import Sizes
 
 
-def visual_rows(e: Emitter, tensor: str, sizes: LLMSizes) -> str:
+def visual_rows(e: Emitter, tensor: str, sizes: Sizes) -> str:
     """[n, ...]: the rows of the visual tokens of `tensor` [1, S, ...], in float32."""
     places = e.Add("visual_start", np.arange(sizes.tokens))
     return e.as_float(e.Gather(e.Squeeze(tensor, [0]), places))
 
 
-def splice(e: Emitter, kept: str, sizes: LLMSizes, block: str | None = None) -> dict[str, str]:
+def splice(e: Emitter, kept: str, sizes: Sizes, block: str | None = None) -> dict[str, str]:
     """The op's outputs from `kept` [n'] int64, ascending among the n visual tokens.
 
     `block` [n', W], where rows are merged, in the hidden states' type; copies of the kept rows otherwise. Text before

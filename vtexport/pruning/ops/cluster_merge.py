@@ -14,83 +14,78 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vtexport.pruning.llm.key_norm_topk import emit_key_norms, key_norms
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
-from vtexport.pruning.method import Array, Parameters, option
+from vtexport.pruning.op import DecoderOp, check_decoder_inputs, visual_rows
+from vtexport.pruning.ops.key_norm_topk import emit_key_norms, key_norms
+from vtexport.pruning.options import setting
+from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
 
 
-@dataclass(frozen=True)
-class ClusterMergeParameters(Parameters):
-    """How many clusters the labels name, and how a merged token is made."""
-
-    clusters: int = option(1, kind=int, minimum=1, about="labels run from 0 to clusters - 1, and -1 for none")
-    merge: str = option(
-        "sum",
-        kind=str,
-        choices=("sum", "mean"),
-        about="a merged token: its middle token plus the mean of all (code), or the mean alone",
-    )
-
-
-class ClusterMerge(LLMOp):
+@dataclass(frozen=True, kw_only=True)
+class ClusterMerge(DecoderOp):
     """The n' rows of clusters: kept tokens and merged ones. The label -1 is a cluster too, before the others.
 
-    `details`: saliency [n] (l), quotas [K] int64 (q_c of the clusters there are; 0 where K > n'), keep_margin (least
-    gap of l at a cluster's cut; where K > n', of the summed l at the cut), total_margin (least gap of the summed l of
-    two clusters where that decided a quota, else infinite).
+    `details`: saliency [1, n] (l), quotas [1, K] int64 (q_c of the clusters there are; 0 where K > n'), keep_margin [1]
+    (least gap of l at a cluster's cut; where K > n', of the summed l at the cut), total_margin [1] (least gap of the
+    summed l of two clusters where that decided a quota, else infinite).
     """
 
     op_type = "VtxClusterMerge"
-    signals = ("keys", "labels")
     merges = True
 
-    def select(
-        self,
-        hidden: Array,
-        visual_start: int,
-        signals: Mapping[str, Array],
-        *,
-        sizes: LLMSizes,
-        parameters: ClusterMergeParameters,
-    ) -> LLMSelection:
+    clusters: int = setting(1, kind=int, minimum=1, about="labels run from 0 to clusters - 1, and -1 for none")
+    merge: str = setting(
+        "sum",
+        kind=str,
+        choices=("sum", "mean"),
+        about="a merged token of stage 2: its middle token plus the mean of all (code), or the mean alone",
+    )
+
+    def signals(self) -> tuple[str, ...]:
+        return "layer_keys", "labels"
+
+    def select(self, inputs: Mapping[str, Array], sizes: Sizes) -> Selection:
         from array_api_compat import device
 
         from vtexport.pruning.arrays import integers
 
-        xp = checked_step(hidden, signals)
-        norms = key_norms(xp, signals["keys"][visual_start : visual_start + sizes.tokens, ...])
+        xp = check_decoder_inputs(inputs)
+        hidden = visual_rows(inputs, "hidden_states", sizes)
+        norms = key_norms(xp, visual_rows(inputs, "keys", sizes))
         saliency = [float(each) for each in norms.tolist()]
-        labels = [int(each) for each in signals["labels"].tolist()]
+        labels = [int(each) for each in inputs["labels"][0, ...].tolist()]
         groups, quotas, margins = _groups(saliency, labels, sizes.keep)
-        visual = xp.astype(hidden[visual_start : visual_start + sizes.tokens, ...], xp.float64)
+        visual = xp.astype(hidden, xp.float64)
         rows: dict[int, Array] = {}
         merged = set()
         for members, quota in zip(groups, quotas, strict=True):
             ranked = sorted(members, key=lambda each: (saliency[each], each))
             for single in ranked[:quota]:
-                rows[single] = hidden[visual_start + single, ...]
+                rows[single] = hidden[single, ...]
             rest = sorted(ranked[quota:])
             middle = rest[len(rest) // 2]
             mean = xp.mean(xp.stack([visual[each, ...] for each in rest]), axis=0)
-            made = mean if parameters.merge == "mean" else visual[middle, ...] + mean
+            made = mean if self.merge == "mean" else visual[middle, ...] + mean
             rows[middle] = xp.astype(made, hidden.dtype)
             merged.add(middle)
         kept = sorted(rows)
         details = {
-            "saliency": norms,
-            "quotas": integers(xp, quotas, hidden),
+            "saliency": norms[None, :],
+            "quotas": integers(xp, [quotas], hidden),
         }
-        details |= {name: xp.asarray(each, dtype=xp.float64, device=device(hidden)) for name, each in margins.items()}
-        flags = xp.asarray([each in merged for each in kept], dtype=xp.bool, device=device(hidden))
-        return LLMSelection(integers(xp, kept, hidden), xp.stack([rows[each] for each in kept]), details, flags)
+        details |= {name: xp.asarray([each], dtype=xp.float64, device=device(hidden)) for name, each in margins.items()}
+        flags = xp.asarray([[each in merged for each in kept]], dtype=xp.bool, device=device(hidden))
+        return Selection(
+            integers(xp, [kept], hidden), xp.stack([rows[each] for each in kept])[None, ...], details, flags
+        )
 
-    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: ClusterMergeParameters) -> dict[str, str]:
-        from vtexport.pruning.llm.cluster_merge_onnx import emit_cluster_merge
+    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+        from vtexport.pruning.ops.cluster_merge_onnx import emit_cluster_merge
 
-        return emit_cluster_merge(e, emit_key_norms(e, sizes), sizes=sizes, parameters=parameters)
+        saliency = emit_key_norms(e, sizes)
+        return emit_cluster_merge(e, saliency, sizes, clusters=self.clusters, mean=self.merge == "mean")
 
 
 def _groups(saliency: list[float], labels: list[int], keep: int) -> tuple[list[list[int]], list[int], dict[str, float]]:

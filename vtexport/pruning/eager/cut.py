@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from vtexport.errors import InputError, UsageError
-from vtexport.pruning.eager_encode import Encoded
-from vtexport.pruning.eager_steps import StepState
+from vtexport.pruning.eager.encode import Encoded
+from vtexport.pruning.eager.steps import StepState
 
 _NAME = "_vtexport_cut"  # attribute of a cache
 ANEW = "give the whole conversation with a new cache"

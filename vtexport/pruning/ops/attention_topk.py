@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
-from vtexport.pruning.method import Array
+from vtexport.pruning.op import DecoderOp, check_decoder_inputs
+from vtexport.pruning.topk import keep_top
+from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
 
 
-class AttentionTopK(LLMOp):
-    """The n' visual tokens of largest attention from the last row. `details`: scores [n], margin (gap at the cut)."""
+@dataclass(frozen=True)
+class AttentionTopK(DecoderOp):
+    """The n' visual tokens of largest attention from the last row.
+
+    `details`: scores [1, n], margin [1] (gap at the cut).
+    """
 
     op_type = "VtxAttentionTopK"
-    signals = ("keys", "query")
 
-    def select(
-        self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
-    ) -> LLMSelection:
-        xp = checked_step(hidden, signals)
-        keys, query = (xp.astype(signals[name], xp.float64) for name in self.signals)
+    def signals(self) -> tuple[str, ...]:
+        return "layer_keys", "layer_query"
+
+    def select(self, inputs: Mapping[str, Array], sizes: Sizes) -> Selection:
+        xp = check_decoder_inputs(inputs)
+        keys, query = (xp.astype(inputs[name][0, ...], xp.float64) for name in ("keys", "query"))
         rows = keys.shape[0]
         groups = sizes.heads // sizes.kv_heads
         query = xp.reshape(query, (sizes.kv_heads, groups, sizes.head_dim)) / math.sqrt(sizes.head_dim)
@@ -36,12 +42,13 @@ class AttentionTopK(LLMOp):
         weights = xp.exp(logits - xp.max(logits, axis=2, keepdims=True))
         weights = weights / xp.sum(weights, axis=2, keepdims=True)
         attention = xp.mean(xp.reshape(weights, (sizes.heads, rows)), axis=0)
-        return select_top(xp, hidden, visual_start, attention[visual_start : visual_start + sizes.tokens], sizes.keep)
+        start = int(inputs["visual_start"][0])
+        return keep_top(xp, inputs, attention[start : start + sizes.tokens], sizes)
 
-    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: Any) -> dict[str, str]:
+    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
         import numpy as np
 
-        from vtexport.pruning.llm.parts_onnx import keep_top, splice
+        from vtexport.pruning.splice_onnx import keep_top, splice
 
         groups = sizes.heads // sizes.kv_heads
         query = e.Reshape(e.as_float("query"), [sizes.kv_heads, groups, sizes.head_dim])
@@ -50,17 +57,3 @@ class AttentionTopK(LLMOp):
         attention = e.ReduceMean(weights, [0, 1], keepdims=0)
         scores = e.Gather(attention, e.Add("visual_start", np.arange(sizes.tokens)))
         return splice(e, keep_top(e, scores, sizes.keep), sizes)
-
-
-def select_top(xp: Any, hidden: Array, visual_start: int, scores: Array, keep: int) -> LLMSelection:
-    """The rows of the `keep` largest of `scores` [n], ascending; ties to the lower index."""
-    from array_api_compat import device
-
-    from vtexport.pruning.arrays import descending_order
-
-    order = descending_order(xp, scores)
-    kept = xp.sort(order[:keep])
-    ranked = xp.take(scores, order)
-    margin = ranked[keep - 1] - ranked[keep] if keep < scores.shape[0] else xp.asarray(math.inf, device=device(scores))
-    details = {"scores": scores, "margin": margin}
-    return LLMSelection(kept, xp.take(hidden, kept + visual_start, axis=0), details)

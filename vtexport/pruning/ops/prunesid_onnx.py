@@ -13,8 +13,6 @@ import numpy as np
 
 from vtexport.pruning.eigen import TINY, leading_eigenvectors, strong
 from vtexport.pruning.emit import FLOAT, INT64, Emitter
-from vtexport.pruning.method import Sizes
-from vtexport.pruning.methods.prunesid import PruneSIDParameters
 from vtexport.pruning.parts_onnx import (
     gather_rows,
     gram,
@@ -26,69 +24,76 @@ from vtexport.pruning.parts_onnx import (
     squares_fit,
 )
 from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
+from vtexport.pruning.types import Sizes
 
 BEYOND = 4.0  # no cosine exceeds it
 SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per number
 
 
-def emit_prunesid(e: Emitter, *, sizes: Sizes, parameters: PruneSIDParameters) -> dict[str, str]:
-    """Write the body for "features" and "scores"; see `Method.emit`. `parameters` are resolved."""
-    inputs = ["features", "scores"] if parameters.nms_score == "cls_attention" else ["features"]
-    values = per_image(
-        e, sizes.batch, inputs, lambda *each: _select_image(e, *each, sizes=sizes, parameters=parameters)
-    )
-    rows = e.Add(values["keep_indices"], int(bool(parameters.cls_slot)))
-    return {"kept_features": gather_rows(e, "features", rows), **values}
-
-
-def _select_image(
-    e: Emitter, features: str, scores: str = "", *, sizes: Sizes, parameters: PruneSIDParameters
+def emit_prunesid(
+    e: Emitter,
+    sizes: Sizes,
+    *,
+    groups: int,
+    threshold_scale: float,
+    center: str,
+    nms_score: str,
+    order: str,
+    cls_slot: bool,
+    redundancy: str,
+    shares: str,
 ) -> dict[str, str]:
-    """One image's results, with a first axis of 1; from features [1, rows, D] and scores [1, T]."""
-    assert parameters.groups is not None
-    assert parameters.threshold_scale is not None
-    tokens, count, slot = sizes.tokens, parameters.groups, int(bool(parameters.cls_slot))
-    patches = patch_rows(e, features, tokens, cls_rows=slot)
+    """Write the body for "features" and, where they rank, "scores"; the rest are the settings of `PruneSID`."""
+    tokens, count, slot = sizes.tokens, groups, int(cls_slot)
 
-    groups, loading, residual = _group(e, patches, sizes, count, str(parameters.center))
-    score = scores if parameters.nms_score == "cls_attention" else loading
+    def select_image(features: str, scores: str = "") -> dict[str, str]:
+        """One image's results, with a first axis of 1; from features [1, rows, D] and scores [1, T]."""
+        patches = patch_rows(e, features, tokens, cls_rows=slot)
 
-    # From here on tokens are in the order of group, then score: a group is a run of neighbours.
-    _, best_first = e.TopK(score, [tokens], outputs=2, axis=1)
-    key = e.Add(e.Mul(e.GatherElements(groups, best_first, axis=1), tokens), np.arange(tokens)[None])
-    _, order = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
-    order = e.GatherElements(best_first, order, axis=1)
-    group = e.as_float(e.GatherElements(groups, order, axis=1))
-    member = e.as_float(e.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
-    group_sizes = e.Transpose(e.total(member, 1))  # [1, K]
+        group_of, loading, residual = _group(e, patches, sizes, count, center)
+        score = scores if nms_score == "cls_attention" else loading
 
-    patches, square = _in_range(e, patches)
-    rho, norms = _mean_cosine(e, patches, square, tokens, triangle=parameters.redundancy == "triangle")
-    tau = e.Mul(e.Where(e.Greater(rho, PARALLEL), 1.0, rho), parameters.threshold_scale)
-    # Parallel rows are all at cosine 1, which is above no limit from 1 on.
-    limit = e.Add(tau, ALIKE)
-    limit = e.Where(e.Less(limit, 1.0), e.Min(limit, PARALLEL), BEYOND)
-    candidate = e.as_float(e.Greater(e.GatherElements(score, order, axis=1), 0.0))
-    in_order = Sorted(tokens, order, group, candidate)
-    survives = _suppress(e, patches, norms, limit, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
-    survivors = e.MatMul(survives, e.Transpose(member))
-    bounded = parameters.shares == "bounded"
-    taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count, bounded=bounded)
+        # From here on tokens are in the order of group, then score: a group is a run of neighbours.
+        _, best_first = e.TopK(score, [tokens], outputs=2, axis=1)
+        key = e.Add(e.Mul(e.GatherElements(group_of, best_first, axis=1), tokens), np.arange(tokens)[None])
+        _, places = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
+        places = e.GatherElements(best_first, places, axis=1)
+        group = e.as_float(e.GatherElements(group_of, places, axis=1))
+        member = e.as_float(e.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
+        group_sizes = e.Transpose(e.total(member, 1))  # [1, K]
 
-    chosen = _cut(e, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
-    chosen = e.GatherElements(order, chosen, axis=1)
-    if parameters.order == "raster":
-        chosen = in_raster_order(e, chosen, sizes.keep - slot)
-    return {
-        "keep_indices": e.Concat(np.array([[-1]]), chosen, axis=1) if slot else chosen,
-        "groups": groups,
-        "sizes": e.as_int(group_sizes),
-        "survivors": e.as_int(survivors),
-        "taken": e.as_int(taken),
-        "rho": e.Squeeze(rho, [1]),
-        "tau": e.Squeeze(tau, [1]),
-        "residual": e.Squeeze(residual, [1]),
-    }
+        rows, square = _in_range(e, patches)
+        rho, norms = _mean_cosine(e, rows, square, tokens, triangle=redundancy == "triangle")
+        tau = e.Mul(e.Where(e.Greater(rho, PARALLEL), 1.0, rho), threshold_scale)
+        # Parallel rows are all at cosine 1, which is above no limit from 1 on.
+        limit = e.Add(tau, ALIKE)
+        limit = e.Where(e.Less(limit, 1.0), e.Min(limit, PARALLEL), BEYOND)
+        candidate = e.as_float(e.Greater(e.GatherElements(score, places, axis=1), 0.0))
+        in_order = Sorted(tokens, places, group, candidate)
+        survives = _suppress(e, rows, norms, limit, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
+        survivors = e.MatMul(survives, e.Transpose(member))
+        bounded = shares == "bounded"
+        taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count, bounded=bounded)
+
+        chosen = _cut(e, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
+        chosen = e.GatherElements(places, chosen, axis=1)
+        if order == "raster":
+            chosen = in_raster_order(e, chosen, sizes.keep - slot)
+        return {
+            "keep_indices": e.Concat(np.array([[-1]]), chosen, axis=1) if slot else chosen,
+            "groups": group_of,
+            "sizes": e.as_int(group_sizes),
+            "survivors": e.as_int(survivors),
+            "taken": e.as_int(taken),
+            "rho": e.Squeeze(rho, [1]),
+            "tau": e.Squeeze(tau, [1]),
+            "residual": e.Squeeze(residual, [1]),
+        }
+
+    inputs = ["features", "scores"] if nms_score == "cls_attention" else ["features"]
+    values = per_image(e, sizes.batch, inputs, select_image)
+    rows = e.Add(values["keep_indices"], slot)
+    return {"kept_features": gather_rows(e, "features", rows), **values}
 
 
 def _group(e: Emitter, patches: str, sizes: Sizes, count: int, center: str) -> tuple[str, str, str]:

@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 import torch
 
 from vtexport.errors import UsageError
-from vtexport.pruning.eager_cut import ANEW, Cut, Prompts, check_mask, count_positions, cut_of, images_per_row
-from vtexport.pruning.eager_encode import Encoder
-from vtexport.pruning.eager_generate import RECORD, GenerateSide, Record
-from vtexport.pruning.eager_patches import Patches
-from vtexport.pruning.eager_steps import StepHooks, StepState, no_copy
-from vtexport.pruning.llm.step import LLMSelection
-from vtexport.pruning.method import Schedule, Selection
-from vtexport.pruning.registry import get_method, make_parameters
+from vtexport.pruning.eager.cut import ANEW, Cut, Prompts, check_mask, count_positions, cut_of, images_per_row
+from vtexport.pruning.eager.encode import Encoder
+from vtexport.pruning.eager.generate import RECORD, GenerateSide, Record
+from vtexport.pruning.eager.patches import Patches
+from vtexport.pruning.eager.steps import StepHooks, StepState, no_copy
+from vtexport.pruning.registry import get_method, make_options
+from vtexport.pruning.schedule import Schedule
+from vtexport.pruning.types import ModelShape, Selection
 
 _MARK = "_vtexport_pruned"  # attribute of a model that is pruned
 _NUMBERS = itertools.count(1)
@@ -36,26 +36,26 @@ class Applied:
     Attributes:
         selections: What the last forward pass with images kept behind the vision tower, one `Selection` of batch 1 an
             image.
-        steps: What it kept at each step inside the language model.
+        steps: What it kept at each step inside the language model, of batch 1; indices count the visual tokens before
+            the step.
         extra_signals: Tensors by name for methods that read what no vision tower gives (`text_embeds` [1, M, W],
             `image_embeds` [1, T, W]); used for every image until changed.
     """
 
-    def __init__(self, model: Any, schedule: Schedule, grid: tuple[int, int]):
+    def __init__(self, model: Any, method: str, schedule: Schedule, grid: tuple[int, int]):
         self.selections: list[Selection] = []
-        self.steps: list[LLMSelection] = []
+        self.steps: list[Selection] = []
         self.extra_signals: dict[str, torch.Tensor] = {}
-        self.schedule = schedule
-        self.method, self.parameters, self.keep = schedule.encoder, schedule.parameters, schedule.visual_tokens
+        self.method, self.schedule, self.keep = method, schedule, schedule.visual_tokens
         self._inner, self._tokens = model.model, grid[0] * grid[1]
-        self._encoder = Encoder(self._inner, schedule, grid)
+        self._encoder = Encoder(self._inner, method, schedule, grid)
         self._number = next(_NUMBERS)
         self._original = self._inner.forward
         self._hooks = StepHooks(self._inner.language_model, schedule.steps) if schedule.steps else None
         self._patches = Patches()
         self._patches.put(self._inner, "forward", self._forward)
         self._patches.put(self._inner, _MARK, self)
-        GenerateSide(model, self._patches, self._number, self._tokens, schedule.name if schedule.steps else None).lay()
+        GenerateSide(model, self._patches, self._number, self._tokens, method if schedule.steps else None).lay()
 
     def __enter__(self) -> Applied:
         return self
@@ -165,7 +165,7 @@ class Applied:
             )
         if self._hooks is not None and (rows > 1 or images > 1 or cached):
             raise UsageError(
-                f"{self.schedule.name} prunes inside the language model and takes one prompt with one image at a "
+                f"{self.method} prunes inside the language model and takes one prompt with one image at a "
                 f"time, with an empty cache, not {rows} with {images} images behind {cached} tokens"
             )
         return Prompts(is_image, each, self._tokens, cached, mask, positions.expand(rows, -1))
@@ -199,7 +199,7 @@ class Applied:
             self.steps = list(cut.steps.selections)
             for step, chosen in zip(self.schedule.steps, self.steps, strict=True):
                 start, end = cut.first, cut.first + step.tokens
-                kept = torch.cat([kept[:, :start], kept[:, start:end][:, chosen.kept], kept[:, end:]], dim=1)
+                kept = torch.cat([kept[:, :start], kept[:, start:end][:, chosen.keep_indices[0]], kept[:, end:]], dim=1)
         if record is not None:
             record.columns = kept
         if outputs.past_key_values is not None:
@@ -212,12 +212,12 @@ class Applied:
             return
         if any(step.op.merges for step in self.schedule.steps):
             raise UsageError(
-                f"{self.schedule.name} merges tokens inside the language model, and no gradient comes back through a "
+                f"{self.method} merges tokens inside the language model, and no gradient comes back through a "
                 "merged one; train with another method"
             )
         if getattr(self._inner.language_model, "gradient_checkpointing", False):
             raise UsageError(
-                f"{self.schedule.name} prunes inside the language model, whose layers gradient checkpointing runs "
+                f"{self.method} prunes inside the language model, whose layers gradient checkpointing runs "
                 "twice; call model.gradient_checkpointing_disable()"
             )
 
@@ -227,7 +227,7 @@ class Applied:
             return self._original(**given, return_dict=True)
         mask = given["attention_mask"]
         if mask is not None and not bool(mask.all()):
-            raise UsageError(f"{self.schedule.name} takes prompts without padding; give one prompt at a time")
+            raise UsageError(f"{self.method} takes prompts without padding; give one prompt at a time")
         assert cut.steps is not None
         with self._hooks.during(cut.steps, prefill=prefill):
             return self._original(**given, return_dict=True)
@@ -240,13 +240,13 @@ def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any
         model: `LlavaForConditionalGeneration` with one vision feature layer and a CLIP tower; any device and dtype.
         method: Name of the method (`vtexport list methods`).
         keep: The budget N.
-        parameters: The method's parameters.
+        parameters: The method's options.
 
     Returns:
         The handle that undoes it, usable in a `with` statement; see `Applied`.
 
     Raises:
-        UsageError: Unknown method or parameter, a budget outside the method's range, a model that is no LLaVA-1.5 or is
+        UsageError: Unknown method or option, a budget outside the method's range, a model that is no LLaVA-1.5 or is
             pruned already.
     """
     from transformers import LlavaForConditionalGeneration
@@ -273,15 +273,15 @@ def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any
         raise UsageError(f"vision_feature_layer={layer} cannot be pruned; -{blocks} to -1 and 1 to {blocks} can")
     side = vision.image_size // vision.patch_size
     chosen = get_method(method)
-    given = make_parameters(chosen, parameters)
-    schedule = chosen.schedule(given, grid=(side, side), keep=keep, layers=text.num_hidden_layers)
+    shape = ModelShape((side, side), text.num_hidden_layers)
+    schedule = chosen.plan(make_options(chosen, parameters), shape, keep)
     if schedule.steps and (text.model_type not in _STEPS_TAKE or _slides(text)):
         raise UsageError(
             f"{method} prunes inside the language model, which can be of type {', '.join(_STEPS_TAKE)}, without a "
             f"sliding window, not {text.model_type!r} with a window of {getattr(text, 'sliding_window', None)}; use "
             "another method"
         )
-    return Applied(model, schedule, (side, side))
+    return Applied(model, method, schedule, (side, side))
 
 
 def _slides(text: Any) -> bool:

@@ -7,11 +7,12 @@ and is kept. Rotary positions turn all heads of a token alike and leave l as it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vtexport.pruning.llm.attention_topk import select_top
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes, checked_step
-from vtexport.pruning.method import Array
+from vtexport.pruning.op import DecoderOp, check_decoder_inputs, visual_rows
+from vtexport.pruning.topk import keep_top
+from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
     from vtexport.pruning.emit import Emitter
@@ -19,21 +20,21 @@ if TYPE_CHECKING:
 LARGEST = 1e30  # a sum of 3840 of them is still a number in float32
 
 
-class KeyNormTopK(LLMOp):
-    """The n' visual tokens of smallest l. `details`: scores [n] (-l), margin (gap at the cut)."""
+@dataclass(frozen=True)
+class KeyNormTopK(DecoderOp):
+    """The n' visual tokens of smallest l. `details`: scores [1, n] (-l), margin [1] (gap at the cut)."""
 
     op_type = "VtxKeyNormTopK"
-    signals = ("keys",)
 
-    def select(
-        self, hidden: Array, visual_start: int, signals: Mapping[str, Array], *, sizes: LLMSizes, parameters: Any
-    ) -> LLMSelection:
-        xp = checked_step(hidden, signals)
-        norms = key_norms(xp, signals["keys"][visual_start : visual_start + sizes.tokens, ...])
-        return select_top(xp, hidden, visual_start, -norms, sizes.keep)
+    def signals(self) -> tuple[str, ...]:
+        return ("layer_keys",)
 
-    def emit(self, e: Emitter, *, sizes: LLMSizes, parameters: Any) -> dict[str, str]:
-        from vtexport.pruning.llm.parts_onnx import keep_top, splice
+    def select(self, inputs: Mapping[str, Array], sizes: Sizes) -> Selection:
+        xp = check_decoder_inputs(inputs)
+        return keep_top(xp, inputs, -key_norms(xp, visual_rows(inputs, "keys", sizes)), sizes)
+
+    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+        from vtexport.pruning.splice_onnx import keep_top, splice
 
         return splice(e, keep_top(e, emit_key_norms(e, sizes), sizes.keep, largest=False), sizes)
 
@@ -44,9 +45,9 @@ def key_norms(xp: Any, keys: Array) -> Array:
     return xp.sqrt(xp.sum(mean * mean, axis=1))
 
 
-def emit_key_norms(e: Emitter, sizes: LLMSizes) -> str:
+def emit_key_norms(e: Emitter, sizes: Sizes) -> str:
     """l [n] of the visual tokens; `LARGEST` where it is larger or NaN, so that sums and orders of them hold."""
-    from vtexport.pruning.llm.parts_onnx import visual_rows
+    from vtexport.pruning.splice_onnx import visual_rows
 
     mean = e.ReduceMean(visual_rows(e, "keys", sizes), [1], keepdims=0)
     norms = e.Sqrt(e.ReduceSum(e.Mul(mean, mean), [1], keepdims=0))

@@ -1,0 +1,1 @@
+"""Pruning a Hugging Face LLaVA in eager PyTorch."""

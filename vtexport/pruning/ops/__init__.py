@@ -1,0 +1,1 @@
+"""Pruning ops; one file each: settings, array reference and ONNX function body."""
