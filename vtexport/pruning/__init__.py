@@ -1,4 +1,4 @@
-"""Visual-token pruning: ops in two agreeing forms, an array reference and an ONNX function, and methods that place them.
+"""Visual-token pruning: ops in two agreeing forms, array reference and ONNX function, and methods that place them.
 
 Nothing here imports torch, onnx or array-api-compat before a function needs it, so that methods can be listed anywhere.
 """
