@@ -57,16 +57,15 @@ def op_rows(threads: int, runs: int) -> list[dict[str, Any]]:
     """The ops at the 64-token presets on 32 layers of width 4096 with 32 heads: 35 rows before, 20 behind the image."""
     import numpy as np
 
-    from vtexport.pruning import get_method, make_parameters
-    from vtexport.pruning.llm.op import llm_op_model
-    from vtexport.pruning.llm.step import LLMSizes
+    from vtexport.pruning import ModelShape, Sizes, get_method, make_options
+    from vtexport.pruning.onnx_op import model_of_op
 
     rng, rows = np.random.default_rng(0), []
     for name in ("vitcop", "nuwa", "fastv"):
         method = get_method(name)
-        schedule = method.schedule(make_parameters(method, {}), grid=(24, 24), keep=64, layers=32)
+        schedule = method.plan(make_options(method, {}), ModelShape((24, 24), layers=32), 64)
         for step in schedule.steps:
-            sizes = LLMSizes(step.tokens, step.keep, width=4096, heads=32, kv_heads=32, head_dim=128)
+            sizes = Sizes(1, (1, step.tokens), 4096, step.keep, heads=32, kv_heads=32, head_dim=128)
             length = 35 + step.tokens + 20
             made = {
                 "hidden_states": rng.standard_normal((1, length, 4096), np.float32),
@@ -75,7 +74,7 @@ def op_rows(threads: int, runs: int) -> list[dict[str, Any]]:
                 "query": rng.standard_normal((1, 32, 128), np.float32),
                 "labels": rng.integers(0, 20, (1, step.tokens)),
             }
-            op = session(llm_op_model(step.op, step.parameters, sizes), threads)
+            op = session(model_of_op(step.op, sizes, dtype="float32"), threads)
             given = {each.name: made[each.name] for each in op.get_inputs()}
             samples = samples_ms(lambda op=op, given=given: op.run(None, given), runs)
             row = {"method": name, "op": step.op.op_type, "tokens": step.tokens, "keep": step.keep, "rows": length}
@@ -120,10 +119,10 @@ def build_plans(model: str, weights: str, bundle: Path, cache: Path, methods: li
 
 def _check_budget(bundle: Path, method: str, keep: int) -> None:
     from vtexport.bundle.reader import open_bundle
-    from vtexport.pruning import get_method, make_parameters
+    from vtexport.pruning import ModelShape, get_method, make_options
 
     chosen, layers = get_method(method), open_bundle(bundle).manifest.decoder.layers
-    chosen.schedule(make_parameters(chosen, {}), grid=(24, 24), keep=keep, layers=layers)
+    chosen.plan(make_options(chosen, {}), ModelShape((24, 24), layers), keep)
 
 
 def answers(bundle: Path, plans: list[str], threads: int, runs: int) -> list[dict[str, Any]]:

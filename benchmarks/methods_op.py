@@ -45,7 +45,15 @@ CASES: list[tuple[str, int, dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
-def inputs(method: Any, parameters: Any, grid: tuple[int, int]) -> dict[str, Any]:
+def first_op(method: str, keep: int, grid: tuple[int, int], options: dict[str, Any]) -> Any:
+    """The method's op before the language model."""
+    from vtexport.pruning import ModelShape, get_method, make_options
+
+    chosen = get_method(method)
+    return chosen.first_op(make_options(chosen, options), ModelShape(grid, layers=1), keep).op
+
+
+def inputs(op: Any, grid: tuple[int, int]) -> dict[str, Any]:
     """What the op reads: the features, and signals made from them so that they hang together."""
     import numpy as np
 
@@ -55,33 +63,29 @@ def inputs(method: Any, parameters: Any, grid: tuple[int, int]) -> dict[str, Any
     tokens = grid[0] * grid[1]
     mixing = (rng.standard_normal((2, WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32)
     made = {
-        "features": features if method.takes_cls(parameters) else patches,
+        "features": features if op.takes_cls else patches,
         "scores": scores,
         "keys": (patches @ mixing[0]).reshape(1, tokens, HEADS, WIDTH // HEADS),
         "similarity_features": patches + 0.3 * (patches @ mixing[1]),
         "text_embeds": patches[:, rng.choice(tokens, TEXT, replace=False)]
         + rng.standard_normal((1, TEXT, WIDTH)).astype(np.float32),
     }
-    from vtexport.pruning.signals import SIGNALS
-
-    wanted = {"features"} | {SIGNALS[name].input for name in method.signals(parameters)}
-    return {name: np.ascontiguousarray(value) for name, value in made.items() if name in wanted}
+    return {each.name: np.ascontiguousarray(made[each.name]) for each in op.inputs()}
 
 
 def measure(case: tuple[Any, ...], grid: tuple[int, int], threads: int, runs: int) -> dict[str, Any] | None:
     """One row of the table; None where the method has no such budget on this grid."""
     from vtexport.errors import UsageError
-    from vtexport.pruning import get_method, make_parameters, op_model, select
+    from vtexport.pruning import op_model, select
 
     name, keep, options, extra = case
-    method = get_method(name)
     tokens = grid[0] * grid[1]
-    sizes = {"tokens": tokens, "grid": grid, "width": WIDTH, "heads": HEADS, "head_width": WIDTH // HEADS}
+    sizes = {"tokens": tokens, "grid": grid, "width": WIDTH, "heads": HEADS, "head_dim": WIDTH // HEADS}
     try:
         model = op_model(name, keep=keep, **sizes, **options)
     except UsageError:
         return None
-    given = inputs(method, make_parameters(method, options), grid)
+    given = inputs(first_op(name, keep, grid, options), grid)
     op, gram = session(model, threads), session(gram_model(tokens), threads)
     outputs = ["kept_features", "keep_indices", *extra]
     patches = given["features"][:, -tokens:]

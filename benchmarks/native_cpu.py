@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
-from methods_op import HEADS, inputs
+from methods_op import HEADS, first_op, inputs
 from ops import WIDTH, gram_model, samples_ms, session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,13 +40,13 @@ CASES: list[tuple[str, int, dict[str, Any], float | None]] = [
 
 
 def measure(case: tuple[Any, ...], grid: tuple[int, int], threads: int, runs: int, library: Path) -> dict[str, Any]:
-    from vtexport.pruning import get_method, make_parameters, op_model, select
+    from vtexport.pruning import op_model, select
 
     name, keep, options, target = case
-    method, tokens = get_method(name), grid[0] * grid[1]
-    sizes = {"tokens": tokens, "grid": grid, "width": WIDTH, "heads": HEADS, "head_width": WIDTH // HEADS}
+    tokens = grid[0] * grid[1]
+    sizes = {"tokens": tokens, "grid": grid, "width": WIDTH, "heads": HEADS, "head_dim": WIDTH // HEADS}
     model = op_model(name, keep=keep, **sizes, **options)
-    given = inputs(method, make_parameters(method, options), grid)
+    given = inputs(first_op(name, keep, grid, options), grid)
     patches = given["features"][:, -tokens:]
     native, body = session(model, threads, library), session(model, threads)
     gram = session(gram_model(tokens), threads)

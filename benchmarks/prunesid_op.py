@@ -49,7 +49,7 @@ def randomised_selection(features: Any, scores: Any, keep: int) -> list[list[int
     """
     import torch
 
-    from vtexport.pruning.methods.prunesid import allocate
+    from vtexport.pruning.ops.prunesid import allocate
 
     count = keep // 4
     patches = features[:, 1:].float()

@@ -45,6 +45,10 @@ def device(array: Any) -> Any:
     return "cpu" if isinstance(array, np.ndarray | np.generic) else array.device
 
 
+def _kinds(kind: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (kind,) if isinstance(kind, str) else kind
+
+
 def _without_device(function: Any) -> Any:
     def call(*arguments: Any, device: Any = None, **named: Any) -> Any:
         return function(*arguments, **named)
@@ -98,9 +102,9 @@ class NumPy:
         return np.maximum(array, min)
 
     @staticmethod
-    def isdtype(dtype: Any, kinds: tuple[str, ...]) -> Any:
+    def isdtype(dtype: Any, kind: str | tuple[str, ...]) -> Any:
         letters = {"bool": "b", "integral": "iu", "complex floating": "c", "real floating": "f"}
-        return np.dtype(dtype).kind in "".join(letters[kind] for kind in kinds)
+        return np.dtype(dtype).kind in "".join(letters[each] for each in _kinds(kind))
 
 
 def torch_namespace() -> Any:
@@ -171,13 +175,13 @@ def torch_namespace() -> Any:
             return torch.clamp(array, min=min)
 
         @staticmethod
-        def isdtype(dtype: Any, kinds: tuple[str, ...]) -> Any:
+        def isdtype(dtype: Any, kind: str | tuple[str, ...]) -> Any:
             is_kind = {
                 "bool": dtype == torch.bool,
                 "complex floating": dtype.is_complex,
                 "real floating": dtype.is_floating_point,
                 "integral": not (dtype == torch.bool or dtype.is_complex or dtype.is_floating_point),
             }
-            return any(is_kind[kind] for kind in kinds)
+            return any(is_kind[each] for each in _kinds(kind))
 
     return Torch

@@ -93,7 +93,7 @@ def floor_of(call: Call) -> Floor:
         read = batch * sizes.keep * keys * 4 if clusters else 0
         return Floor(moved + rows + scores + read, batch * float(sizes.keep) ** 2 * keys if clusters else 0.0)
     if call.op_type == "VtxNuwa":
-        from vtexport.pruning.methods.nuwa import collectors
+        from vtexport.pruning.ops.nuwa import collectors
 
         gathering = batch * collectors(call.parameter("pillar_quantile"), sizes.keep)
         near = min(float(tokens), np.pi * call.parameter("distance"))  # patches within reach

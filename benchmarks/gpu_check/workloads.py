@@ -12,7 +12,11 @@ from native_ops.calls import Call, encoder_call, step_call
 from ops import generated_images
 
 from vtexport.errors import UsageError
-from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
+from vtexport.pruning.op import DecoderOp
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK
+from vtexport.pruning.ops.text_similarity_topk import TextSimilarityTopK
 
 GRIDS = {576: (24, 24), 1152: (24, 48), 2880: (48, 60)}
 BUDGETS, BATCHES = (16, 64, 192), (1, 5)
@@ -28,13 +32,13 @@ ENCODER: list[tuple[str, str, dict[str, Any]]] = [
     ("divprune", "divprune", {}),
     ("cdpruner", "cdpruner", {}),
 ]
-# Ops inside the language model at LLaVA-1.5-7B's sizes and the 64-token presets: (op, n, n', clusters).
-INSIDE = [
-    ("VtxClusterMerge", 172, 77, 20),
-    ("VtxKeyNormTopK", 77, 15, 0),
-    ("VtxAttentionTopK", 576, 288, 0),
-    ("VtxAttentionTopK", 112, 16, 0),
-    ("VtxTextSimilarityTopK", 112, 16, 0),
+# Ops inside the language model at LLaVA-1.5-7B's sizes and the 64-token presets: (op, n, n').
+INSIDE: list[tuple[DecoderOp, int, int]] = [
+    (ClusterMerge(clusters=20), 172, 77),
+    (KeyNormTopK(), 77, 15),
+    (AttentionTopK(), 576, 288),
+    (AttentionTopK(), 112, 16),
+    (TextSimilarityTopK(), 112, 16),
 ]
 LLM_WIDTH, LLM_HEADS, LLM_HEAD_WIDTH, LLM_START, LLM_BEHIND = 4096, 32, 128, 35, 25
 
@@ -115,16 +119,15 @@ def encoder_workload_call(workload: Workload) -> Call | None:
 
 def step_workloads() -> Iterator[tuple[Workload, Call]]:
     rng = np.random.default_rng(3)
-    for op_type, visual, keep, clusters in INSIDE:
+    for op, visual, keep in INSIDE:
         rows = LLM_START + visual + LLM_BEHIND
         inputs = {
             "hidden_states": rng.standard_normal((rows, LLM_WIDTH), np.float32),
             "keys": rng.standard_normal((rows, LLM_HEADS, LLM_HEAD_WIDTH), np.float32),
             "query": rng.standard_normal((LLM_HEADS, LLM_HEAD_WIDTH), np.float32),
-            "labels": rng.integers(0, max(1, clusters), visual),
+            "labels": rng.integers(0, getattr(op, "clusters", 1), visual),
         }
-        merging = ClusterMergeParameters(clusters=clusters) if clusters else None
-        call = step_call(op_type, inputs, start=LLM_START, visual=visual, keep=keep, dtype="float16", merging=merging)
+        call = step_call(op, inputs, start=LLM_START, visual=visual, keep=keep, dtype="float16")
         outputs = {name: call.outputs[name] for name in ("hidden_states_out", "out_rows")}
         bare = Call(call.op_type, call.sizes, call.parameters, call.inputs, outputs)
-        yield Workload(op_type, op_type, visual, keep, 1), bare
+        yield Workload(op.op_type, op.op_type, visual, keep, 1), bare

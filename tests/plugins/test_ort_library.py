@@ -16,6 +16,7 @@ from native_ops.calls import Call, as_dtype, encoder_call, step_call, widened
 from native_ops.cases import RANDOM_KINDS, random_case
 
 from vtexport.pruning import op_model
+from vtexport.pruning.ops.text_similarity_topk import TextSimilarityTopK
 
 PRUNESID: dict[str, Any] = {"tokens": 25, "width": 16, "keep": 8}
 SEEDS = 5
@@ -170,7 +171,7 @@ def test_inputs_that_do_not_fit_are_refused(native_library: Path) -> None:
 def test_a_sequence_that_is_too_short_is_refused(native_library: Path) -> None:
     rng = np.random.default_rng(0)
     inputs = {"hidden_states": rng.random((20, 8), np.float32)}
-    call = step_call("VtxTextSimilarityTopK", inputs, start=2, visual=12, keep=4)
+    call = step_call(TextSimilarityTopK(), inputs, start=2, visual=12, keep=4)
     model = without_function(model_of(call))
     short = {"hidden_states": inputs["hidden_states"][None, :7], "visual_start": np.array([0])}
     with pytest.raises(Exception, match=r"VtxTextSimilarityTopK: .*\(keep 4, hidden_states \[1, 7, 8\]"):

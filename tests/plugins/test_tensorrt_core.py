@@ -13,17 +13,18 @@ import onnx
 import pytest
 import tensorrt_programs
 from native_nodes import node_attributes, node_inputs, node_model
+from native_ops.calls import first_op
 from native_ops.cases import RANDOM_KINDS, random_case
 from onnx import AttributeProto, TensorProto
 
 from vtexport.plugins.structures import OPS, make_sizes, make_step_sizes, parameters_of
-from vtexport.pruning import get_method, op_model
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters
-from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMOp, LLMSizes
-from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
+from vtexport.pruning import Sizes, op_model
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.op import DecoderOp
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK
+from vtexport.pruning.ops.text_similarity_topk import TextSimilarityTopK
 
 TEXT_TOKENS = 9  # M of the models' question
 ROWS = 700  # S
@@ -126,20 +127,19 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def test_tensors_sizes_and_parameters_are_those_of_the_node(
     describe: Describe, method: str, parameters: dict[str, Any], grid: tuple[int, int], dtype: str, batch: int
 ) -> None:
-    sizes = {"width": 96, "heads": 3, "head_width": 32, "batch": batch}
+    sizes = {"width": 96, "heads": 3, "head_dim": 32, "batch": batch}
     wide = 96 if (method, parameters.get("relevance", "llm")) == ("cdpruner", "llm") else 80
     model = op_model(
         method, tokens=math.prod(grid), grid=grid, keep=40, dtype=dtype, embedding_width=wide, **sizes, **parameters
     )
     features = model.graph.input[0].type.tensor_type.elem_type
     answer = compare(describe, model, {"M": TEXT_TOKENS}, features)
-    found = get_method(method)
-    resolved = found.resolve(found.parameters(**parameters), grid=grid, keep=40)[1]
-    expected = parameters_of(found.op_type, resolved)
+    op = first_op(method, keep=40, grid=grid, **parameters).op
+    expected = parameters_of(op.op_type, op)
     assert answer["parameters"] == ("" if expected is None else bytes(expected).hex())
     names = {value.name for value in model.graph.input}
     whole = make_sizes(
-        grid=grid if found.needs_grid else (1, math.prod(grid)),
+        grid=grid if op.needs_grid else (1, math.prod(grid)),
         width=96,
         keep=40,
         batch=batch,
@@ -154,22 +154,22 @@ def test_tensors_sizes_and_parameters_are_those_of_the_node(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
-    ("op", "parameters"),
+    "op",
     [
-        (KeyNormTopK(), None),
-        (AttentionTopK(), None),
-        (TextSimilarityTopK(), None),
-        (ClusterMerge(), ClusterMergeParameters(clusters=9)),
-        (ClusterMerge(), ClusterMergeParameters(clusters=1, merge="mean")),
+        KeyNormTopK(),
+        AttentionTopK(),
+        TextSimilarityTopK(),
+        ClusterMerge(clusters=9),
+        ClusterMerge(clusters=1, merge="mean"),
     ],
-    ids=lambda value: getattr(value, "op_type", str(value)),
+    ids=str,
 )
-def test_steps_are_those_of_the_node(describe: Describe, op: LLMOp, parameters: Any, dtype: str) -> None:
-    sizes = LLMSizes(tokens=60, keep=17, width=96, heads=6, kv_heads=2, head_dim=32)
-    model = llm_op_model(op, parameters, sizes, dtype=dtype)
+def test_steps_are_those_of_the_node(describe: Describe, op: DecoderOp, dtype: str) -> None:
+    sizes = Sizes(batch=1, grid=(1, 60), keep=17, width=96, heads=6, kv_heads=2, head_dim=32)
+    model = model_of_op(op, sizes, dtype=dtype)
     features = model.graph.input[0].type.tensor_type.elem_type
     answer = compare(describe, model, {"S": ROWS, "R": ROWS - 60 + 17}, features)
-    expected = parameters_of(op.op_type, parameters)
+    expected = parameters_of(op.op_type, op)
     assert answer["parameters"] == ("" if expected is None else bytes(expected).hex())
     names = {value.name for value in model.graph.input}
     heads = (2, 32) if "keys" in names else (0, 0)

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import tensorrt_programs
 
-from vtexport.pruning import op_model
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters
-from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMSizes
-from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
+from vtexport.pruning import Sizes, op_model
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK
+from vtexport.pruning.ops.text_similarity_topk import TextSimilarityTopK
 
 pytestmark = tensorrt_programs.needs_headers
 
@@ -60,7 +59,8 @@ def test_symbols(library: Path, name: str, exported: list[str]) -> None:
 
 def attributes() -> dict[str, dict[str, Any]]:
     """By op, all that its ONNX node carries but how TensorRT finds the plugin."""
-    sizes = LLMSizes(tokens=60, keep=17, width=96, heads=6, kv_heads=2, head_dim=32)
+    sizes = Sizes(batch=1, grid=(1, 60), keep=17, width=96, heads=6, kv_heads=2, head_dim=32)
+    steps = ClusterMerge(clusters=9), KeyNormTopK(), AttentionTopK(), TextSimilarityTopK()
     models = [
         op_model("prunesid", tokens=576, width=64, keep=64),
         op_model("svdprune", tokens=576, width=64, keep=64),
@@ -68,8 +68,7 @@ def attributes() -> dict[str, dict[str, Any]]:
         op_model("nuwa", tokens=576, width=64, keep=64, variant="paper"),
         op_model("divprune", tokens=576, width=64, keep=64),
         op_model("cdpruner", tokens=576, width=64, keep=64),
-        llm_op_model(ClusterMerge(), ClusterMergeParameters(clusters=9), sizes),
-        *(llm_op_model(op, None, sizes) for op in (KeyNormTopK(), AttentionTopK(), TextSimilarityTopK())),
+        *(model_of_op(op, sizes, dtype="float32") for op in steps),
     ]
     made = {}
     for model in models:

@@ -10,7 +10,7 @@ import onnx
 from native_ops.calls import Call
 from onnx import TensorProto, helper
 
-from vtexport.pruning.op import DOMAIN, IR_VERSION, OPSET
+from vtexport.pruning.onnx_op import DOMAIN, IR_VERSION, OPSET
 
 # Fields of the C structures whose numbers are words on a node, and such as have another name there.
 _WORDS: dict[str, dict[str, Mapping[int, str]]] = {

@@ -5,32 +5,50 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-from native_ops.calls import Call
+from native_ops.calls import Call, first_op
 from native_ops.cases import RANDOM_KINDS, STEPS
 
-from vtexport.pruning import get_method, op_model
-from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMSizes
+from vtexport.pruning import Sizes, op_model
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.op import DecoderOp
 
-METHODS = {get_method(name).op_type: name for name in RANDOM_KINDS if name not in STEPS}
+METHODS = {first_op(name, keep=64, grid=(24, 24)).op.op_type: name for name in RANDOM_KINDS if name not in STEPS}
 
 
 def model_of(call: Call) -> onnx.ModelProto:
     """A one-node model with the function body, for features of the call's type."""
-    sizes = call.sizes
     if not call.is_step:
-        request: dict[str, Any] = {"grid": (sizes.grid_rows, sizes.grid_columns), "width": sizes.width}
-        request |= {"tokens": sizes.grid_rows * sizes.grid_columns, "keep": sizes.keep, "batch": sizes.batch}
-        request |= {each: getattr(sizes, each) or None for each in ("heads", "head_width", "embedding_width")}
-        return op_model(METHODS[call.op_type], **request, dtype=call.dtype, **options(call))
-    merging = None
+        return op_model(METHODS[call.op_type], **request(call), dtype=call.dtype)
+    op, sizes = step_of(call)
+    return model_of_op(op, sizes, dtype=call.dtype)
+
+
+def request(call: Call) -> dict[str, Any]:
+    """Sizes and options of an op behind the vision tower, as `op_model` takes them."""
+    sizes = call.sizes
+    asked: dict[str, Any] = {"grid": (sizes.grid_rows, sizes.grid_columns), "width": sizes.width}
+    asked |= {"tokens": sizes.grid_rows * sizes.grid_columns, "keep": sizes.keep, "batch": sizes.batch}
+    asked |= {"heads": sizes.heads or None, "head_dim": sizes.head_width or None}
+    asked |= {"embedding_width": sizes.embedding_width or None}
+    return asked | options(call)
+
+
+def step_of(call: Call) -> tuple[DecoderOp, Sizes]:
+    """The op inside the language model with its settings, and its sizes."""
+    settings: dict[str, Any] = {}
     if call.op_type == "VtxClusterMerge":
-        merge = "mean" if call.parameter("mean") else "sum"
-        merging = ClusterMergeParameters(clusters=call.parameter("clusters"), merge=merge)
-    heads = sizes.query_heads or 1, sizes.key_heads or 1, sizes.head_width or 1
-    shape = LLMSizes(sizes.visual_count, sizes.keep, sizes.width, *heads)
-    return llm_op_model(STEPS[call.op_type], merging, shape, dtype=call.dtype)
+        settings = {"clusters": call.parameter("clusters"), "merge": "mean" if call.parameter("mean") else "sum"}
+    own = call.sizes
+    sizes = Sizes(
+        batch=1,
+        grid=(1, own.visual_count),
+        width=own.width,
+        keep=own.keep,
+        heads=own.query_heads or 1,
+        kv_heads=own.key_heads or 1,
+        head_dim=own.head_width or 1,
+    )
+    return STEPS[call.op_type](**settings), sizes
 
 
 def options(call: Call) -> dict[str, Any]:

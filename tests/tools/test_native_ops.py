@@ -6,11 +6,10 @@ They show that what the cases call sure is reached by float32 arithmetic, and th
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
-from native_onnx import METHODS, options
+from native_onnx import METHODS, request, step_of
 from native_ops.calls import as_dtype, widened
 from native_ops.cases import (
     LARGE,
@@ -26,34 +25,23 @@ from native_ops.compare import Case, problems
 from pruning_cases import run_stock
 
 from vtexport.pruning import diagnostic_model
-from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMSizes
+from vtexport.pruning.onnx_op import model_of_op
 
 
 def by_onnx(case: Case) -> dict[str, np.ndarray]:
     """The outputs of a call, by the op's ONNX function; in float32, with features that are rounded to the type."""
-    call, sizes = case.call, case.call.sizes
+    call = case.call
     floats = {name: widened(each, call.dtype) if each.dtype != np.int64 else each for name, each in call.inputs.items()}
     if not call.is_step:
         given = {name: floats[name] if name == "features" else each for name, each in call.inputs.items()}
-        request: dict[str, Any] = {"grid": (sizes.grid_rows, sizes.grid_columns), "width": sizes.width}
-        request |= {"tokens": sizes.grid_rows * sizes.grid_columns, "keep": sizes.keep, "batch": sizes.batch}
-        request |= {each: getattr(sizes, each) or None for each in ("heads", "head_width", "embedding_width")}
-        found = run_stock(diagnostic_model(METHODS[call.op_type], **request, **options(call)))(**given)
+        found = run_stock(diagnostic_model(METHODS[call.op_type], **request(call)))(**given)
         found = {name: found[name] for name in call.outputs}
         found["kept_features"] = as_dtype(found["kept_features"], call.dtype)
         return {name: found[name].astype(kind, copy=False) for name, (_, kind) in call.outputs.items()}
-    merging = None
-    if call.op_type == "VtxClusterMerge":
-        merge = "mean" if call.parameter("mean") else "sum"
-        merging = ClusterMergeParameters(clusters=call.parameter("clusters"), merge=merge)
-    shape = LLMSizes(sizes.visual_count, sizes.keep, sizes.width, sizes.query_heads or 1, sizes.key_heads or 1,
-                     sizes.head_width or 1)  # fmt: skip
-    named = {name: call.inputs[name] if name == "labels" else floats[name] for name in STEPS[call.op_type].signals}
-    named = {name: each[None] for name, each in named.items()} | {"visual_start": call.inputs["visual_start"]}
-    run = run_stock(llm_op_model(STEPS[call.op_type], merging, shape))
-    values = run(hidden_states=floats["hidden_states"][None], **named)
+    op, sizes = step_of(call)
+    named = {each.name: floats[each.name][None] for each in op.inputs()}
+    named["visual_start"] = call.inputs["visual_start"]
+    values = run_stock(model_of_op(op, sizes, dtype="float32"))(**named)
     return {"hidden_states_out": as_dtype(values["hidden_states_out"][0], call.dtype), "out_rows": values["rows"][0]}
 
 

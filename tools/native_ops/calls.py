@@ -27,9 +27,10 @@ from vtexport.plugins.structures import (
     make_step_sizes,
     parameters_of,
 )
-from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
-from vtexport.pruning.registry import get_method, make_parameters
-from vtexport.pruning.signals import SIGNALS
+from vtexport.pruning.op import DecoderOp
+from vtexport.pruning.registry import get_method, make_options
+from vtexport.pruning.schedule import PlacedOp
+from vtexport.pruning.types import ModelShape
 
 GUARD = 256  # bytes behind every output that a call must leave alone
 
@@ -79,6 +80,12 @@ def widened(values: np.ndarray, dtype: str) -> np.ndarray:
     return (values.astype(np.uint32) << 16).view(np.float32)
 
 
+def first_op(method: str, *, keep: int, grid: tuple[int, int], **options: Any) -> PlacedOp:
+    """The method's op before the language model."""
+    chosen = get_method(method)
+    return chosen.first_op(make_options(chosen, options), ModelShape(grid, layers=1), keep)
+
+
 def encoder_call(
     method: str,
     inputs: Mapping[str, np.ndarray],
@@ -89,58 +96,57 @@ def encoder_call(
     **options: Any,
 ) -> Call:
     """The call of a method's op behind the vision tower, from features [B, c + T, D] and the signals it reads."""
-    chosen = get_method(method)
-    keep, resolved = chosen.resolve(make_parameters(chosen, options), grid=grid, keep=keep)
-    read = {SIGNALS[name].input: np.ascontiguousarray(inputs[SIGNALS[name].input], np.float32)
-            for name in chosen.signals(resolved)}  # fmt: skip
+    placed = first_op(method, keep=keep, grid=grid, **options)
+    op = placed.op
+    read = {each.name: np.ascontiguousarray(inputs[each.name], np.float32) for each in op.inputs()[1:]}
     further: dict[str, int] = {}
     if "keys" in read:
         further["heads"], further["head_width"] = read["keys"].shape[2:]
     if "text_embeds" in read:
         further["text_tokens"], further["embedding_width"] = read["text_embeds"].shape[1:]
     batch, _, width = inputs["features"].shape
-    sizes: Sizes = make_sizes(grid=grid, width=width, keep=keep, batch=batch, dtype=dtype, **further)
-    parameters = parameters_of(chosen.op_type, resolved)
+    sizes: Sizes = make_sizes(grid=grid, width=width, keep=placed.keep, batch=batch, dtype=dtype, **further)
+    parameters = parameters_of(op.op_type, op)
     return Call(
-        chosen.op_type,
+        op.op_type,
         sizes,
         parameters,
         {"features": as_dtype(inputs["features"], dtype), **read},
-        output_shapes(chosen.op_type, sizes, parameters),
+        output_shapes(op.op_type, sizes, parameters),
     )
 
 
 def step_call(
-    op_type: str,
+    op: DecoderOp,
     inputs: Mapping[str, np.ndarray],
     *,
     start: int,
     visual: int,
     keep: int,
     dtype: str = "float32",
-    merging: ClusterMergeParameters | None = None,
 ) -> Call:
     """The call of an op inside the language model; `inputs` as the reference takes them, without a first axis of 1."""
     rows, width = inputs["hidden_states"].shape
+    names = {each.name for each in op.inputs()}
     read = {
         "hidden_states": as_dtype(inputs["hidden_states"], dtype),
         "visual_start": np.array([start], np.int64),
     }
     further: dict[str, int] = {}
-    if op_type != "VtxTextSimilarityTopK":
+    if "keys" in names:
         read["keys"] = as_dtype(inputs["keys"], dtype)
         further["key_heads"], further["head_width"] = inputs["keys"].shape[1:]
-    if op_type == "VtxAttentionTopK":
+    if "query" in names:
         read["query"] = as_dtype(inputs["query"], dtype)
         further["query_heads"] = inputs["query"].shape[0]
-    if op_type == "VtxClusterMerge":
+    if "labels" in names:
         read["labels"] = np.ascontiguousarray(inputs["labels"], np.int64)
     sizes: StepSizes = make_step_sizes(rows=rows, width=width, visual_count=visual, keep=keep, dtype=dtype, **further)
-    parameters = parameters_of(op_type, merging)
-    outputs = output_shapes(op_type, sizes, parameters)
-    if op_type == "VtxTextSimilarityTopK":  # vtx_ops.h: saliency is of key norms and of attention
+    parameters = parameters_of(op.op_type, op)
+    outputs = output_shapes(op.op_type, sizes, parameters)
+    if op.op_type == "VtxTextSimilarityTopK":  # vtx_ops.h: saliency is of key norms and of attention
         outputs = {name: each for name, each in outputs.items() if name != "saliency"}
-    return Call(op_type, sizes, parameters, read, outputs)
+    return Call(op.op_type, sizes, parameters, read, outputs)
 
 
 def single_images(call: Call) -> list[Call]:

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from native_ops.calls import encoder_call
+from native_ops.calls import encoder_call, first_op
 from native_ops.compare import Case
 from native_ops.golden import GRID, golden_case, golden_features, golden_names, golden_types
 from native_ops.inputs import draw, fields, rounded, separated
 from native_ops.step_cases import STEPS, step_case
-from vtexport.pruning import get_method, make_parameters, select
-from vtexport.pruning.methods.cdpruner import OFFSET
-from vtexport.pruning.methods.svdprune import SVDPruneParameters
+from vtexport.pruning import get_method, make_options, select
+from vtexport.pruning.ops.cdpruner import OFFSET
+from vtexport.pruning.ops.svdprune import SVDPrune
 
 __all__ = [
     "LARGE",
@@ -55,12 +55,11 @@ def _encoder_case(
     judge: Callable[[Any, Any], tuple[np.ndarray, dict[str, np.ndarray]]],
     **options: Any,
 ) -> Case:
-    """A case from the reference's selection; `judge(found, resolved parameters)` says what of it is sure."""
+    """A case from the reference's selection; `judge(found, op)` says what of it is sure."""
     call = encoder_call(method, inputs, keep=keep, grid=grid, dtype=dtype, **options)
     read = {each: inputs[each] for each in call.inputs}
     found = select(method, read.pop("features"), read.pop("scores", None), keep=keep, grid=grid, **read, **options)
-    chosen = get_method(method)
-    sure, parts = judge(found, chosen.resolve(make_parameters(chosen, options), grid=grid, keep=keep)[1])
+    sure, parts = judge(found, first_op(method, keep=keep, grid=grid, **options).op)
     expected: Images = {"keep_indices": np.asarray(found.keep_indices)}
     expected |= {each: np.asarray(found.details[each]) for each in outputs}
     if found.merged is not None:
@@ -102,26 +101,26 @@ def _prunesid(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     if rng.random() < 0.3:  # few values, a good part of them zero: ties, and tokens that never survive
         scores = np.floor(4 * scores) / 4
     chosen = get_method("prunesid")
-    filled: Any = make_parameters(chosen, options).filled()  # type: ignore[attr-defined]
-    inputs = {"features": features if filled.cls_slot else features[:, 1:], "scores": scores}
+    takes_cls = chosen.takes_cls(make_options(chosen, options))
+    inputs = {"features": features if takes_cls else features[:, 1:], "scores": scores}
 
-    def judge(found: Any, resolved: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(found: Any, op: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         sure, groups_sure = np.zeros(batch, bool), np.zeros((batch, tokens), bool)
         for image in range(batch):
             y = 1 / (1 + np.exp(-features[image, 1:].astype(np.float64)))
-            y = y - y.mean(1 if resolved.center == "token" else 0, keepdims=True)
+            y = y - y.mean(1 if op.center == "token" else 0, keepdims=True)
             values, vectors = np.linalg.eigh(y @ y.T)
             residual = RESIDUAL * values[-1] + GRAM * values.sum()
-            turns = _turns(values, vectors, residual, resolved.groups)
-            loading = np.abs(vectors[:, ::-1][:, : resolved.groups])
+            turns = _turns(values, vectors, residual, op.groups)
+            loading = np.abs(vectors[:, ::-1][:, : op.groups])
             own = loading.argmax(1)[:, None]
             best = np.take_along_axis(loading - turns, own, 1)
             others = loading + turns
             np.put_along_axis(others, own, -1, 1)
             groups_sure[image] = best[:, 0] > others.max(1)
-            limit = COSINE * (1 + abs(resolved.threshold_scale))
+            limit = COSINE * (1 + abs(op.threshold_scale))
             sure[image] = groups_sure[image].all() and found.details["nms_margin"][image] > limit
-            if resolved.nms_score == "abs_v":  # the ranking is a computed number, too
+            if op.nms_score == "abs_v":  # the ranking is a computed number, too
                 place = np.lexsort((np.take_along_axis(loading, own, 1)[:, 0], own[:, 0]))
                 group, size = own[place, 0], np.take_along_axis(loading, own, 1)[place, 0]
                 error = np.take_along_axis(turns, own, 1)[place, 0]
@@ -157,12 +156,12 @@ def _svdprune(seed: int, rng: np.random.Generator, **full: Any) -> Case:
         features = (left * ratio ** -np.arange(size)) @ right.swapaxes(1, 2)
     features = rounded(features, dtype)
 
-    def judge(found: Any, resolved: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(found: Any, op: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         sure, kept_sure = np.zeros(batch, bool), np.zeros((batch, tokens), bool)
         rank_sure = found.details["rank_margin"] > 3e-6
         for image in np.flatnonzero(rank_sure):
             y = features[image].astype(np.float64)
-            y = y - y.mean(0) if resolved.center == "feature-mean" else y
+            y = y - y.mean(0) if op.center == "feature-mean" else y
             rank = int(found.details["rank"][image])
             values, vectors = np.linalg.eigh(y @ y.T / max(np.sum(y * y), 1e-300))
             values, vectors = values[::-1], vectors[:, ::-1]
@@ -177,9 +176,9 @@ def _svdprune(seed: int, rng: np.random.Generator, **full: Any) -> Case:
             widest = error.max()
             kept_sure[image] = (leverages - error > high + widest) | (leverages + error < low - widest)
             sure[image] = kept_sure[image].all()
-            if resolved.mode == "leverage":
+            if op.mode == "leverage":
                 summed, count = np.cumsum(ranked[:keep]), int(found.details["count"][image])
-                sure[image] &= np.abs(summed - resolved.leverage).min() > 2 * widest * keep
+                sure[image] &= np.abs(summed - op.leverage).min() > 2 * widest * keep
                 sure[image] &= count == keep or ranked[count - 1] - ranked[count] > 2 * widest
         return sure, {"rank": rank_sure, "kept": kept_sure}
 
@@ -211,10 +210,10 @@ def _vitcop(seed: int, rng: np.random.Generator, **full: Any) -> Case:
         "keys": keys.astype(np.float32),
     }
 
-    def judge(found: Any, resolved: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(found: Any, op: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         whole = np.ones((batch, tokens), bool)
         parts = {"kept": whole, "keep_indices": np.ones((batch, keep), bool)}
-        if not resolved.clusters:
+        if not op.clusters:
             return np.ones(batch, bool), parts
         margins = [found.details[f"{each}_margin"] for each in ("density", "parent", "center")]
         sure = np.min(margins, axis=0) > 1e-5
@@ -249,9 +248,9 @@ def _nuwa(seed: int, rng: np.random.Generator, **full: Any) -> Case:
         "similarity_features": (features + 0.3 * rng.standard_normal(features.shape)).astype(np.float32),
     }
 
-    def judge(found: Any, resolved: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(found: Any, op: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         sure = np.ones(batch, bool)  # by scores alone, which everyone compares alike, ties included
-        if resolved.variant == "paper":  # salience and key norms are computed numbers
+        if op.variant == "paper":  # salience and key norms are computed numbers
             margins = [found.details[each] for each in ("region_margin", "global_margin", "pillar_margin")]
             sure = np.min(margins, axis=0) > 2e-5
         return sure, {}
@@ -276,7 +275,7 @@ def _divprune(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     keep = full.get("keep", int(rng.integers(1, min(tokens, 128) + 1)))
     features = fields(rng, grid, width, batch, noise=float(rng.choice((0.3, 1.0))))
 
-    def judge(found: Any, resolved: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(found: Any, op: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         # Two tokens that are each other's nearest neighbours tie exactly at the first pick, in every form.
         picks = _until(found.details["step_margin"], COSINE, ties=1)
         return picks.all(1), {"order": picks}
@@ -301,16 +300,16 @@ def _cdpruner(seed: int, rng: np.random.Generator, **full: Any) -> Case:
     inputs = {"features": features, "text_embeds": text}
     inputs["image_embeds"] = fields(rng, grid, 32, batch).astype(np.float32)
 
-    def judge(found: Any, resolved: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def judge(found: Any, op: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         picks = np.zeros((batch, keep), bool)
         for image in range(batch):
             error = 3e-5  # of d: sums over all earlier picks, divided by what is left of a token
-            if resolved.relevance != "none":  # r is a difference of cosines over their range
-                rows = inputs["image_embeds" if resolved.relevance == "clip" else "features"][image].astype(np.float64)
+            if op.relevance != "none":  # r is a difference of cosines over their range
+                rows = inputs["image_embeds" if op.relevance == "clip" else "features"][image].astype(np.float64)
                 unit, words = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (rows, text[image]))
                 mean = (unit @ words.T.astype(np.float64)).mean(1)
                 error += 1e-6 / max(float(np.ptp(mean)), OFFSET)
-            ties = int(resolved.relevance == "none")  # then all tokens tie at first
+            ties = int(op.relevance == "none")  # then all tokens tie at first
             picks[image] = _until(found.details["step_margin"][image : image + 1], error, ties)[0]
         return picks.all(1), {"order": picks}
 
@@ -348,7 +347,7 @@ def svdprune_golden_case(seed: int, dtype: str) -> Case:
     """SVD-Prune's defaults on the golden features of seed 1, 2 or 3; its authors have released no vectors."""
     features = golden_features(seed)[None, 1:]
     fixed = {"grid": GRID, "width": features.shape[2], "batch": 1, "dtype": dtype, "keep": 64, "features": features}
-    defaults = {"energy": SVDPruneParameters.energy, "center": SVDPruneParameters.center}
+    defaults = {"energy": SVDPrune.energy, "center": SVDPrune.center}
     return _svdprune(seed, np.random.default_rng(seed), **fixed, options=defaults)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from native_ops.calls import encoder_call, step_call
 from native_ops.compare import Case
-from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 GRID = (24, 24)
@@ -163,8 +165,7 @@ def _cluster_merge(name: str, stem: str, case: str, dtype: str) -> Case:
         "keys": np.stack([_pool_rows(head, visual) for head in file["k_shallow_pool"]], axis=1),
         "labels": labels,
     }
-    call = step_call("VtxClusterMerge", inputs, start=START, visual=visual, keep=keep, dtype=dtype,
-                     merging=ClusterMergeParameters(clusters=clusters))  # fmt: skip
+    call = step_call(ClusterMerge(clusters=clusters), inputs, start=START, visual=visual, keep=keep, dtype=dtype)
     kept = golden["stage2_positions"][START:-SUFFIX].astype(np.int64) - START
     rows = _out_rows(kept, visual)
     hidden = inputs["hidden_states"][rows].astype(np.float32)
@@ -185,7 +186,7 @@ def _key_norm_topk(name: str, stem: str, case: str, dtype: str) -> Case:
     keys = np.stack([_pool_rows(head, visual) for head in file["k_deep_pool"]], axis=1)
     hidden = np.random.default_rng(0).standard_normal((len(keys), 16)).astype(np.float16)
     inputs = {"hidden_states": hidden, "keys": keys}
-    call = step_call("VtxKeyNormTopK", inputs, start=START, visual=visual, keep=keep, dtype=dtype)
+    call = step_call(KeyNormTopK(), inputs, start=START, visual=visual, keep=keep, dtype=dtype)
     expected = {"out_rows": _out_rows(golden["stage3_kept"], visual), "saliency": golden["saliency3"]}
     return Case(name, call, expected, _all_sure(1))
 
@@ -204,7 +205,7 @@ def _attention_topk(name: str, stem: str, case: str, dtype: str) -> Case:
     query[:, 0] = 2**0.5
     hidden = np.random.default_rng(0).standard_normal((rows, 8)).astype(np.float32)
     inputs = {"hidden_states": hidden, "keys": keys, "query": query}
-    call = step_call("VtxAttentionTopK", inputs, start=START, visual=visual, keep=len(kept), dtype=dtype)
+    call = step_call(AttentionTopK(), inputs, start=START, visual=visual, keep=len(kept), dtype=dtype)
     expected: dict[str, Any] = {"out_rows": _out_rows(kept, visual)}
     expected["saliency"] = (attention / attention.sum(1, keepdims=True)).mean(0)[START : START + visual]
     return Case(name, call, expected, _all_sure(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,17 @@ import numpy as np
 from native_ops.calls import step_call
 from native_ops.compare import Case
 from native_ops.inputs import TYPES, rounded
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters
-from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
-from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
+from vtexport.pruning.op import DecoderOp
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK
+from vtexport.pruning.ops.text_similarity_topk import TextSimilarityTopK
+from vtexport.pruning.types import Sizes
 
 COSINE = 3e-6  # error of a cosine
 RELATIVE = 4e-6  # error of a sum of exponentials or squares, relative to it
-STEPS: dict[str, LLMOp] = {
-    op.op_type: op for op in (ClusterMerge(), KeyNormTopK(), AttentionTopK(), TextSimilarityTopK())
+STEPS: dict[str, type[DecoderOp]] = {
+    op.op_type: op for op in (ClusterMerge, KeyNormTopK, AttentionTopK, TextSimilarityTopK)
 }
 
 
@@ -38,45 +38,44 @@ def step_case(seed: int, rng: np.random.Generator, op_type: str, **full: Any) ->
         "query": rounded(rng.standard_normal((heads * groups, head_width)), dtype),
         "labels": rng.integers(-1, clusters, visual),
     }
-    merging = None
+    settings = {}
     if op_type == "VtxClusterMerge":
-        merging = ClusterMergeParameters(clusters=clusters, merge=str(rng.choice(("sum", "mean"))))
-    op = STEPS[op_type]
-    sizes = LLMSizes(visual, keep, width, heads * groups, heads, head_width)
-    signals: Mapping[str, np.ndarray] = {name: inputs[name] for name in op.signals}
-    found = op.select(inputs["hidden_states"], start, signals, sizes=sizes, parameters=merging)
-    call = step_call(op_type, inputs, start=start, visual=visual, keep=keep, dtype=dtype, merging=merging)
-    kept = start + np.asarray(found.kept)
+        settings = {"clusters": clusters, "merge": str(rng.choice(("sum", "mean")))}
+    op = STEPS[op_type](**settings)
+    sizes = Sizes(1, (1, visual), width, keep, heads=heads * groups, kv_heads=heads, head_dim=head_width)
+    read = {name: each[None] for name, each in inputs.items()} | {"visual_start": np.array([start])}
+    found = op.select({each.name: read[each.name] for each in op.inputs()}, sizes)
+    details = {name: np.asarray(each)[0] for name, each in found.details.items()}
+    call = step_call(op, inputs, start=start, visual=visual, keep=keep, dtype=dtype)
+    kept = start + np.asarray(found.keep_indices[0])
     out_rows = np.concatenate([np.arange(start), kept, np.arange(start + visual, rows)])
     expected: dict[str, np.ndarray] = {"out_rows": out_rows}
-    if merging is None:
-        sure, parts = _top_is_sure(op_type, found, keep)
+    if found.merged is None:
+        sure, parts = _top_is_sure(op_type, details["scores"], keep)
         if op_type != "VtxTextSimilarityTopK":
             sign = -1.0 if op_type == "VtxKeyNormTopK" else 1.0
-            expected["saliency"] = sign * found.details["scores"]
+            expected["saliency"] = sign * details["scores"]
     else:
-        saliency, parts = found.details["saliency"], {}
-        sure = np.array([found.details["keep_margin"] > 2 * RELATIVE * saliency.max() * _summed(found, keep)
-                         and found.details["total_margin"] > 2 * RELATIVE * saliency.sum()])  # fmt: skip
+        saliency, parts = details["saliency"], {}
+        sure = np.array([details["keep_margin"] > 2 * RELATIVE * saliency.max() * _summed(details, keep)
+                         and details["total_margin"] > 2 * RELATIVE * saliency.sum()])  # fmt: skip
         hidden = inputs["hidden_states"][out_rows]
-        hidden[start : start + keep] = found.rows
+        hidden[start : start + keep] = found.kept_features[0]
         expected |= {"hidden_states_out": hidden, "saliency": saliency, "quotas": np.zeros(clusters + 1, np.int64)}
         if len(np.unique(inputs["labels"])) <= keep:
-            expected["quotas"][np.unique(inputs["labels"]) + 1] = found.details["quotas"]
+            expected["quotas"][np.unique(inputs["labels"]) + 1] = details["quotas"]
     name = f"{op_type} {seed} {rows} rows, {visual} visual at {start}, keep {keep}, {heads}x{groups} heads {dtype}"
-    return Case(name, call, expected, sure, parts, merged=found.merged)
+    merged = None if found.merged is None else found.merged[0]
+    return Case(name, call, expected, sure, parts, merged=merged)
 
 
-def _summed(found: LLMSelection, keep: int) -> int:
+def _summed(details: dict[str, np.ndarray], keep: int) -> int:
     """How many lengths are added up in what was compared: all of a cluster where there are more clusters than rows."""
-    return (
-        1 if len(found.details["quotas"]) <= keep and found.details["quotas"].any() else len(found.details["saliency"])
-    )
+    return 1 if len(details["quotas"]) <= keep and details["quotas"].any() else len(details["saliency"])
 
 
-def _top_is_sure(op_type: str, found: LLMSelection, keep: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _top_is_sure(op_type: str, scores: np.ndarray, keep: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Which visual tokens are clearly in or out, by their distance from the cut."""
-    scores = np.asarray(found.details["scores"])
     error = COSINE if op_type == "VtxTextSimilarityTopK" else RELATIVE * np.abs(scores).max()
     ranked = np.sort(scores)[::-1]
     low, high = ranked[keep - 1], ranked[keep] if keep < len(scores) else -np.inf

@@ -1,4 +1,4 @@
-"""The C structures of plugins/include/vtx_ops.h, field for field, and how a method's parameters fill them.
+"""The C structures of plugins/include/vtx_ops.h, field for field, and how an op's settings fill them.
 
 tests/plugins compares names, order and offsets with what a C compiler makes of the header.
 """
@@ -158,7 +158,7 @@ class Op:
         op_type: Its ONNX name.
         parameters: The structure of its parameters, None where it has none.
         is_step: Whether it acts inside the language model and takes the structures for that.
-        fill: From a method's resolved parameters to the structure.
+        fill: From the op's settings to the structure.
     """
 
     function: str
@@ -230,8 +230,8 @@ def parameters_of(op_type: str, resolved: Any) -> ctypes.Structure | None:
 
     Args:
         op_type: Such as "VtxPruneSID".
-        resolved: An object with the method's parameters as attributes, none of them None: what `Method.resolve` or an
-            `LLMStep` has. It is not looked at for ops without parameters.
+        resolved: The op with its settings (`vtexport.pruning.op.Op`), or any object with the same attributes. It is not
+            looked at for ops without parameters.
     """
     fill = OPS[op_type].fill
     return None if fill is None else fill(resolved)
