@@ -8,18 +8,25 @@ import pytest
 from tiny_llava import make_config
 
 from vtexport.errors import InputError
-from vtexport.export.plan import check_stored, make_plans
+from vtexport.export.plan import Plan, check_stored, make_plans, shape_of
 from vtexport.models import llava
+from vtexport.models.spec import ModelSpec
+from vtexport.pruning import get_method, make_options
 
 METHODS = {"nuwa": 16, "prunesid": 16, "visionzip": 16, "vitcop": 16, "none": 64}
 POST = ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
 LAST = "vision_tower.encoder.layers.3.layer_norm1.bias"  # behind the feature layer, the output of block 2
 
 
+def plans_of(name: str, spec: ModelSpec) -> tuple[Plan, ...]:
+    method = get_method(name)
+    return make_plans(method, [METHODS[name]] if name != "none" else None, make_options(method, {}), shape_of(spec))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_behind_the_feature_layer_are_needed_by_what_reads_them(method: str, tmp_path: Path) -> None:
     spec = llava.model_spec(make_config(), tmp_path)
-    plans = make_plans(method, [METHODS[method]] if method != "none" else None, {}, spec)
+    plans = plans_of(method, spec)
     check_stored(plans, spec, POST)
     if method != "nuwa":
         check_stored(plans, spec, (*POST, LAST))
@@ -33,4 +40,4 @@ def test_a_feature_layer_at_the_end_leaves_nothing_behind(tmp_path: Path) -> Non
     config.vision_feature_layer = -1
     spec = llava.model_spec(config, tmp_path)
     assert llava.optional_tensors(config) == ("vision_tower.post_layernorm.",)
-    check_stored(make_plans("nuwa", [16], {}, spec), spec, POST)
+    check_stored(plans_of("nuwa", spec), spec, POST)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pruning_cases import run_stock
 
 from vtexport.errors import InputError, UsageError
-from vtexport.pruning import diagnostic_model, get_method, make_parameters, op_model, select
-from vtexport.pruning.methods.cdpruner import COARSE
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
+from vtexport.pruning.ops.cdpruner import COARSE
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 JOINT = 16
@@ -254,8 +254,7 @@ def test_a_build_says_whose_relevance_it_is() -> None:
     method = get_method("cdpruner")
 
     def remarks(**given: Any) -> tuple[str, ...]:
-        keep, resolved = method.resolve(make_parameters(method, given), grid=(5, 6), keep=8)
-        return method.remarks(resolved, grid=(5, 6), keep=keep)
+        return method.plan(make_options(method, given), ModelShape((5, 6), layers=32), 8).remarks
 
     assert "CLIP's text tower" in " ".join(remarks())
     assert remarks(relevance="none") == ()

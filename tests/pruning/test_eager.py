@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eager_cases import set_positions
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN_ID, PHOTO, make_config, make_model
 
@@ -86,9 +87,7 @@ def test_contiguous_positions(model: Any, use_cache: bool) -> None:
 
 
 def test_original_positions(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtexport.pruning import get_method
-
-    monkeypatch.setattr(type(get_method("uniform")), "positions", "original")
+    set_positions("original", monkeypatch)
     given = inputs()
     with apply(model, method="uniform", keep=9) as applied:
         found = generated(model, given)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from eager_cases import KEEP, greedy, logits_by_hand, loop, make_answering_model, new_tokens, prompt
+from eager_cases import KEEP, greedy, logits_by_hand, loop, make_answering_model, new_tokens, prompt, set_positions
 from transformers import DynamicCache, StaticCache
 
 from vtexport.errors import UsageError
-from vtexport.pruning import apply, get_method
+from vtexport.pruning import apply
 
 EVERY = [("uniform", KEEP), ("fastv", 32), ("pyramiddrop", 30), ("vitcop", 20)]
 NEXT = torch.tensor([[40, 41, 42]])
@@ -25,7 +25,7 @@ def model() -> Any:
 @pytest.fixture(params=["contiguous", "original"])
 def both_positions(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of counting the kept tokens of uniform."""
-    monkeypatch.setattr(type(get_method("uniform")), "positions", request.param)
+    set_positions(request.param, monkeypatch)
 
 
 def new_cache(model: Any, kind: str = "dynamic") -> Any:

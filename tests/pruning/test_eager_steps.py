@@ -11,7 +11,7 @@ from tiny_llava import make_config, make_model
 
 from vtexport.errors import UsageError
 from vtexport.pruning import apply
-from vtexport.pruning.eager import Applied
+from vtexport.pruning.eager.apply import Applied
 
 START, TOKENS, NEW = 4, 64, 12
 
@@ -94,7 +94,7 @@ def test_generated_tokens(model: Any, method: str, keep: int, options: dict[str,
         found = generated(model, given)
         again = generated(model, given)
     kept, tokens = by_hand(model, given, applied)
-    assert [step.kept.tolist() for step in applied.steps] == kept
+    assert [step.keep_indices[0].tolist() for step in applied.steps] == kept
     assert found == again == [tokens]
     assert found != untouched
     model.set_attn_implementation(attention)

@@ -221,7 +221,7 @@ def test_steps_in_other_decoders(kind: type) -> None:
     with apply(model, method="pyramiddrop", keep=30) as applied, torch.no_grad():
         tokens = model.generate(**given, max_new_tokens=12, min_new_tokens=12, do_sample=False)
     kept, expected = steps_by_hand(model, given, applied)
-    assert [step.kept.tolist() for step in applied.steps] == kept
+    assert [step.keep_indices[0].tolist() for step in applied.steps] == kept
     assert tokens[0, given["input_ids"].shape[1] :].tolist() == expected
 
 

@@ -12,16 +12,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_cases import run_stock, structured
+from pruning_cases import has_own_op, run_stock, structured
 
 from vtexport.errors import InputError, UsageError
-from vtexport.pruning import get_method, list_methods, make_parameters, op_model, select
-from vtexport.pruning.method import Sizes
-from vtexport.pruning.signals import SIGNALS
+from vtexport.pruning import (
+    ModelShape,
+    Op,
+    Schedule,
+    Sizes,
+    get_method,
+    list_methods,
+    list_ops,
+    make_options,
+    op_model,
+    select,
+)
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.ops.prunesid import PruneSID
+from vtexport.pruning.ops.visionzip import VisionZip
 
 GRID = (6, 8)
-TOKENS, WIDTH, HEADS, HEAD_WIDTH, TEXT = 48, 24, 3, 8, 5
-METHODS = [method.name for method in list_methods() if method.op_type]
+TOKENS, WIDTH, HEADS, HEAD_DIM, TEXT = 48, 24, 3, 8, 5
+EVERY = [method.name for method in list_methods()]
+METHODS = [name for name in EVERY if has_own_op(name)]
 # Whose choice does not depend on where a patch stands; for the others a permutation of the tokens is another image.
 EQUIVARIANT = {"cdpruner", "divprune", "none", "prunesid", "svdprune", "vitcop"}
 # A hair's difference decides these ones' ties, so only exact copies of tokens are compared elsewhere.
@@ -37,11 +50,17 @@ def budgets(name: str, grid: tuple[int, int] = GRID) -> tuple[int | None, ...]:
     possible = []
     for keep in range(1, grid[0] * grid[1] + 2):
         try:
-            method.resolve(make_parameters(method, {}), grid=grid, keep=keep)
+            method.first_op(make_options(method, {}), ModelShape(grid, layers=1), keep)
         except UsageError:
             continue
         possible.append(keep)
     return tuple(sorted({possible[0], possible[len(possible) // 2], possible[-1]})) if possible else ()
+
+
+def own_op(name: str, grid: tuple[int, int] = GRID) -> Op:
+    """The method's op with the settings of its smallest budget."""
+    method = get_method(name)
+    return method.first_op(make_options(method, {}), ModelShape(grid, layers=1), budgets(name, grid)[0]).op
 
 
 def rows_of(kind: str, rows: int, width: int, seed: int) -> np.ndarray:
@@ -87,29 +106,36 @@ def inputs(
     seed: int = 0,
     batch: int = 1,
 ) -> dict[str, np.ndarray]:
-    """Everything the op reads, by name, each signal as hostile as the features."""
-    method = get_method(name)
-    parameters = make_parameters(method, {})
-    tokens = grid[0] * grid[1]
+    """Everything the method's op reads, by name, each signal as hostile as the features."""
+    return inputs_of(own_op(name, grid), kind, scores, grid=grid, seed=seed, batch=batch)
+
+
+def inputs_of(
+    op: Op, kind: str, scores: str, *, grid: tuple[int, int], seed: int = 0, batch: int = 1
+) -> dict[str, np.ndarray]:
+    sizes = sizes_of(grid, keep=1)
     made: dict[str, list[np.ndarray]] = {}
     for image in range(batch):
         own = seed + 100 * image
-        made.setdefault("features", []).append(rows_of(kind, tokens + int(method.takes_cls(parameters)), WIDTH, own))
-        for signal in map(SIGNALS.__getitem__, method.signals(parameters)):
-            if signal.input == "scores":
-                value = scores_of(scores, tokens, own)
+        made.setdefault("features", []).append(rows_of(kind, sizes.tokens + int(op.takes_cls), WIDTH, own))
+        for signal in op.inputs()[1:]:
+            if signal.name == "scores":
+                value = scores_of(scores, sizes.tokens, own)
             else:
-                sizes = Sizes(1, grid, WIDTH, 1, HEADS, HEAD_WIDTH, WIDTH)
-                shape = [TEXT if isinstance(size, str) else size for size in signal.shape(sizes)[1:]]
+                shape = [TEXT if isinstance(size, str) else size for size in sizes.shape(signal.axes)[1:]]
                 value = rows_of(kind, shape[0], int(np.prod(shape[1:])), own + 7).reshape(shape)
-            made.setdefault(signal.input, []).append(value)
+            made.setdefault(signal.name, []).append(value)
     return {name: np.stack(values) for name, values in made.items()}
+
+
+def sizes_of(grid: tuple[int, int], keep: int) -> Sizes:
+    return Sizes(1, grid, WIDTH, keep, heads=HEADS, head_dim=HEAD_DIM, embedding_width=WIDTH)
 
 
 @functools.cache
 def op(name: str, keep: int | None, *, grid: tuple[int, int] = GRID, batch: int = 1, dtype: str = "float32") -> Any:
     sizes: dict[str, Any] = {"tokens": grid[0] * grid[1], "grid": grid, "width": WIDTH, "batch": batch, "dtype": dtype}
-    model = op_model(name, keep=keep, heads=HEADS, head_width=HEAD_WIDTH, embedding_width=WIDTH, **sizes)
+    model = op_model(name, keep=keep, heads=HEADS, head_dim=HEAD_DIM, embedding_width=WIDTH, **sizes)
     onnx.checker.check_model(model, full_check=True)
     return run_stock(model)
 
@@ -122,8 +148,7 @@ def assert_valid(indices: Any, keep: int, tokens: int = TOKENS) -> None:
 
 def assert_copied(found: Any, features: np.ndarray, name: str) -> None:
     """Rows that stand for one patch are that patch's row, bit for bit."""
-    method = get_method(name)
-    slot = int(method.takes_cls(make_parameters(method, {})))
+    slot = int(own_op(name).takes_cls)
     merged = found.get("merged")
     for image, row in enumerate(features):
         for place, patch in enumerate(np.asarray(found["keep_indices"])[image].tolist()):
@@ -186,7 +211,7 @@ def test_numpy_and_pytorch_agree(name: str) -> None:
     assert by_numpy.keep_indices.dtype == np.int64
     np.testing.assert_array_equal(by_torch.keep_indices, by_numpy.keep_indices)
     np.testing.assert_allclose(by_torch.kept_features, by_numpy.kept_features, rtol=1e-6, atol=1e-7)
-    assert (by_torch.merged is None) == (by_numpy.merged is None) == (not get_method(name).merges)
+    assert (by_torch.merged is None) == (by_numpy.merged is None) == (not own_op(name).merges)
     if by_numpy.merged is not None:
         np.testing.assert_array_equal(by_torch.merged, by_numpy.merged)
         assert by_numpy.merged.dtype == bool
@@ -292,7 +317,7 @@ def test_few_tokens(name: str, grid: tuple[int, int]) -> None:
 def test_what_tools_expect_of_a_function(name: str) -> None:
     """Nodes with names of their own, also inlined, and outputs whose shapes follow from the function alone."""
     sizes: dict[str, Any] = {"tokens": TOKENS, "grid": GRID, "width": WIDTH, "embedding_width": WIDTH}
-    model = op_model(name, keep=budgets(name)[-1], heads=HEADS, head_width=HEAD_WIDTH, **sizes)
+    model = op_model(name, keep=budgets(name)[-1], heads=HEADS, head_dim=HEAD_DIM, **sizes)
     assert all(node.name for node in (*model.graph.node, *model.functions[0].node))
     flat = onnx.inliner.inline_local_functions(model)
     names = [node.name for node in flat.graph.node]
@@ -310,3 +335,140 @@ def test_what_tools_expect_of_a_function(name: str) -> None:
 def test_a_wrong_grid_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"grid=\(5, 5\) does not have 48 patches"):
         select(name, keep=budgets(name)[0], grid=(5, 5), **inputs(name))
+
+
+SQUARE, LAYERS = (8, 8), 4
+
+
+def plan(name: str, *, has_cls: bool, **options: Any) -> Schedule:
+    """The plan of the method for a quarter of the tokens, or the next budget up that it gives."""
+    method, model = get_method(name), ModelShape(SQUARE, LAYERS, has_cls=has_cls)
+    made, refused = make_options(method, options), UsageError("no budget at all")
+    for keep in range(model.tokens // 4, model.tokens + 1):
+        try:
+            return method.plan(made, model, keep)
+        except UsageError as error:
+            refused = error
+    raise refused
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "visionzip"])
+def test_vision_towers_without_cls(name: str) -> None:
+    """Every method plans there, its ops take the patches alone, and what stands in for CLS attention is said."""
+    schedule = plan(name, has_cls=False)
+    first = schedule.first
+    assert not any(placed.op.takes_cls for placed in schedule.ops)
+    wanted = first.op.signals()
+    assert schedule.signals == tuple("received_attention" if each == "cls_attention" else each for each in wanted)
+    assert len(schedule.substitutions) == wanted.count("cls_attention")
+    for said in schedule.substitutions:
+        assert said.startswith("the vision tower has no CLS token, so scores is the mean attention that every patch re")
+    given = inputs_of(first.op, "structured", "random", grid=SQUARE)
+    sizes = sizes_of(SQUARE, first.keep)
+    assert given["features"].shape == (1, sizes.tokens, WIDTH)
+    by_reference = first.op.select(given, sizes)
+    found = run_stock(model_of_op(first.op, sizes, dtype="float32"))(**given)
+    for indices in (by_reference.keep_indices, found["keep_indices"]):
+        assert_valid(indices, first.keep, sizes.tokens)
+        assert np.min(indices) >= 0
+    np.testing.assert_array_equal(found["keep_indices"], by_reference.keep_indices)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_vision_towers_with_cls_give_the_signals_themselves(name: str) -> None:
+    schedule = plan(name, has_cls=True)
+    assert schedule.signals == schedule.first.op.signals()
+    assert schedule.substitutions == ()
+
+
+def test_two_ops_alone_read_the_cls_row() -> None:
+    """And every op is somewhere in a plan, so that this and the test above are of all of them."""
+    schedules = [plan(name, has_cls=True) for name in EVERY] + [plan("nuwa", has_cls=True, variant="paper")]
+    ops = [placed.op for schedule in schedules for placed in schedule.ops]
+    assert {type(op) for op in ops} == set(list_ops())
+    assert {type(op) for op in ops if op.takes_cls} == {PruneSID, VisionZip}
+    assert not plan("prunesid", has_cls=True, cls_slot=False).first.op.takes_cls
+
+
+def test_prunesid_without_cls_has_no_slot_for_it() -> None:
+    method = get_method("prunesid")
+    for has_cls in (True, False):
+        schedule = plan("prunesid", has_cls=has_cls)
+        assert schedule.settings["cls_slot"] is schedule.first.op.takes_cls is has_cls
+        assert method.takes_cls(make_options(method, {}), has_cls=has_cls) is has_cls
+    with pytest.raises(UsageError, match=r"^cls_slot=True .* this vision tower has no CLS token; give cls_slot=false$"):
+        plan("prunesid", has_cls=False, cls_slot=True)
+
+
+def test_visionzip_needs_cls() -> None:
+    sentence = "^visionzip keeps the CLS token, and this vision tower has none; use another method$"
+    with pytest.raises(UsageError, match=sentence):
+        plan("visionzip", has_cls=False)
+
+
+@every_method
+def test_companions_lose_the_same_rows(name: str) -> None:
+    """CLS rows and merged ones included: behind a merged row stands that of the patch it is named after."""
+    keep = budgets(name)[len(budgets(name)) // 2]
+    given = inputs(name, "structured", batch=2)
+    rows, slot = given["features"].shape[1], int(own_op(name).takes_cls)
+    rng = np.random.default_rng(3)
+    companions = {"deep": rng.standard_normal((2, rows, 7), np.float32), "ids": rng.random((2, rows, 1), np.float32)}
+    sizes: dict[str, Any] = {"tokens": TOKENS, "grid": GRID, "width": WIDTH, "embedding_width": WIDTH, "batch": 2}
+    widths = {each: value.shape[2] for each, value in companions.items()}
+    model = op_model(name, keep=keep, heads=HEADS, head_dim=HEAD_DIM, companions=widths, **sizes)
+    onnx.checker.check_model(model, full_check=True)
+    found = run_stock(model)(**given, **companions)
+    plain = op(name, keep, batch=2)(**given)
+    assert set(found) == {*plain, "kept_deep", "kept_ids"}
+    by_reference = select(name, keep=keep, grid=GRID, companions=companions, **given)
+    assert set(by_reference.companions) == set(companions)
+    for each, value in plain.items():
+        assert found[each].tobytes() == value.tobytes()
+    np.testing.assert_array_equal(found["keep_indices"], by_reference.keep_indices)
+    for each, value in companions.items():
+        expected = np.stack([value[image][found["keep_indices"][image] + slot] for image in range(2)])
+        assert found[f"kept_{each}"].tobytes() == expected.tobytes()
+        assert by_reference.companions[each].tobytes() == expected.tobytes()
+    tensors = {key: torch.from_numpy(value) for key, value in given.items()}
+    maps = torch.arange(2 * rows * 6).reshape(2, rows, 2, 3)  # neither of the features' width nor of their type
+    by_torch = select(name, keep=keep, grid=GRID, companions={"maps": maps}, **tensors)
+    for image in range(2):
+        kept = maps[image][by_torch.keep_indices[image] + slot]
+        assert torch.equal(by_torch.companions["maps"][image], kept)
+
+
+@every_method
+def test_companions_are_copied_in_half_precision(name: str) -> None:
+    keep = budgets(name)[0]
+    given = inputs(name)
+    given["features"] = given["features"].astype(np.float16)
+    deep = np.random.default_rng(4).standard_normal((1, given["features"].shape[1], 5)).astype(np.float16)
+    sizes: dict[str, Any] = {"tokens": TOKENS, "grid": GRID, "width": WIDTH, "embedding_width": WIDTH}
+    model = op_model(name, keep=keep, heads=HEADS, head_dim=HEAD_DIM, dtype="float16", companions={"deep": 5}, **sizes)
+    found = run_stock(model)(**given, deep=deep)
+    kept = deep[0][found["keep_indices"][0] + int(own_op(name).takes_cls)]
+    assert found["kept_deep"][0].tobytes() == kept.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("companions", "message"),
+    [
+        ({"features": 8}, "companion 'features' has the name of the op's own input or output; give another"),
+        ({"indices": 8, "scores": 8}, "companion 'scores' has the name"),
+        ({"deep": 0}, "deep=0 is not allowed; give a whole number from 1"),
+        ({"deep": True}, "deep=True is not allowed"),
+        ({"tokens": -1}, "tokens=-1 is not allowed"),
+    ],
+)
+def test_impossible_companions_of_a_model_are_refused(companions: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        op_model("prunesid", tokens=TOKENS, grid=GRID, width=WIDTH, keep=12, companions=companions)
+
+
+@every_method
+def test_companions_with_other_rows_are_refused(name: str) -> None:
+    given = inputs(name)
+    for shape in ((1, given["features"].shape[1] - 1, 7), (2, given["features"].shape[1], 7)):
+        with pytest.raises(InputError, match=r"companion deep has shape .* its rows run beside those of the features"):
+            select(name, keep=budgets(name)[0], grid=GRID, companions={"deep": np.zeros(shape)}, **given)

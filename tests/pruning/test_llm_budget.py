@@ -7,16 +7,15 @@ import re
 import pytest
 
 from vtexport.errors import UsageError
-from vtexport.pruning import get_method, make_parameters
-from vtexport.pruning.llm.budget import mean_tokens
-from vtexport.pruning.method import Schedule
+from vtexport.pruning import ModelShape, Schedule, get_method, make_options
+from vtexport.pruning.budget import mean_tokens
 
 GRID = (8, 8)
 
 
 def schedule(name: str, keep: object, layers: int) -> Schedule:
     method = get_method(name)
-    return method.schedule(make_parameters(method, {}), grid=GRID, keep=keep, layers=layers)  # type: ignore[arg-type]
+    return method.plan(make_options(method, {}), ModelShape(GRID, layers), keep)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layers", [4, 7, 16, 32])

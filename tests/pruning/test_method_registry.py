@@ -7,19 +7,17 @@ import onnx
 import pytest
 
 from vtexport.errors import UsageError
-from vtexport.pruning import get_method, list_methods, make_parameters, op_model
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.cluster_merge import ClusterMerge
-from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
-from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
-from vtexport.pruning.method import Method
+from vtexport.pruning import Method, ModelShape, Op, get_method, list_methods, list_ops, make_options, op_model
+from vtexport.pruning.op import DecoderOp
 from vtexport.pruning.registry import register
 
 
 def test_listing_needs_neither_torch_nor_onnx() -> None:
     code = (
-        "import sys, dataclasses; from vtexport.pruning import list_methods\n"
-        "for method in list_methods(): [field.metadata for field in dataclasses.fields(method.parameters)]\n"
+        "import sys; from vtexport.pruning import list_methods, list_ops\n"
+        "from vtexport.pruning.options import settings_of\n"
+        "for method in list_methods(): [option.allowed for option in method.options]\n"
+        "for op in list_ops(): [option.about for option in settings_of(op)]\n"
         "heavy = {'torch', 'onnx', 'transformers', 'array_api_compat', 'onnxruntime', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -34,21 +32,29 @@ def test_names() -> None:
 def test_op_types_are_unlike_any_other_op() -> None:
     """TensorRT's parser looks functions up by name alone."""
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    inside = [AttentionTopK, ClusterMerge, KeyNormTopK, TextSimilarityTopK]  # the language model
-    op_types = [*(method.op_type for method in list_methods() if method.op_type), *(op.op_type for op in inside)]
+    op_types = [op.op_type for op in list_ops()]
+    inside = {op.op_type for op in list_ops() if issubclass(op, DecoderOp)}  # the language model
+    assert inside == {"VtxAttentionTopK", "VtxClusterMerge", "VtxKeyNormTopK", "VtxTextSimilarityTopK"}
     assert len(set(op_types)) == len(op_types)
     for op_type in op_types:
         assert op_type.startswith("Vtx")
         assert op_type not in known
 
 
-@pytest.mark.parametrize("change", [{"name": "prunesid"}, {"op_type": "VtxPruneSID"}, {"op_type": "TopK"}])
-def test_registering_a_taken_or_unsafe_name_fails(change: dict[str, str]) -> None:
-    base = type(get_method("prunesid"))
-    cls: type[Method] = type("Other", (base,), {"name": "other", "op_type": "VtxOther", **change})
-    with pytest.raises(ValueError, match="Other"):
+def test_registering_a_taken_name_fails() -> None:
+    registered = list_methods()
+    cls: type[Method] = type("Other", (type(get_method("prunesid")),), {"name": "prunesid"})
+    with pytest.raises(ValueError, match="Other takes the name of PruneSIDMethod"):
         register(cls)
-    assert "other" not in {method.name for method in list_methods()}
+    assert list_methods() == registered
+
+
+@pytest.mark.parametrize("op_type", ["VtxPruneSID", "VtxClusterMerge", "TopK"])
+def test_an_op_of_a_taken_or_unsafe_type_fails(op_type: str) -> None:
+    known = list_ops()
+    with pytest.raises(ValueError, match="Other"):
+        type("Other", (Op,), {"op_type": op_type})
+    assert list_ops() == known
 
 
 def test_unknown_method_names_the_closest() -> None:
@@ -58,7 +64,7 @@ def test_unknown_method_names_the_closest() -> None:
 
 def test_unknown_parameter_names_the_closest() -> None:
     with pytest.raises(UsageError, match=r"'centre' is not known to prunesid; did you mean 'center'"):
-        make_parameters(get_method("prunesid"), {"centre": "token"})
+        make_options(get_method("prunesid"), {"centre": "token"})
 
 
 @pytest.mark.parametrize(
@@ -80,23 +86,27 @@ def test_unknown_parameter_names_the_closest() -> None:
 )
 def test_bad_parameter_says_what_is_allowed(name: str, value: object, allowed: str) -> None:
     with pytest.raises(UsageError, match=allowed):
-        make_parameters(get_method("prunesid"), {name: value})
+        make_options(get_method("prunesid"), {name: value})
 
 
 def test_texts_are_converted() -> None:
     texts = {"groups": "16", "threshold_scale": "1.5", "cls_slot": "no", "order": "raster"}
-    made = make_parameters(get_method("prunesid"), texts)
+    made = make_options(get_method("prunesid"), texts)
     values = {"groups": 16, "threshold_scale": 1.5, "cls_slot": False, "order": "raster"}
-    assert made == make_parameters(get_method("prunesid"), values)
-    assert make_parameters(get_method("prunesid"), {"groups": "none"}) == make_parameters(get_method("prunesid"), {})
+    assert made == make_options(get_method("prunesid"), values)
+    assert make_options(get_method("prunesid"), {"groups": "none"}) == make_options(get_method("prunesid"), {})
 
 
 def test_defaults_follow_the_budget() -> None:
     method = get_method("prunesid")
-    keep, resolved = method.resolve(make_parameters(method, {}), grid=(24, 24), keep=70)
-    assert (keep, resolved.groups, resolved.threshold_scale) == (70, 17, 70 / 32)
-    assert method.signals(resolved) == ("cls_attention",)
-    assert method.signals(make_parameters(method, {"nms_score": "abs_v"})) == ()
+    model = ModelShape((24, 24), layers=32)
+    schedule = method.plan(make_options(method, {}), model, 70)
+    settings = schedule.first.op.settings()
+    assert (schedule.keep, schedule.first.keep) == (70, 70)
+    assert (settings["groups"], settings["threshold_scale"]) == (17, 70 / 32)
+    assert schedule.settings == settings | {"variant": "official", "space": "vision"}
+    assert schedule.signals == schedule.first.op.signals() == ("cls_attention",)
+    assert method.first_op(make_options(method, {"nms_score": "abs_v"}), model, 70).op.signals() == ()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtexport.pruning import diagnostic_model, get_method, op_model, select
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = [(seed, target) for seed in (1, 2, 3) for target in (64, 128, 192)]
@@ -83,11 +83,12 @@ def test_the_batch_of_all_images(stock: Any) -> None:
 
 def test_presets_and_positions(case: Case) -> None:
     method = get_method("nuwa")
-    keep, resolved = method.resolve(method.parameters(), grid=(24, 24), keep=case.keep)
-    assert keep == case.keep
-    assert resolved.top_n == case.expected["top_n"]
-    assert (resolved.distance, resolved.pillar_quantile) == (280, 0.55)
+    placed = method.first_op(make_options(method, {}), ModelShape((24, 24), layers=32), case.keep)
+    assert placed.keep == case.keep
+    settings = placed.op.settings()
+    assert settings["top_n"] == case.expected["top_n"]
+    assert (settings["distance"], settings["pillar_quantile"]) == (280, 0.55)
     # 35 tokens of text, the image's span of 576 positions, 20 tokens of text: what "original" positions promise.
-    assert method.positions == "original"
+    assert placed.positions == "original"
     ids = np.concatenate([np.arange(35), 35 + case.expected["indices"][0], 35 + 576 + np.arange(20)])
     np.testing.assert_array_equal(ids, case.expected["position_ids_prefill"])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pruning_cases import run_stock
 
 from vtexport.errors import InputError, UsageError
-from vtexport.pruning import diagnostic_model, get_method, op_model, select
-from vtexport.pruning.methods.nuwa import candidates, collectors
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
+from vtexport.pruning.ops.nuwa import candidates, collectors
 
 WIDTH, HEADS = 12, 3
 VARIANTS: list[dict[str, Any]] = [
@@ -36,7 +36,7 @@ def op(variant: dict[str, Any], batch: int = 1) -> Any:
 @functools.cache
 def _op(batch: int, variant: tuple[tuple[str, Any], ...]) -> Any:
     request = dict(variant)
-    sizes = {"tokens": request["grid"][0] * request["grid"][1], "width": WIDTH, "heads": HEADS, "head_width": 4}
+    sizes = {"tokens": request["grid"][0] * request["grid"][1], "width": WIDTH, "heads": HEADS, "head_dim": 4}
     return run_stock(diagnostic_model("nuwa", **sizes, batch=batch, **request))
 
 
@@ -156,8 +156,8 @@ def test_the_papers_weights_are_a_mean() -> None:
 def test_every_region_gives_at_most_its_share(variant: dict[str, Any]) -> None:
     rows, columns = variant["grid"]
     method = get_method("nuwa")
-    made = method.parameters(**{name: value for name, value in variant.items() if name not in ("keep", "grid")})
-    top_n = method.resolve(made, grid=variant["grid"], keep=variant["keep"])[1].top_n
+    made = make_options(method, {name: value for name, value in variant.items() if name not in ("keep", "grid")})
+    top_n = method.first_op(made, ModelShape(variant["grid"], layers=32), variant["keep"]).op.settings()["top_n"]
     assert candidates(variant["grid"], top_n) >= variant["keep"]
     named = inputs(variant, 6)
     kept = op(variant)(**named)["keep_indices"][0]
@@ -263,8 +263,7 @@ def test_impossible_ops_are_refused(change: dict[str, Any], message: str) -> Non
 
 def test_stage_one_alone_is_said() -> None:
     method = get_method("nuwa")
-    keep, resolved = method.resolve(method.parameters(stages="1"), grid=(24, 24), keep=112)
-    (remark,) = method.remarks(resolved, grid=(24, 24), keep=keep)
+    (remark,) = method.plan(make_options(method, {"stages": "1"}), ModelShape((24, 24), layers=32), 112).remarks
     assert "so every layer sees" in remark
     assert "112 visual tokens" in remark
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtexport.pruning.methods.prunesid import allocate
+from vtexport.pruning.ops.prunesid import allocate
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pruning_cases import run_stock, structured
 
-from vtexport.pruning import diagnostic_model, get_method, make_parameters, op_model, select
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
 
 TOKENS, WIDTH = 30, 24
 VARIANTS: list[dict[str, Any]] = [
@@ -34,20 +34,21 @@ def op(batch: int = 1, **request: Any) -> Any:
     return run_stock(diagnostic_model("prunesid", tokens=TOKENS, width=WIDTH, batch=batch, **request))
 
 
-def filled(variant: dict[str, Any]) -> Any:
-    """The options of a variant with the defaults that follow from it."""
+def placed(variant: dict[str, Any]) -> Any:
+    """The op of a variant, its settings those that were given and the defaults that follow from it."""
     given = {name: value for name, value in variant.items() if name != "keep"}
-    return make_parameters(get_method("prunesid"), given).filled()  # type: ignore[attr-defined]
+    method = get_method("prunesid")
+    return method.first_op(make_options(method, given), ModelShape((5, 6), layers=32), variant["keep"]).op
 
 
 def inputs(variant: dict[str, Any], features: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
     """The named inputs of a variant from [B, 1 + T, D] and [B, T]."""
-    named = {"features": features if filled(variant).cls_slot else features[:, 1:]}
-    return named if filled(variant).nms_score == "abs_v" else {**named, "scores": scores}
+    named = {"features": features if placed(variant).cls_slot else features[:, 1:]}
+    return named if placed(variant).nms_score == "abs_v" else {**named, "scores": scores}
 
 
 def check_valid(found: np.ndarray, variant: dict[str, Any]) -> None:
-    slot = int(filled(variant).cls_slot)
+    slot = int(placed(variant).cls_slot)
     for image in found.tolist():
         assert image[:slot] == [-1] * slot
         patches = image[slot:]
@@ -70,7 +71,7 @@ def test_function_equals_reference(variant: dict[str, Any], seed: int, tied: boo
     # A token between two groups, or a pair at the threshold, has no answer that float32 could promise.
     assume(expected.details["group_margin"].min() > 3e-4)
     assume(expected.details["nms_margin"].min() > 1e-5)
-    if filled(variant).nms_score == "abs_v":
+    if placed(variant).nms_score == "abs_v":
         loading = np.sort(expected.details["scores"][0])
         assume(np.diff(loading).min() > 1e-5)
     found = op(**variant)(**named)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtexport.errors import UsageError
-from vtexport.pruning import diagnostic_model, get_method, make_parameters, select
-from vtexport.pruning.methods.prunesid import allocate
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, select
+from vtexport.pruning.ops.prunesid import allocate
+from vtexport.pruning.types import after_space
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("prunesid_qwen_*.npz"))
 METHOD = get_method("prunesid")
@@ -78,7 +79,7 @@ def test_the_tied_fill_step_is_met() -> None:
     ],
 )
 def test_what_a_variant_sets(variant: str, keep: int, tokens: int, expected: tuple[Any, ...]) -> None:
-    _, resolved = METHOD.resolve(make_parameters(METHOD, {"variant": variant}), grid=(1, tokens), keep=keep)
+    schedule = METHOD.plan(make_options(METHOD, {"variant": variant}), ModelShape((1, tokens), layers=32), keep)
     names = [
         "groups",
         "threshold_scale",
@@ -90,16 +91,19 @@ def test_what_a_variant_sets(variant: str, keep: int, tokens: int, expected: tup
         "shares",
         "space",
     ]
-    assert tuple(getattr(resolved, name) for name in names) == expected
-    assert METHOD.space(resolved) == METHOD.space(make_parameters(METHOD, {"variant": variant})) == expected[-1]
+    assert tuple(schedule.settings[name] for name in names) == expected
+    assert tuple(getattr(schedule.first.op, name) for name in names[:-1]) == expected[:-1]
+    assert schedule.first.place == after_space(expected[-1])
 
 
 def test_single_options_override_the_variant() -> None:
     given = {"variant": "paper", "center": "token", "nms_score": "cls_attention", "cls_slot": "yes"}
     given |= {"shares": "bounded"}
-    parameters = make_parameters(METHOD, given)
-    assert METHOD.signals(parameters) == ("cls_attention",)
-    assert METHOD.takes_cls(parameters)
+    options = make_options(METHOD, given)
+    op = METHOD.first_op(options, ModelShape((6, 6), layers=32), 12).op
+    assert op.signals() == ("cls_attention",)
+    assert op.takes_cls
+    assert METHOD.takes_cls(options)
     features = np.random.default_rng(0).standard_normal((1, 37, 16))
     scores = np.random.default_rng(1).random((1, 36))
     mixed = select("prunesid", features, scores, keep=12, **given)
@@ -109,12 +113,13 @@ def test_single_options_override_the_variant() -> None:
 
 def test_cls_is_not_behind_the_projector() -> None:
     with pytest.raises(UsageError, match=r"cls_slot=True is not allowed with space=projected.*cls_slot=false"):
-        METHOD.resolve(make_parameters(METHOD, {"space": "projected"}), grid=(6, 6), keep=12)
+        METHOD.first_op(make_options(METHOD, {"space": "projected"}), ModelShape((6, 6), layers=32), 12)
 
 
 def test_dynamic_budgets_need_the_papers_rho() -> None:
     allowed = {
-        name: METHOD.dynamic(make_parameters(METHOD, {"variant": name})) for name in ("official", "paper", "qwen")
+        name: METHOD.plan(make_options(METHOD, {"variant": name}), ModelShape((6, 6), layers=32), 12).adaptive
+        for name in ("official", "paper", "qwen")
     }
     assert allowed == {"official": True, "paper": True, "qwen": False}
 

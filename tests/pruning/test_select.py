@@ -47,7 +47,7 @@ def test_unneeded_scores_are_refused() -> None:
     with pytest.raises(InputError, match="takes no scores"):
         select("prunesid", FEATURES, SCORES, keep=8, nms_score="abs_v")
     with pytest.raises(InputError, match="takes no scores"):
-        select("none", FEATURES, SCORES, keep=None)
+        select("none", FEATURES[:, 1:], SCORES, keep=None)
 
 
 @pytest.mark.parametrize("keep", [3, 22, 0, -1, None, 8.0, True])
@@ -58,20 +58,20 @@ def test_impossible_budgets_are_refused(keep: Any) -> None:
 
 @pytest.mark.parametrize("keep", [None, 20])
 def test_none_keeps_every_patch(keep: int | None, stock: Any) -> None:
-    found = select("none", FEATURES, keep=keep)
+    found = select("none", FEATURES[:, 1:], keep=keep)
     np.testing.assert_array_equal(found.keep_indices, [list(range(20))] * 2)
     np.testing.assert_array_equal(found.kept_features, FEATURES[:, 1:])
     model = op_model("none", tokens=20, width=8, keep=keep, batch=2)
     onnx.checker.check_model(model, full_check=True)
     assert model.graph.node[0].op_type == model.functions[0].name == "VtxKeepAll"
-    by_onnx = stock(model)(features=FEATURES)
+    by_onnx = stock(model)(features=FEATURES[:, 1:])
     np.testing.assert_array_equal(by_onnx["keep_indices"], found.keep_indices)
     np.testing.assert_array_equal(by_onnx["kept_features"], found.kept_features)
 
 
 def test_none_refuses_a_budget() -> None:
     with pytest.raises(UsageError, match=r"keep=8 .* all 20 patches"):
-        select("none", FEATURES, keep=8)
+        select("none", FEATURES[:, 1:], keep=8)
 
 
 def test_bfloat16_tensors() -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pruning_cases import run_stock
 
 from vtexport.errors import UsageError
-from vtexport.pruning import diagnostic_model, get_method, make_parameters, op_model, select
-from vtexport.pruning.method import Limit
+from vtexport.pruning import ModelShape, Schedule, diagnostic_model, get_method, make_options, op_model, select
+from vtexport.pruning.types import Limit
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TOKENS, WIDTH = 30, 24
@@ -249,9 +249,12 @@ def test_impossible_requests_are_refused(change: dict[str, Any], message: str) -
         select("svdprune", decaying(1), **request)
 
 
+def plan(keep: int = 8, grid: tuple[int, int] = (5, 6), **options: Any) -> Schedule:
+    return METHOD.plan(make_options(METHOD, options), ModelShape(grid, layers=32), keep)
+
+
 def said(keep: int = 8, **options: Any) -> str:
-    keep, resolved = METHOD.resolve(make_parameters(METHOD, options), grid=(5, 6), keep=keep)
-    return " / ".join(METHOD.remarks(resolved, grid=(5, 6), keep=keep))
+    return " / ".join(plan(keep, **options).remarks)
 
 
 def test_remarks_say_the_bound_and_where_the_ranking_is_noise() -> None:
@@ -277,8 +280,7 @@ def test_too_few_directions_for_the_budget_are_said(keep: int, options: dict[str
     told = f"it takes {fewest} directions for {keep} tokens to differ in the sides they are on"
 
     def limits(**further: Any) -> list[Limit]:
-        _, resolved = METHOD.resolve(make_parameters(METHOD, options | further), grid=(5, 6), keep=keep)
-        return [each for each in METHOD.limits(resolved, grid=(5, 6), keep=keep) if each.report == "rank"]
+        return [each for each in plan(keep, **{**options, **further}).limits if each.report == "rank"]
 
     few, most = limits()
     assert few.least == fewest
@@ -315,8 +317,7 @@ def test_variance_of_one_token_alone_is_reported_as_rank_1() -> None:
     """What centring cannot mend: the report that the limit is on says it."""
     features = decaying(17)
     features[0, 11] *= 1e3
-    _, resolved = METHOD.resolve(make_parameters(METHOD, {}), grid=(5, 6), keep=8)
-    few = METHOD.limits(resolved, grid=(5, 6), keep=8)[0]
+    few = plan().limits[0]
     assert few.least is not None
     for rank in (select("svdprune", features, keep=8).details["rank"][0], op(keep=8)(features=features)["rank"][0]):
         assert rank == 1 < few.least
@@ -324,8 +325,8 @@ def test_variance_of_one_token_alone_is_reported_as_rank_1() -> None:
 
 def test_the_usual_bound_is_what_is_promised_to_be_exact() -> None:
     for grid, bound in {(24, 24): 64, (8, 9): 64, (8, 8): 62, (2, 2): 2, (1, 2): 1, (1, 1): 1}.items():
-        _, resolved = METHOD.resolve(make_parameters(METHOD, {}), grid=grid, keep=1)
-        assert resolved.rank_bound == bound
+        made = plan(1, grid)
+        assert made.settings["rank_bound"] == made.first.op.settings()["rank_bound"] == bound
 
 
 @variants

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pruning_cases import run_stock
 
 from vtexport.errors import UsageError
-from vtexport.pruning import diagnostic_model, get_method, make_parameters, op_model, select
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-TOKENS, WIDTH, HEADS, HEAD_WIDTH = 30, 24, 3, 8
+TOKENS, WIDTH, HEADS, HEAD_DIM = 30, 24, 3, 8
 VARIANTS: list[dict[str, Any]] = [
     {"keep": 12},
     {"keep": 12, "contextual": 5},
@@ -32,7 +32,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: "-".joi
 
 @functools.cache
 def op(batch: int = 1, dtype: str = "float32", **variant: Any) -> Any:
-    sizes = {"tokens": TOKENS, "width": WIDTH, "heads": HEADS, "head_width": HEAD_WIDTH}
+    sizes = {"tokens": TOKENS, "width": WIDTH, "heads": HEADS, "head_dim": HEAD_DIM}
     return run_stock(diagnostic_model("visionzip", batch=batch, dtype=dtype, **sizes, **variant))
 
 
@@ -41,7 +41,7 @@ def random_inputs(seed: int, batch: int = 1) -> dict[str, np.ndarray]:
     return {
         "features": rng.standard_normal((batch, TOKENS + 1, WIDTH)).astype(np.float32),
         "scores": rng.random((batch, TOKENS), np.float32),
-        "keys": rng.standard_normal((batch, TOKENS, HEADS, HEAD_WIDTH)).astype(np.float32),
+        "keys": rng.standard_normal((batch, TOKENS, HEADS, HEAD_DIM)).astype(np.float32),
     }
 
 
@@ -133,7 +133,7 @@ def test_function_equals_reference(variant: dict[str, Any], seed: int, tied: boo
 @pytest.mark.parametrize("features", [0.0, 0.3, 1e30, 1e-38])
 @pytest.mark.parametrize("keys", ["equal", "zero", "rank 1", "one", "large"])
 def test_hostile_inputs_give_a_valid_selection(variant: dict[str, Any], features: float, keys: str) -> None:
-    shape = (1, TOKENS, HEADS, HEAD_WIDTH)
+    shape = (1, TOKENS, HEADS, HEAD_DIM)
     rng = np.random.default_rng(3)
     made = {
         "equal": np.full(shape, 0.3),
@@ -198,7 +198,8 @@ def test_ties_go_to_the_lower_index() -> None:
 @pytest.mark.parametrize(("keep", "contextual"), [(64, 10), (128, 20), (192, 30), (2, 1), (3, 1), (16, 3), (577, 90)])
 def test_default_share_of_contextual_tokens(keep: int, contextual: int) -> None:
     method = get_method("visionzip")
-    assert method.resolve(make_parameters(method, {}), grid=(24, 24), keep=keep)[1].contextual == contextual
+    schedule = method.plan(make_options(method, {}), ModelShape((24, 24), layers=32), keep)
+    assert schedule.settings["contextual"] == schedule.first.op.settings()["contextual"] == contextual
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_impossible_requests_are_refused(request_: dict[str, Any], message: str)
 
 @variants
 def test_model_is_well_formed(variant: dict[str, Any]) -> None:
-    model = op_model("visionzip", tokens=TOKENS, width=WIDTH, heads=HEADS, head_width=HEAD_WIDTH, **variant)
+    model = op_model("visionzip", tokens=TOKENS, width=WIDTH, heads=HEADS, head_dim=HEAD_DIM, **variant)
     onnx.checker.check_model(model, full_check=True)
     assert [each.name for each in model.graph.input] == ["features", "scores", "keys"]
     assert [each.name for each in model.graph.output] == ["kept_features", "keep_indices", "merged"]

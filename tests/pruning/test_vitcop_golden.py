@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtexport.pruning import diagnostic_model, op_model, select
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = [
@@ -96,9 +96,7 @@ def test_stock_onnx_runtime(case: Case, stock: Any) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("64", 20), ("128", 34), ("192", 51)])
 def test_the_default_number_of_clusters_is_the_presets(name: str, count: int) -> None:
-    from vtexport.pruning import get_method
-
     case = Case("vitcop_seed1_hkv8", name)
     method = get_method("vitcop")
-    resolved = method.resolve(method.parameters(clusters=True), grid=(24, 24), keep=case.keep)[1]  # type: ignore[call-arg]
-    assert resolved.cluster_count == count == len(case.expected["centers"])
+    placed = method.first_op(make_options(method, {"clusters": True}), ModelShape((24, 24), layers=32), case.keep)
+    assert placed.op.settings()["cluster_count"] == count == len(case.expected["centers"])

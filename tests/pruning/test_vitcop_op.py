@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pruning_cases import run_stock
 
 from vtexport.errors import InputError, UsageError
-from vtexport.pruning import diagnostic_model, get_method, op_model, select
+from vtexport.pruning import ModelShape, diagnostic_model, get_method, make_options, op_model, select
 
 GRID, WIDTH, HEADS = (5, 6), 8, 3
 TOKENS = 30
@@ -29,7 +29,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: "-".joi
 
 @functools.cache
 def op(batch: int = 1, **request: Any) -> Any:
-    sizes = {"tokens": TOKENS, "grid": GRID, "width": WIDTH, "heads": HEADS, "head_width": 4, "batch": batch}
+    sizes = {"tokens": TOKENS, "grid": GRID, "width": WIDTH, "heads": HEADS, "head_dim": 4, "batch": batch}
     return run_stock(diagnostic_model("vitcop", **sizes, clusters=True, **request))
 
 
@@ -171,7 +171,7 @@ def test_the_radius_is_in_image_sides(grid: tuple[int, int]) -> None:
     candidates = np.where(near & (density[None] >= density[:, None]), distance, np.inf)
     np.testing.assert_array_equal(parent, candidates.argmin(1))
     np.testing.assert_allclose(delta, candidates.min(1), rtol=1e-5)
-    model = diagnostic_model("vitcop", tokens=tokens, width=2, heads=1, head_width=8, **request)
+    model = diagnostic_model("vitcop", tokens=tokens, width=2, heads=1, head_dim=8, **request)
     np.testing.assert_array_equal(run_stock(model)(**named)["parent"][0], parent)
 
 
@@ -195,8 +195,7 @@ def test_impossible_ops_are_refused(change: dict[str, Any], message: str | None)
 
 def test_stage_one_alone_is_said() -> None:
     method = get_method("vitcop")
-    keep, resolved = method.resolve(method.parameters(stages="1"), grid=(24, 24), keep=172)
-    (remark,) = method.remarks(resolved, grid=(24, 24), keep=keep)
+    (remark,) = method.plan(make_options(method, {"stages": "1"}), ModelShape((24, 24), layers=32), 172).remarks
     assert "so every layer sees" in remark
     assert "172 visual tokens" in remark
 

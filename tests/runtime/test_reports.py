@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from vtexport.bundle.manifest import Limit
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.export.plan import make_plans
-from vtexport.pruning import select
+from vtexport.pruning import ModelShape, get_method, make_options, select
 from vtexport.runtime.answers import Clock, reported
 from vtexport.runtime.pipeline import Pipeline
 
@@ -56,7 +56,9 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     (few,) = [each for each in manifest.plans[0].reports["rank"] if each.least is not None]
     assert few.least == 2  # the plan computes no more: the build has said that 16 tokens take 4
-    (planned,) = make_plans("svdprune", [16], {}, cast(Any, manifest))
+    method, grid = get_method("svdprune"), (manifest.vision.grid_height, manifest.vision.grid_width)
+    shape = ModelShape(grid, manifest.decoder.layers)
+    (planned,) = make_plans(method, [16], make_options(method, {}), shape)
     plan = manifest.plans[0]
     plan.reports = {
         "rank": [Limit(warning=each.warning, least=each.least, most=each.most) for each in planned.reports["rank"]]

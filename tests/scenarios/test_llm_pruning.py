@@ -128,7 +128,7 @@ def test_decoding_equals_the_eager_model(
             expected = eager(prompt, count)
         answer = pipeline.generate(visual, prompt, max_new_tokens=count, raw_prompt=is_raw(prompt))
         assert answer.token_ids == expected, name
-        assert list(answer.kept_by_layer.values()) == [step.kept.tolist() for step in applied.steps]
+        assert list(answer.kept_by_layer.values()) == [step.keep_indices[0].tolist() for step in applied.steps]
         different.add(tuple(expected[:12]))
         if count == NEW:
             assert len(expected) == NEW

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from pruning_cases import has_own_op
 from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
@@ -17,7 +18,7 @@ from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
 from vtexport.engines.rtx import compile_rtx
 from vtexport.engines.targets import find_target
-from vtexport.pruning import apply, get_method, list_methods, make_parameters
+from vtexport.pruning import apply, list_methods
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
@@ -31,7 +32,7 @@ QUESTION = "What is on the table?"
 def budget(name: str) -> int | None:
     if name == "none":
         return None
-    return KEEP if get_method(name).op_type else ON_AVERAGE
+    return KEEP if has_own_op(name) else ON_AVERAGE
 
 
 def plan(name: str) -> str:
@@ -75,16 +76,15 @@ def test_the_bundle_answers_like_the_pytorch_model(
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     text = read.apply_chat_template(messages, add_generation_prompt=True)
     given = read(images=Image.open(PHOTO), text=text, return_tensors="pt")
-    method = get_method(name)
     with apply(model, method=name, keep=budget(name)) as applied:
-        if "text" in method.signals(make_parameters(method, {})):
+        if "text" in applied.schedule.signals:
             question = read.tokenizer(QUESTION, add_special_tokens=False, return_tensors="pt")
             applied.ask(question["input_ids"])
         tokens = model.generate(**given, max_new_tokens=16, do_sample=False)[0, given["input_ids"].shape[1] :].tolist()
     answer = Pipeline.open(bundle, plan(name), dialect=dialect).generate(PHOTO, QUESTION, max_new_tokens=16)
     np.testing.assert_array_equal(answer.keep_indices, applied.selections[0].keep_indices[0])
     assert answer.token_ids == tokens
-    assert list(answer.kept_by_layer.values()) == [step.kept.tolist() for step in applied.steps]
+    assert list(answer.kept_by_layer.values()) == [step.keep_indices[0].tolist() for step in applied.steps]
     assert answer.visual_tokens == applied.schedule.visual_tokens
 
 

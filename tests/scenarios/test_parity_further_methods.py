@@ -15,7 +15,7 @@ from tiny_llava import IMAGE_TOKEN_ID, PHOTO
 
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
-from vtexport.pruning import Selection, get_method, select
+from vtexport.pruning import ModelShape, Selection, get_method, make_options, select
 from vtexport.runtime.pipeline import Pipeline
 
 GRID = 8
@@ -90,14 +90,15 @@ def test_bundle_equals_pytorch(
     for name in graph:
         value = graph[name][:, 1:] if name == "features" else graph[name]
         np.testing.assert_allclose(value, signals[name], rtol=0, atol=2e-5 * float(np.abs(value).max()), err_msg=name)
-    made = get_method(method).parameters(**options)
+    chosen, shape = get_method(method), ModelShape((GRID, GRID), model.config.text_config.num_hidden_layers)
+    schedule = chosen.plan(make_options(chosen, options), shape, keep)
     wanted = ["features", *(name for name in graph if name != "features")]
-    assert len(wanted) == 1 + len(get_method(method).signals(made))
+    assert len(wanted) == 1 + len(schedule.signals)
     selection = select(method, **{name: signals[name] for name in wanted}, keep=keep, **options)
 
     visual = pipeline.encode(image)
     assert visual.keep_indices.tolist() == selection.keep_indices[0].tolist()
-    original = get_method(method).positions == "original"
+    original = schedule.first.positions == "original"
     positions = selection.keep_indices[0] if original else np.arange(keep)
     span = GRID * GRID if original else keep
     np.testing.assert_array_equal(visual.positions, positions)
@@ -117,7 +118,7 @@ def test_bundle_equals_pytorch(
         np.testing.assert_array_equal(outputs["merged"], selection.merged)
         assert 0 < selection.merged.sum() < keep
     else:
-        assert set(outputs) == common | ({"labels"} if made.clusters else set())  # type: ignore[attr-defined]
+        assert set(outputs) == common | ({"labels"} if schedule.settings["clusters"] else set())
         if "labels" in outputs:
             np.testing.assert_array_equal(outputs["labels"], selection.details["labels"])
     declared = {each.name for each in open_bundle(folder).manifest.graphs[f"{pipeline.name}.prune"].outputs}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from tiny_llava import IMAGE_TOKEN_ID, make_config, make_model
 
-from vtexport.pruning import select
+from vtexport.pruning import ModelShape, Options, PlacedOp, get_method, select
 
 TOKENS, KEEP = 64, 9
 TEXT = [1, 20, 21, 22], [30, 31, 32, 33, 34]
@@ -20,6 +22,17 @@ def make_answering_model(**text: Any) -> Any:
     with torch.no_grad():
         model.lm_head.weight[IMAGE_TOKEN_ID] = 0
     return model
+
+
+def set_positions(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the method uniform give its kept tokens position ids of this kind, as `PlacedOp.positions` names them."""
+    cls: Any = type(get_method("uniform"))
+    first_op = cls.first_op
+
+    def placed(self: Any, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
+        return dataclasses.replace(first_op(self, options, model, keep), positions=positions)
+
+    monkeypatch.setattr(cls, "first_op", placed)
 
 
 def prompt(images: int = 1, rows: int = 1, skip: int = 0) -> dict[str, torch.Tensor]:

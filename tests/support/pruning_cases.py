@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vtexport.pruning import Method, get_method
+
 
 def run_stock(model: Any) -> Callable[..., dict[str, np.ndarray]]:
     """A session on the CPU provider with no custom library; call it with the inputs by name."""
@@ -18,6 +20,11 @@ def run_stock(model: Any) -> Callable[..., dict[str, np.ndarray]]:
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda **inputs: dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def has_own_op(name: str) -> bool:
+    """Whether the method has an op of its own before the language model; the others prune inside it alone."""
+    return type(get_method(name)).first_op is not Method.first_op
 
 
 def structured(seed: int, rows: int, width: int, rank: int) -> np.ndarray:

@@ -55,7 +55,8 @@ def op_model(
         parameters: The method's options.
 
     Raises:
-        UsageError: Unknown method, option or dtype, or sizes outside the method's range.
+        UsageError: Unknown method, option or dtype, sizes outside the method's range, or a companion's name that the
+            op's own tensors have.
     """
     sizes = {"tokens": tokens, "width": width, "batch": batch, "heads": heads, "embedding_width": embedding_width}
     sizes["head_dim"] = head_width if head_dim is None else head_dim
@@ -102,7 +103,7 @@ def _model(
             f"making an ONNX model takes the package onnx, which is not installed ({quoted(error)}); "
             "run pip install 'vtexport[export]'"
         ) from error
-    for name, value in given.items():
+    for name, value in (*given.items(), *(companions or {}).items()):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{name}={value!r} is not allowed; give a whole number from 1")
     tokens, width = given["tokens"] or 0, given["width"] or 0

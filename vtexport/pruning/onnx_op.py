@@ -41,10 +41,14 @@ def model_of_op(
         name: Of the graph; the op type when left out.
 
     Raises:
-        UsageError: There is no such dtype.
+        UsageError: There is no such dtype, or a companion has the name of one of the op's own tensors.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}")
+    own = {each.name for each in (*op.inputs(), *op.outputs(), *op.diagnostics())}
+    for companion in companions or {}:
+        if own & {companion, f"kept_{companion}"}:
+            raise UsageError(f"companion {companion!r} has the name of the op's own input or output; give another")
     e = Emitter()
     values = op.emit(e, sizes)
     results = [*op.outputs(), *(each for each in op.diagnostics() if diagnostics and each.name in values)]

@@ -24,43 +24,61 @@ from pruning_cases import run_stock
 from vtexport.engines.profiles import Profile
 from vtexport.engines.rtx_worker import Job
 from vtexport.errors import InputError
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters, quota
-from vtexport.pruning.llm.key_norm_topk import KeyNormTopK, key_norms
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMOp, LLMSelection, LLMSizes
-from vtexport.pruning.llm.text_similarity_topk import TextSimilarityTopK
+from vtexport.pruning import Op, Selection, Sizes
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge, quota
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK, key_norms
+from vtexport.pruning.ops.text_similarity_topk import TextSimilarityTopK
 from vtexport.pruning.ties import STEP
 
-OPS: dict[str, LLMOp] = {
-    op.op_type: op for op in (AttentionTopK(), ClusterMerge(), KeyNormTopK(), TextSimilarityTopK())
-}
-TOP = [name for name in OPS if name != "VtxClusterMerge"]
 N, KEEPS, CLUSTERS = 23, (1, 2, 9, 22, 23), (1, 6, 23)
+TOP: list[Op] = [AttentionTopK(), KeyNormTopK(), TextSimilarityTopK()]
 ENOUGH = 1e-5  # margins beyond float32's error, relative to what is compared
-Inputs = dict[str, np.ndarray]
+Inputs = dict[str, Any]
 
 
-def sizes(keep: int) -> LLMSizes:
-    return LLMSizes(tokens=N, keep=keep, width=24, heads=6, kv_heads=2, head_dim=8)
+def each_of(*ops: Op) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("op", ops, ids=[op.op_type for op in ops])
+
+
+every_top = each_of(*TOP)
+every_op = each_of(*TOP, ClusterMerge(clusters=6))
+
+
+def sizes(keep: int) -> Sizes:
+    return Sizes(batch=1, grid=(1, N), width=24, keep=keep, heads=6, kv_heads=2, head_dim=8)
+
+
+def named(op: Op, start: int, inputs: Inputs) -> Inputs:
+    """What the op reads, from inputs by name without their first axis."""
+    first = np.array([start]) if isinstance(inputs["hidden_states"], np.ndarray) else torch.tensor([start])
+    given = {name: value[None] for name, value in inputs.items()} | {"visual_start": first}
+    return {each.name: given[each.name] for each in op.inputs()}
+
+
+def signals(op: Op) -> list[str]:
+    """Inputs of the op besides the sequence."""
+    return [each.name for each in op.inputs()][2:]
 
 
 @functools.cache
-def session(name: str, keep: int, parameters: Any, dtype: str = "float32") -> Callable[..., Inputs]:
-    return run_stock(llm_op_model(OPS[name], parameters, sizes(keep), dtype=dtype))
+def session(op: Op, keep: int, dtype: str = "float32") -> Callable[..., Inputs]:
+    return run_stock(model_of_op(op, sizes(keep), dtype=dtype))
 
 
-def by_onnx(name: str, keep: int, start: int, inputs: Inputs, parameters: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def by_onnx(op: Op, keep: int, start: int, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states and rows behind the op, without their first axis."""
-    dtype = str(inputs["hidden_states"].dtype)
-    named = {each: inputs[each][None] for each in ("hidden_states", *OPS[name].signals)}
-    found = session(name, keep, parameters, dtype)(visual_start=np.array([start]), **named)
+    found = session(op, keep, str(inputs["hidden_states"].dtype))(**named(op, start, inputs))
     return found["hidden_states_out"][0], found["rows"][0]
 
 
-def by_reference(name: str, keep: int, start: int, inputs: Inputs, parameters: Any = None) -> LLMSelection:
-    signals = {each: inputs[each] for each in OPS[name].signals}
-    return OPS[name].select(inputs["hidden_states"], start, signals, sizes=sizes(keep), parameters=parameters)
+def by_reference(op: Op, keep: int, start: int, inputs: Inputs) -> Selection:
+    """What the reference keeps, without the first axis."""
+    found = op.select(named(op, start, inputs), sizes(keep))
+    details = {name: value[0] for name, value in found.details.items()}
+    merged = None if found.merged is None else found.merged[0]
+    return Selection(found.keep_indices[0], found.kept_features[0], details, merged)
 
 
 def random_inputs(seed: int, start: int, behind: int, labels: int = 6, dtype: str = "float32") -> Inputs:
@@ -74,7 +92,7 @@ def random_inputs(seed: int, start: int, behind: int, labels: int = 6, dtype: st
     }
 
 
-def decided(found: LLMSelection) -> bool:
+def decided(found: Selection) -> bool:
     """Whether the margins are beyond float32's error, also of sums over all tokens."""
     scale = np.abs(found.details.get("scores", found.details.get("saliency"))).max()
     margins = [float(value) for name, value in found.details.items() if name.endswith("margin")]
@@ -97,19 +115,19 @@ def assert_valid(hidden: np.ndarray, rows: np.ndarray, keep: int, start: int, in
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("name", TOP)
+@every_top
 @given(seed=st.integers(0, 2**32), start=st.integers(0, 9), behind=st.integers(0, 9), keep=st.sampled_from(KEEPS))
 @settings(max_examples=25, deadline=None)
-def test_top_tokens(name: str, dtype: str, seed: int, start: int, behind: int, keep: int) -> None:
+def test_top_tokens(op: Op, dtype: str, seed: int, start: int, behind: int, keep: int) -> None:
     """Images anywhere, sequences of any length by one graph; kept rows are copies."""
     inputs = random_inputs(seed, start, behind, dtype=dtype)
-    hidden, rows = by_onnx(name, keep, start, inputs)
+    hidden, rows = by_onnx(op, keep, start, inputs)
     kept = assert_valid(hidden, rows, keep, start, inputs)
     assert hidden.tobytes() == inputs["hidden_states"][rows].tobytes()
-    found = by_reference(name, keep, start, inputs)
-    assert found.rows.tobytes() == inputs["hidden_states"][start + found.kept].tobytes()
+    found = by_reference(op, keep, start, inputs)
+    assert found.kept_features.tobytes() == inputs["hidden_states"][start + found.keep_indices].tobytes()
     if decided(found):
-        np.testing.assert_array_equal(kept, found.kept)
+        np.testing.assert_array_equal(kept, found.keep_indices)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -124,23 +142,24 @@ def test_top_tokens(name: str, dtype: str, seed: int, start: int, behind: int, k
 @settings(max_examples=60, deadline=None)
 def test_clusters(dtype: str, seed: int, start: int, behind: int, keep: int, clusters: int, merge: str) -> None:
     inputs = random_inputs(seed, start, behind, clusters, dtype)
-    parameters = ClusterMergeParameters(clusters=clusters, merge=merge)
-    hidden, rows = by_onnx("VtxClusterMerge", keep, start, inputs, parameters)
+    op = ClusterMerge(clusters=clusters, merge=merge)
+    hidden, rows = by_onnx(op, keep, start, inputs)
     kept = assert_valid(hidden, rows, keep, start, inputs)
-    found = by_reference("VtxClusterMerge", keep, start, inputs, parameters)
+    found = by_reference(op, keep, start, inputs)
     assert found.merged is not None
     labels, single = inputs["labels"], ~found.merged
     count = len(set(labels))
     assert found.merged.sum() == min(count, keep)
     if count <= keep:
-        assert set(labels[found.kept]) == set(labels[kept]) == set(labels), "a cluster is gone"
+        assert set(labels[found.keep_indices]) == set(labels[kept]) == set(labels), "a cluster is gone"
         assert (found.details["quotas"] + 1).sum() == keep
-    assert found.rows[single].tobytes() == inputs["hidden_states"][start + found.kept[single]].tobytes()
+    before = inputs["hidden_states"][start + found.keep_indices]
+    assert found.kept_features[single].tobytes() == before[single].tobytes()
     if decided(found):
-        np.testing.assert_array_equal(kept, found.kept)
+        np.testing.assert_array_equal(kept, found.keep_indices)
         block = hidden[start : start + keep]
-        assert block[single].tobytes() == found.rows[single].tobytes()
-        np.testing.assert_allclose(block, found.rows, rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-5)
+        assert block[single].tobytes() == found.kept_features[single].tobytes()
+        np.testing.assert_allclose(block, found.kept_features, rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 10, 23])
@@ -149,13 +168,13 @@ def test_numbers_of_clusters_around_the_budget(count: int, merge: str) -> None:
     """9 tokens to keep. A rest of one token is twice that token with `sum`, and the token itself with `mean`."""
     inputs = random_inputs(3, 4, 5)
     inputs["labels"] = np.arange(N) % count
-    parameters = ClusterMergeParameters(clusters=count, merge=merge)
-    hidden, rows = by_onnx("VtxClusterMerge", 9, 4, inputs, parameters)
+    op = ClusterMerge(clusters=count, merge=merge)
+    hidden, rows = by_onnx(op, 9, 4, inputs)
     kept = assert_valid(hidden, rows, 9, 4, inputs)
-    found = by_reference("VtxClusterMerge", 9, 4, inputs, parameters)
+    found = by_reference(op, 9, 4, inputs)
     assert decided(found)
-    np.testing.assert_array_equal(kept, found.kept)
-    np.testing.assert_allclose(hidden[4:13], found.rows, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(kept, found.keep_indices)
+    np.testing.assert_allclose(hidden[4:13], found.kept_features, rtol=1e-5, atol=1e-5)
     if count == 23:  # then 8 tokens stand for themselves and one for the 15 others
         own = inputs["hidden_states"][4 + kept] * (2 if merge == "sum" else 1)
         assert (np.abs(hidden[4:13] - own).max(1) < 1e-6).sum() == 8
@@ -164,8 +183,8 @@ def test_numbers_of_clusters_around_the_budget(count: int, merge: str) -> None:
 def test_all_tokens_of_one_cluster_each_stay() -> None:
     inputs = random_inputs(4, 4, 5)
     inputs["labels"] = np.arange(N)
-    parameters = ClusterMergeParameters(clusters=N)
-    hidden, rows = by_onnx("VtxClusterMerge", N, 4, inputs, parameters)
+    op = ClusterMerge(clusters=N)
+    hidden, rows = by_onnx(op, N, 4, inputs)
     np.testing.assert_array_equal(rows, np.arange(4 + N + 5))
     np.testing.assert_array_equal(hidden[4 : 4 + N], 2 * inputs["hidden_states"][4 : 4 + N])
 
@@ -191,13 +210,13 @@ LABELS = {
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("name", TOP)
-def test_hostile_inputs_of_top_tokens(name: str, hostile: str) -> None:
+@every_top
+def test_hostile_inputs_of_top_tokens(op: Op, hostile: str) -> None:
     for keep in KEEPS:
         inputs = random_inputs(5, 3, 4)
-        for each in OPS[name].signals or ("hidden_states",):
+        for each in signals(op) or ("hidden_states",):
             inputs[each] = HOSTILE[hostile](inputs[each])
-        hidden, rows = by_onnx(name, keep, 3, inputs)
+        hidden, rows = by_onnx(op, keep, 3, inputs)
         kept = assert_valid(hidden, rows, keep, 3, inputs)
         assert hidden.tobytes() == inputs["hidden_states"][rows].tobytes()
         if hostile in {"equal", "zero", "NaN", "Inf"}:
@@ -211,59 +230,55 @@ def test_hostile_inputs_of_clusters(hostile: str, labels: str) -> None:
         for clusters in CLUSTERS:
             inputs = random_inputs(6, 3, 4) | {"labels": LABELS[labels]}
             inputs["keys"] = HOSTILE.get(hostile, lambda x: x)(inputs["keys"])
-            parameters = ClusterMergeParameters(clusters=clusters)
-            hidden, rows = by_onnx("VtxClusterMerge", keep, 3, inputs, parameters)
+            op = ClusterMerge(clusters=clusters)
+            hidden, rows = by_onnx(op, keep, 3, inputs)
             assert_valid(hidden, rows, keep, 3, inputs)
             merged = (hidden != inputs["hidden_states"][rows]).any(1).sum()
             seen = np.clip(LABELS[labels], -1, clusters - 1)
             assert merged == min(keep, len(set(seen)))
             if hostile in {"none", "equal", "zero"} and labels != "out of range" and clusters == 23:
-                found = by_reference("VtxClusterMerge", keep, 3, inputs, parameters)
-                np.testing.assert_array_equal(rows[3 : 3 + keep] - 3, found.kept)
+                found = by_reference(op, keep, 3, inputs)
+                np.testing.assert_array_equal(rows[3 : 3 + keep] - 3, found.keep_indices)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("name", OPS)
-def test_the_reference_refuses_what_is_not_finite(name: str, bad: float) -> None:
-    parameters = ClusterMergeParameters(clusters=6) if name == "VtxClusterMerge" else None
-    for each in ("hidden_states", *OPS[name].signals):
+@every_op
+def test_the_reference_refuses_what_is_not_finite(op: Op, bad: float) -> None:
+    for each in ("hidden_states", *signals(op)):
         inputs = random_inputs(7, 3, 4)
         if each != "labels":
             inputs[each].flat[5] = bad
             with pytest.raises(InputError, match=f"{each} holds NaN or infinite"):
-                by_reference(name, 9, 3, inputs, parameters)
+                by_reference(op, 9, 3, inputs)
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_bfloat16(name: str) -> None:
+@every_op
+def test_bfloat16(op: Op) -> None:
     """ONNX Runtime's CPU provider lacks bfloat16; ONNX's own evaluator stands in for it."""
     inputs = random_inputs(8, 3, 4)
     given = {n: value if n == "labels" else value.astype(ml_dtypes.bfloat16) for n, value in inputs.items()}
     exact = {n: value if n == "labels" else value.astype(np.float32) for n, value in given.items()}
-    parameters = ClusterMergeParameters(clusters=6) if name == "VtxClusterMerge" else None
-    model = llm_op_model(OPS[name], parameters, sizes(9), dtype="bfloat16")
+    model = model_of_op(op, sizes(9), dtype="bfloat16")
     onnx.checker.check_model(model, full_check=True)
-    named = {each: given[each][None] for each in ("hidden_states", *OPS[name].signals)}
-    hidden, rows = ReferenceEvaluator(model).run(None, {"visual_start": np.array([3]), **named})
-    found = by_reference(name, 9, 3, exact, parameters)
+    hidden, rows = ReferenceEvaluator(model).run(None, named(op, 3, given))
+    found = by_reference(op, 9, 3, exact)
     assert decided(found)
-    np.testing.assert_array_equal(rows[0, 3:12] - 3, found.kept)
+    np.testing.assert_array_equal(rows[0, 3:12] - 3, found.keep_indices)
     assert hidden.dtype == ml_dtypes.bfloat16
-    np.testing.assert_allclose(hidden[0, 3:12].astype(np.float32), found.rows, rtol=1e-2)
+    np.testing.assert_allclose(hidden[0, 3:12].astype(np.float32), found.kept_features, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_pytorch_tensors(name: str) -> None:
+@every_op
+def test_pytorch_tensors(op: Op) -> None:
     inputs = random_inputs(9, 3, 4)
-    parameters = ClusterMergeParameters(clusters=6) if name == "VtxClusterMerge" else None
-    found = by_reference(name, 9, 3, inputs, parameters)
-    same: Any = by_reference(name, 9, 3, {n: torch.from_numpy(v) for n, v in inputs.items()}, parameters)  # type: ignore[misc]
-    np.testing.assert_array_equal(same.kept.numpy(), found.kept)
-    np.testing.assert_allclose(same.rows.numpy(), found.rows, rtol=1e-6)
+    found = by_reference(op, 9, 3, inputs)
+    same = by_reference(op, 9, 3, {n: torch.from_numpy(v) for n, v in inputs.items()})
+    np.testing.assert_array_equal(same.keep_indices.numpy(), found.keep_indices)
+    np.testing.assert_allclose(same.kept_features.numpy(), found.kept_features, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", TOP)
-def test_kept_tokens_move_with_the_tokens(name: str) -> None:
+@every_top
+def test_kept_tokens_move_with_the_tokens(op: Op) -> None:
     """Visual tokens in another order: the same ones stay. A larger budget keeps what a smaller one kept."""
     inputs = random_inputs(10, 3, 4)
     order = np.random.default_rng(0).permutation(N)
@@ -272,18 +287,17 @@ def test_kept_tokens_move_with_the_tokens(name: str) -> None:
         moved[each][3 : 3 + N] = inputs[each][3 + order]
     smaller: set[int] = set()
     for keep in KEEPS:
-        kept = by_onnx(name, keep, 3, inputs)[1][3 : 3 + keep] - 3
-        assert set(order[by_onnx(name, keep, 3, moved)[1][3 : 3 + keep] - 3]) == set(kept)
+        kept = by_onnx(op, keep, 3, inputs)[1][3 : 3 + keep] - 3
+        assert set(order[by_onnx(op, keep, 3, moved)[1][3 : 3 + keep] - 3]) == set(kept)
         assert smaller <= set(kept)
         smaller = set(kept)
 
 
-@pytest.mark.parametrize("name", ["VtxKeyNormTopK", "VtxClusterMerge"])
-def test_saliency_ignores_heads_and_rotation(name: str) -> None:
+@each_of(KeyNormTopK(), ClusterMerge(clusters=6))
+def test_saliency_ignores_heads_and_rotation(op: Op) -> None:
     """Heads in another order, or keys before their rotary positions: l and what is kept are the same."""
     inputs = random_inputs(11, 3, 4)
-    parameters = ClusterMergeParameters(clusters=6) if name == "VtxClusterMerge" else None
-    found = by_reference(name, 9, 3, inputs, parameters)
+    found = by_reference(op, 9, 3, inputs)
     swapped = inputs | {"keys": inputs["keys"][:, ::-1]}
     angles = np.arange(len(inputs["keys"]))[:, None, None] * 10.0 ** -np.arange(4)
     first, second = np.split(inputs["keys"].astype(np.float64), 2, axis=2)
@@ -291,7 +305,7 @@ def test_saliency_ignores_heads_and_rotation(name: str) -> None:
     turned = inputs | {"keys": np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)}
     for other in (swapped, turned):
         np.testing.assert_allclose(key_norms(np, other["keys"]), key_norms(np, inputs["keys"]), rtol=1e-12)
-        np.testing.assert_array_equal(by_reference(name, 9, 3, other, parameters).kept, found.kept)
+        np.testing.assert_array_equal(by_reference(op, 9, 3, other).keep_indices, found.keep_indices)
 
 
 def test_text_similarity_is_that_of_the_texts_mean() -> None:
@@ -301,13 +315,13 @@ def test_text_similarity_is_that_of_the_texts_mean() -> None:
     text = np.concatenate([hidden[:3], hidden[3 + N :]]).mean(0)
     visual = hidden[3 : 3 + N]
     cosines = visual @ text / np.linalg.norm(visual, axis=1) / np.linalg.norm(text)
-    found = by_reference("VtxTextSimilarityTopK", 9, 3, inputs)
+    found = by_reference(TextSimilarityTopK(), 9, 3, inputs)
     np.testing.assert_allclose(found.details["scores"], cosines, rtol=0, atol=STEP)  # told apart from there on
     other = inputs["hidden_states"].copy()
     other[[0, 1, 2, -1]] = other[[-1, 2, 1, 0]]
     other[3 : 3 + N] *= np.linspace(0.1, 9, N, dtype=np.float32)[:, None]
-    _, rows = by_onnx("VtxTextSimilarityTopK", 9, 3, inputs | {"hidden_states": other})
-    np.testing.assert_array_equal(rows[3:12] - 3, found.kept)
+    _, rows = by_onnx(TextSimilarityTopK(), 9, 3, inputs | {"hidden_states": other})
+    np.testing.assert_array_equal(rows[3:12] - 3, found.keep_indices)
 
 
 @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=30), data=st.data())
@@ -321,13 +335,34 @@ def test_quotas_sum_up(counts: list[int], data: st.DataObject) -> None:
     assert all(0 <= own < count for own, count in zip(quotas, counts, strict=True))
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_tensorrt_rtx_builds_every_op(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@every_op
+def test_companions_lose_the_same_rows(op: Op, dtype: str) -> None:
+    """Text and visual tokens: a row of the companion for every row of the sequence that is left."""
+    model = model_of_op(op, sizes(9), dtype=dtype, companions={"deep": 5, "ids": 1})
+    onnx.checker.check_model(model, full_check=True)
+    run = run_stock(model)
+    for start, behind in ((0, 4), (3, 0), (5, 9)):
+        inputs = random_inputs(13, start, behind, dtype=dtype)
+        rng, count = np.random.default_rng(1), start + N + behind
+        companions = {
+            each: rng.standard_normal((1, count, width)).astype(dtype) for each, width in [("deep", 5), ("ids", 1)]
+        }
+        found = run(**named(op, start, inputs), **companions)
+        hidden, rows = by_onnx(op, 9, start, inputs)
+        np.testing.assert_array_equal(found["rows"][0], rows)
+        assert found["hidden_states_out"][0].tobytes() == hidden.tobytes()
+        for each, value in companions.items():
+            assert found[f"kept_{each}"].shape == (1, count - N + 9, value.shape[2])
+            assert found[f"kept_{each}"][0].tobytes() == value[0, rows].tobytes()
+
+
+@each_of(*TOP, ClusterMerge(clusters=23))
+def test_tensorrt_rtx_builds_every_op(op: Op, tmp_path: Path) -> None:
     """In float16, for sequences of any length; without tensorrt_rtx this fails and is not skipped."""
-    parameters = ClusterMergeParameters(clusters=23) if name == "VtxClusterMerge" else None
-    onnx.save(llm_op_model(OPS[name], parameters, sizes(9), dtype="float16"), tmp_path / "op.onnx")
+    onnx.save(model_of_op(op, sizes(9), dtype="float16"), tmp_path / "op.onnx")
     shapes = {"hidden_states": [[1, rows, 24] for rows in (N, 40, 99)]}
-    if "keys" in OPS[name].signals:
+    if "keys" in signals(op):
         shapes["keys"] = [[1, rows, 2, 8] for rows in (N, 40, 99)]
     job = Job(
         graph=str(tmp_path / "op.onnx"),

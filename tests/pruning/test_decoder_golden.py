@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vtexport.pruning import get_method, make_parameters
-from vtexport.pruning.llm.attention_topk import AttentionTopK
-from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters, quota
-from vtexport.pruning.llm.key_norm_topk import KeyNormTopK
-from vtexport.pruning.llm.op import llm_op_model
-from vtexport.pruning.llm.step import LLMSizes
+from vtexport.pruning import ModelShape, Op, Selection, Sizes, get_method, make_options
+from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.ops.attention_topk import AttentionTopK
+from vtexport.pruning.ops.cluster_merge import ClusterMerge, quota
+from vtexport.pruning.ops.key_norm_topk import KeyNormTopK
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 START, SUFFIX = 35, 20
@@ -31,22 +30,24 @@ def pool_rows(pool: np.ndarray, visual: int) -> np.ndarray:
     return np.concatenate([pool[: START + visual], pool[-SUFFIX:]])
 
 
-def run(stock: Any, op: Any, parameters: Any, sizes: LLMSizes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """ONNX Runtime's outputs, for inputs by name without their first axis."""
+def named(op: Op, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the op reads, from inputs by name without their first axis."""
+    given = {name: value[None] for name, value in inputs.items()} | {"visual_start": np.array([START])}
+    return {each.name: given[each.name] for each in op.inputs()}
+
+
+def run(stock: Any, op: Op, sizes: Sizes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """ONNX Runtime's outputs."""
     dtype = "float16" if inputs["hidden_states"].dtype == np.float16 else "float32"
-    named = {name: inputs[name][None] for name in ("hidden_states", *op.signals)}
-    return stock(llm_op_model(op, parameters, sizes, dtype=dtype))(visual_start=np.array([START]), **named)
+    return stock(model_of_op(op, sizes, dtype=dtype))(**named(op, inputs))
 
 
-def by_reference(op: Any, parameters: Any, sizes: LLMSizes, inputs: dict[str, np.ndarray]) -> Any:
+def by_reference(op: Op, sizes: Sizes, inputs: dict[str, np.ndarray]) -> Selection:
     """The reference on NumPy arrays, after a look that PyTorch tensors give the same."""
-    signals = {name: inputs[name] for name in op.signals}
-    found = op.select(inputs["hidden_states"], START, signals, sizes=sizes, parameters=parameters)
-    tensors = {name: torch.from_numpy(value) for name, value in signals.items()}
-    hidden = torch.from_numpy(inputs["hidden_states"])
-    same = op.select(hidden, START, tensors, sizes=sizes, parameters=parameters)
-    np.testing.assert_array_equal(same.kept, found.kept)
-    np.testing.assert_allclose(same.rows, found.rows, rtol=1e-3)
+    found = op.select(named(op, inputs), sizes)
+    same = op.select({name: torch.from_numpy(value) for name, value in named(op, inputs).items()}, sizes)
+    np.testing.assert_array_equal(same.keep_indices, found.keep_indices)
+    np.testing.assert_allclose(same.kept_features, found.kept_features, rtol=1e-3)
     return found
 
 
@@ -75,18 +76,19 @@ def test_vitcop_stage_2(vitcop: tuple[Any, str], stock: Any) -> None:
         "keys": np.stack([pool_rows(head, visual) for head in file["k_shallow_pool"]], axis=1),
         "labels": labels,
     }
-    sizes = LLMSizes(tokens=visual, keep=keep, width=256, heads=heads, kv_heads=heads, head_dim=128)
-    parameters = ClusterMergeParameters(clusters=len(file[f"{case}_centers"]))
-    found = by_reference(ClusterMerge(), parameters, sizes, inputs)
+    sizes = Sizes(batch=1, grid=(1, visual), keep=keep, width=256, heads=heads, kv_heads=heads, head_dim=128)
+    op = ClusterMerge(clusters=len(file[f"{case}_centers"]))
+    found = by_reference(op, sizes, inputs)
     expected = file[f"{case}_stage2_positions"][START:-SUFFIX] - START
-    np.testing.assert_allclose(found.details["saliency"], file[f"{case}_saliency2"], rtol=1e-5)
-    np.testing.assert_array_equal(found.kept, expected)
-    np.testing.assert_array_equal(found.merged, file[f"{case}_stage2_is_merged"])
+    np.testing.assert_allclose(found.details["saliency"][0], file[f"{case}_saliency2"], rtol=1e-5)
+    np.testing.assert_array_equal(found.keep_indices[0], expected)
+    assert found.merged is not None
+    np.testing.assert_array_equal(found.merged[0], file[f"{case}_stage2_is_merged"])
     if f"{case}_quotas" in file:
-        np.testing.assert_array_equal(found.details["quotas"], file[f"{case}_quotas"])
-    np.testing.assert_allclose(found.rows, file[f"{case}_stage2_visual"], rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(found.details["quotas"][0], file[f"{case}_quotas"])
+    np.testing.assert_allclose(found.kept_features[0], file[f"{case}_stage2_visual"], rtol=2e-3, atol=2e-3)
 
-    by_onnx = run(stock, ClusterMerge(), parameters, sizes, inputs)
+    by_onnx = run(stock, op, sizes, inputs)
     assert_kept(by_onnx["rows"], expected, visual, len(inputs["hidden_states"]))
     block = by_onnx["hidden_states_out"][0, START : START + keep]
     np.testing.assert_allclose(block, file[f"{case}_stage2_visual"], rtol=2e-3, atol=2e-3)
@@ -104,11 +106,11 @@ def test_vitcop_stage_3(vitcop: tuple[Any, str], stock: Any) -> None:
     keys = np.stack([pool_rows(head, visual) for head in file["k_deep_pool"]], axis=1)
     hidden = np.random.default_rng(0).standard_normal((len(keys), 16)).astype(np.float16)
     inputs = {"hidden_states": hidden, "keys": keys}
-    sizes = LLMSizes(tokens=visual, keep=keep, width=16, heads=heads, kv_heads=heads, head_dim=128)
-    found = by_reference(KeyNormTopK(), None, sizes, inputs)
-    np.testing.assert_allclose(-found.details["scores"], file[f"{case}_saliency3"], rtol=1e-5)
-    np.testing.assert_array_equal(found.kept, file[f"{case}_stage3_kept"])
-    by_onnx = run(stock, KeyNormTopK(), None, sizes, inputs)
+    sizes = Sizes(batch=1, grid=(1, visual), keep=keep, width=16, heads=heads, kv_heads=heads, head_dim=128)
+    found = by_reference(KeyNormTopK(), sizes, inputs)
+    np.testing.assert_allclose(-found.details["scores"][0], file[f"{case}_saliency3"], rtol=1e-5)
+    np.testing.assert_array_equal(found.keep_indices[0], file[f"{case}_stage3_kept"])
+    by_onnx = run(stock, KeyNormTopK(), sizes, inputs)
     assert_kept(by_onnx["rows"], file[f"{case}_stage3_kept"], visual, len(hidden))
     # As released: position ids behind the step are the rows' places in front of it.
     np.testing.assert_array_equal(by_onnx["rows"][0], file[f"{case}_stage3_position_ids"])
@@ -138,10 +140,10 @@ def test_attention_of_the_last_token(stem: str, case: str, row: str, kept: str, 
     query[:, 0] = 2**0.5
     hidden = np.random.default_rng(0).standard_normal((rows, 8)).astype(np.float32)
     inputs = {"hidden_states": hidden, "keys": keys, "query": query}
-    sizes = LLMSizes(tokens=visual, keep=len(expected), width=8, heads=heads, kv_heads=heads, head_dim=2)
-    found = by_reference(AttentionTopK(), None, sizes, inputs)
-    np.testing.assert_array_equal(found.kept, expected)
-    by_onnx = run(stock, AttentionTopK(), None, sizes, inputs)
+    sizes = Sizes(batch=1, grid=(1, visual), keep=len(expected), width=8, heads=heads, kv_heads=heads, head_dim=2)
+    found = by_reference(AttentionTopK(), sizes, inputs)
+    np.testing.assert_array_equal(found.keep_indices[0], expected)
+    by_onnx = run(stock, AttentionTopK(), sizes, inputs)
     assert_kept(by_onnx["rows"], expected, visual, rows)
 
 
@@ -161,7 +163,7 @@ def test_attention_of_the_last_token(stem: str, case: str, row: str, kept: str, 
 def test_the_papers_presets(name: str, keep: int, entering: int, steps: list[tuple[int, int]]) -> None:
     """On 32 layers and 24 x 24 patches."""
     method = get_method(name)
-    schedule = method.schedule(make_parameters(method, {}), grid=(24, 24), keep=keep, layers=32)
+    schedule = method.plan(make_options(method, {}), ModelShape((24, 24), layers=32), keep)
     assert schedule.visual_tokens == entering
     assert [(step.layer, step.keep) for step in schedule.steps] == steps
 
