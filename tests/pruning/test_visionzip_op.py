@@ -226,3 +226,8 @@ def test_model_is_well_formed(variant: dict[str, Any]) -> None:
     assert [each.name for each in model.graph.output] == ["kept_features", "keep_indices", "merged"]
     values = {each.name: onnx.helper.get_attribute_value(each) for each in model.graph.node[0].attribute}
     assert set(values) == {"plugin_namespace", "plugin_version", "keep", "contextual"}
+
+
+def test_the_earlier_name_of_head_dim() -> None:
+    sizes = {"tokens": TOKENS, "width": WIDTH, "heads": HEADS, "keep": 12}
+    assert op_model("visionzip", head_width=5, **sizes) == op_model("visionzip", head_dim=5, **sizes)
