@@ -17,6 +17,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
 from vtexport.bundle.publish import staged, written_by
 from vtexport.bundle.reader import Bundle
+from vtexport.dtypes import DTYPES
 from vtexport.engines.profiles import TEXT_TOKENS, profiles
 from vtexport.engines.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, Engine, Engines, encode
 from vtexport.engines.rtx_worker import Job, Outcome
@@ -28,19 +29,17 @@ _WORKER = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
 _OUT_OF_MEMORY = ("bad_alloc", "memoryerror", "out of memory", "outofmemory")
 # In TensorRT's messages: its own function, a number, and places in its sources.
 _PLACES = re.compile(r"^\w+::\w+: Error Code \d+: |\[[\w.]+:\d+: \w+\] | In \w+ at /_src/[^\s)]+")
-# What TensorRT-RTX 1.7 compiles for, by NVIDIA's compute capability.
-COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
-def check_capabilities(capabilities: Sequence[str]) -> None:
-    """Refuses compute capabilities that TensorRT-RTX does not compile for.
+def check_capabilities(target: Target, capabilities: Sequence[str]) -> None:
+    """Refuses compute capabilities that no engine of `target` can be built for.
 
     Raises:
         UsageError: one is not known, or named twice.
     """
     for capability in capabilities:
-        if capability not in COMPUTE_CAPABILITIES:
-            known = ", ".join(COMPUTE_CAPABILITIES)
+        if capability not in target.compute_capabilities:
+            known = ", ".join(target.compute_capabilities)
             raise UsageError(f"compute capability {capability!r} is not one of TensorRT-RTX's; give some of {known}")
         if list(capabilities).count(capability) > 1:
             raise UsageError(f"compute capability {capability} is given twice")
@@ -79,9 +78,9 @@ def compile_rtx(
         MissingDependencyError: tensorrt_rtx is not installed.
         VtexportError: TensorRT-RTX does not take a graph; with its own sentence.
     """
-    check_capabilities(capabilities)
+    check_capabilities(target, capabilities)
     manifest = bundle.manifest
-    precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[manifest.precision]
+    precision = DTYPES[manifest.precision].precision
     if precision not in target.precisions:
         raise UsageError(
             f"{bundle.folder} is in {precision} and target {target.name} takes {' or '.join(target.precisions)} "
