@@ -125,7 +125,7 @@ def test_a_plan_that_fails(eval_bundle: Path, tmp_path: Path, capsys: Any, verb:
         (["eval", "{photos}"], 4, "it is not a bundle"),
         (["eval", "{bundle}", "--output", "{photo}"], 1, "cannot be written"),
         (["sweep", "nowhere", "--no-plot"], 1, "nowhere is not a folder"),
-        (["sweep", "{bundle}", "--no-plot", "--methods", "nuwa"], 2, "has no plan to compare (nuwa at 0: "),
+        (["sweep", "{bundle}", "--no-plot", "--methods", "nuwa"], 2, "has no plan to compare (nuwa: "),
         (["sweep", "{bundle}", "--no-plot", "--keep", "9"], 2, "has no plan to compare; give --model to build some"),
         (["sweep", "{bundle}", "--no-plot", "--plot", "x.png"], 2, "exclude each other"),
         (["sweep", "{bundle}", "--no-plot", "--model", "{tiny}"], 2, "give --methods NAME,NAME or --methods all"),
