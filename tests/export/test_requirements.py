@@ -75,7 +75,7 @@ def test_many_of_them_stay_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_doctor_names_them(installed: dict[str, str]) -> None:
     installed |= {"transformers": "5.5.4"}
-    (finding,) = [each for each in doctor._export_packages() if "5.5.4" in each.what and each.status == "missing"]
+    (finding,) = [each for each in doctor.export_packages() if "5.5.4" in each.what and each.status == "missing"]
     assert finding.what == "for building: transformers 5.5.4 (<6,>=5.6 is needed)"
     assert "pip install 'vtexport[export]'" in str(finding.next_step)
 

@@ -109,7 +109,7 @@ def compile_rtx(
                 compute_capabilities=["SM" + capability.replace(".", "") for capability in capabilities],
                 parent=os.getpid(),
             )
-            outcome = _run(job, name)
+            outcome = build_engine(job, name)
             version = outcome.version
             described = _describe(folder / file)
             engines[name] = Engine(
@@ -132,13 +132,17 @@ def compile_rtx(
     return record
 
 
-def _run(job: Job, name: str) -> Outcome:
-    """Builds in a process of its own, which ends when this one does."""
+def build_engine(job: Job, name: str) -> Outcome:
+    """Builds the engine of the graph `name` in a process of its own, which ends when this one does.
+
+    Raises:
+        VtexportError: TensorRT-RTX does not take the graph, or the process ended without an outcome.
+    """
     pipe = subprocess.PIPE
     with subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe) as process, written_by(process):
         answer, told = process.communicate(msgspec.json.encode(job))
     if process.returncode != 0:
-        raise VtexportError(_ending(name, process.returncode, told.decode(errors="replace").strip()))
+        raise VtexportError(describe_ending(name, process.returncode, told.decode(errors="replace").strip()))
     outcome = msgspec.json.decode(answer, type=Outcome)
     if outcome.problems:
         first = _PLACES.sub("", outcome.problems[0])
@@ -152,8 +156,8 @@ def _run(job: Job, name: str) -> Outcome:
     return outcome
 
 
-def _ending(name: str, returncode: int, told: str) -> str:
-    """What to say of a process that ended without an outcome."""
+def describe_ending(name: str, returncode: int, told: str) -> str:
+    """The sentence about a process that ended without an outcome."""
     last = quoted((told.splitlines() or ["it said nothing"])[-1], limit=100)
     ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     if returncode == -signal.SIGKILL:
