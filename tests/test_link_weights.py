@@ -22,7 +22,9 @@ from tiny_llava import PHOTO, make_config, make_model, save_model
 from vtexport.build import Report, build
 from vtexport.bundle import in_place
 from vtexport.bundle.reader import open_bundle
+from vtexport.checkpoint.safetensors_index import read_index
 from vtexport.cli.main import main
+from vtexport.dtypes import PRECISIONS
 from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import link
 from vtexport.runtime.pipeline import Pipeline
@@ -234,6 +236,7 @@ def test_another_precision_is_refused(tmp_path: Path, dtype: str, precision: str
     with pytest.raises(UsageError, match=rf"weights in {dtype}, so --precision {precision} .*{step}$"):
         build(str(folder), tmp_path / "b", keep=16, precision=precision, link_weights=True)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    link.check_linkable(read_index(folder), PRECISIONS[step.rpartition(" ")[2]].name)
 
 
 def clone(descriptor: int, request: int, source: int) -> int:

@@ -41,7 +41,7 @@ class Builder:
     """The exporter, as far as a sweep needs it."""
 
     methods: Sequence[str]  # by name, the one that keeps all tokens among them
-    # (method, budget, the bundle) -> the plan's name; UsageError where there is no such method or it cannot give that
+    # (a method that prunes, budget, the bundle) -> the plan's name; UsageError where there is none
     plan_name: Callable[[str, int, Manifest], str]
     # (method, budgets or None for all tokens, "fp32" or another precision) -> the bundle with these plans added
     build: Callable[[str, Sequence[int] | None, str], Bundle]

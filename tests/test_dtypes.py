@@ -1,0 +1,123 @@
+"""The table of element types, held to the libraries and files whose names it has; nothing else keeps such a table."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+
+import vtexport
+from vtexport.checkpoint.safetensors_index import DTYPE_BYTES
+from vtexport.dtypes import (
+    DTYPES,
+    PRECISIONS,
+    WEIGHT_DTYPES,
+    DType,
+    Precision,
+    TensorType,
+    WeightType,
+    from_float32,
+    infinity_bits,
+    largest,
+    to_float32,
+)
+
+PACKAGE = Path(vtexport.__file__).parent
+ROOT = PACKAGE.parent
+# Beside the table: every type of the safetensors format, and what the ops and the native libraries are told
+WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py", "pruning/op.py", "plugins/structures.py"}
+ALL = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+WEIGHTS = pytest.mark.parametrize("dtype", WEIGHT_DTYPES.values(), ids=WEIGHT_DTYPES)
+
+
+@ALL
+def test_onnx_and_numpy(dtype: DType) -> None:
+    assert onnx.helper.tensor_dtype_to_np_dtype(dtype.onnx).name == dtype.name
+    assert dtype.numpy.name == ("uint16" if dtype.name == "bfloat16" else dtype.name)
+    assert dtype.numpy.byteorder in "=<|"
+    assert dtype.bits == 8 * dtype.itemsize
+
+
+@ALL
+def test_torch_and_safetensors(dtype: DType) -> None:
+    tensor = torch.zeros(3, dtype=getattr(torch, dtype.name))
+    assert tensor.element_size() == dtype.itemsize == DTYPE_BYTES[dtype.safetensors]
+    stored = safetensors.torch.save({"a": tensor})
+    header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+    assert header["a"]["dtype"] == dtype.safetensors
+
+
+@ALL
+def test_tensorrt(dtype: DType) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    assert getattr(trt.DataType, dtype.tensorrt).itemsize == dtype.itemsize
+
+
+def test_the_native_libraries() -> None:
+    header = (ROOT / "plugins" / "include" / "vtx_ops.h").read_text(encoding="utf-8")
+    numbers = dict(re.findall(r"VTX_((?:B?FLOAT)\d+) = (\d+)", header))
+    assert {name: int(number) for name, number in numbers.items()} == {
+        name.upper(): dtype.native for name, dtype in DTYPES.items() if dtype.native is not None
+    }
+
+
+def test_the_words_that_types_are_checked_by() -> None:
+    assert set(get_args(TensorType)) <= set(DTYPES)
+    assert set(get_args(WeightType)) == {name for name, dtype in DTYPES.items() if dtype.precision is not None}
+    assert list(get_args(WeightType)) == list(WEIGHT_DTYPES)
+    assert list(get_args(Precision)) == list(PRECISIONS)
+    assert all(dtype.precision == word for word, dtype in PRECISIONS.items())
+
+
+def some_numbers() -> np.ndarray:
+    """[N] float32: of every size, at the edges of float16 and bfloat16, and halfway between two of theirs."""
+    bits = np.random.default_rng(3).integers(0, 2**32, 20_000, dtype=np.uint32)
+    halfway = bits & np.uint32(0xFFFF0000) | np.uint32(0x8000)
+    edges = np.array([0, -0.0, 65504, 65519, 65520, 6e-8, 3.3895314e38, 3.4028235e38, np.inf, -np.inf], np.float32)
+    numbers = np.concatenate([bits.view(np.float32), halfway.view(np.float32), edges])
+    return numbers[~np.isnan(numbers)]
+
+
+@WEIGHTS
+def test_conversion_is_pytorchs(dtype: DType) -> None:
+    numbers = some_numbers()
+    expected = torch.from_numpy(numbers).to(getattr(torch, dtype.name))
+    with np.errstate(over="ignore"):
+        stored = from_float32(numbers, dtype)
+    assert stored.dtype == dtype.numpy
+    assert stored.tobytes() == expected.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy().tobytes()
+    np.testing.assert_array_equal(to_float32(stored.tobytes(), dtype), expected.to(torch.float32).numpy())
+
+
+@WEIGHTS
+def test_nan_stays_nan(dtype: DType) -> None:
+    """Also one whose bits are all in the half that bfloat16 drops."""
+    numbers = np.array([0x7FC00000, 0x7F800001, 0xFF800001], np.uint32).view(np.float32)
+    assert np.isnan(to_float32(from_float32(numbers, dtype).tobytes(), dtype)).all()
+
+
+@WEIGHTS
+def test_infinity_and_the_largest_number(dtype: DType) -> None:
+    known = torch.finfo(getattr(torch, dtype.name))
+    assert largest(dtype) == known.max
+    assert to_float32(infinity_bits(dtype).tobytes(), dtype).tolist() == [np.inf]
+
+
+def test_there_is_no_other_table() -> None:
+    """No module has a dictionary by, or of, the types' names."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                words = {each.value for each in (*node.keys, *node.values) if isinstance(each, ast.Constant)}
+                if words & {"bfloat16", "BF16", "bf16"}:
+                    found.add(path.relative_to(PACKAGE).as_posix())
+    assert found <= WITH_A_TABLE
