@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import onnx
 import pytest
 import safetensors.torch
@@ -16,26 +17,13 @@ import torch
 
 import vtexport
 from vtexport.checkpoint.safetensors_index import DTYPE_BYTES
-from vtexport.dtypes import (
-    DTYPES,
-    PRECISIONS,
-    WEIGHT_DTYPES,
-    DType,
-    Precision,
-    TensorType,
-    WeightType,
-    from_float32,
-    infinity_bits,
-    largest,
-    to_float32,
-)
+from vtexport.dtypes import DTYPES, PRECISIONS, WEIGHT_DTYPES, DType, Precision, TensorType, WeightType
 
 PACKAGE = Path(vtexport.__file__).parent
 ROOT = PACKAGE.parent
 # Beside the table: every type of the safetensors format, and what the ops and the native libraries are told
 WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py", "pruning/op.py", "plugins/structures.py"}
 ALL = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-WEIGHTS = pytest.mark.parametrize("dtype", WEIGHT_DTYPES.values(), ids=WEIGHT_DTYPES)
 
 
 @ALL
@@ -77,38 +65,14 @@ def test_the_words_that_types_are_checked_by() -> None:
     assert all(dtype.precision == word for word, dtype in PRECISIONS.items())
 
 
-def some_numbers() -> np.ndarray:
-    """[N] float32: of every size, at the edges of float16 and bfloat16, and halfway between two of theirs."""
-    bits = np.random.default_rng(3).integers(0, 2**32, 20_000, dtype=np.uint32)
-    halfway = bits & np.uint32(0xFFFF0000) | np.uint32(0x8000)
-    edges = np.array([0, -0.0, 65504, 65519, 65520, 6e-8, 3.3895314e38, 3.4028235e38, np.inf, -np.inf], np.float32)
-    numbers = np.concatenate([bits.view(np.float32), halfway.view(np.float32), edges])
-    return numbers[~np.isnan(numbers)]
-
-
-@WEIGHTS
-def test_conversion_is_pytorchs(dtype: DType) -> None:
-    numbers = some_numbers()
-    expected = torch.from_numpy(numbers).to(getattr(torch, dtype.name))
-    with np.errstate(over="ignore"):
-        stored = from_float32(numbers, dtype)
-    assert stored.dtype == dtype.numpy
-    assert stored.tobytes() == expected.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy().tobytes()
-    np.testing.assert_array_equal(to_float32(stored.tobytes(), dtype), expected.to(torch.float32).numpy())
-
-
-@WEIGHTS
-def test_nan_stays_nan(dtype: DType) -> None:
-    """Also one whose bits are all in the half that bfloat16 drops."""
-    numbers = np.array([0x7FC00000, 0x7F800001, 0xFF800001], np.uint32).view(np.float32)
-    assert np.isnan(to_float32(from_float32(numbers, dtype).tobytes(), dtype)).all()
-
-
-@WEIGHTS
-def test_infinity_and_the_largest_number(dtype: DType) -> None:
-    known = torch.finfo(getattr(torch, dtype.name))
-    assert largest(dtype) == known.max
-    assert to_float32(infinity_bits(dtype).tobytes(), dtype).tolist() == [np.inf]
+def test_the_table_loads_no_library() -> None:
+    """The process that builds one engine reads a manifest's words and little else, with the memory that is left."""
+    code = (
+        "import sys; import vtexport.dtypes, vtexport.engines.rtx_worker;"
+        "print(sorted({'numpy', 'torch', 'onnx', 'onnx_ir', 'safetensors'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
 
 
 def test_there_is_no_other_table() -> None:

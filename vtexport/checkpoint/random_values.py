@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtexport.dtypes import WEIGHT_DTYPES, from_float32
+from vtexport.checkpoint.float_values import from_float32
+from vtexport.dtypes import WEIGHT_DTYPES
 
 CHUNK_VALUES = 1 << 20  # a multiple of 4, the values that one 64-bit draw gives
 _LEVELS = 1 << 16

@@ -6,8 +6,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from vtexport.checkpoint.float_values import to_float32
 from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, WEIGHT_FORMATS, TensorEntry
-from vtexport.dtypes import to_float32
 from vtexport.errors import InputError, quoted
 
 _CHUNK_VALUES = 1 << 18

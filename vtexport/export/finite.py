@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vtexport.dtypes import WEIGHT_DTYPES, infinity_bits
+from vtexport.checkpoint.float_values import infinity_bits
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError
 
 # The exponent bits, all of them set in infinity and NaN alone, in the integer of the type's size

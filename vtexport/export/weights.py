@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vtexport.checkpoint.float_values import from_float32, largest, to_float32
 from vtexport.checkpoint.safetensors_index import WEIGHT_FORMATS, TensorEntry, read_header
-from vtexport.dtypes import DTYPES, from_float32, largest, to_float32
+from vtexport.dtypes import DTYPES
 from vtexport.errors import InputError
 from vtexport.export.finite import FiniteCheck, is_finite, not_finite
 from vtexport.export.hashing import BackgroundDigest
