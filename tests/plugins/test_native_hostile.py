@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_calls import Call, HostRunner, widened
-from native_cases import RANDOM_KINDS, random_case
-from native_compare import Case, problems
+from native_ops.calls import Call, HostRunner, widened
+from native_ops.cases import RANDOM_KINDS, random_case
+from native_ops.compare import Case, problems
 
 from vtexport.plugins.structures import OPS, Sizes, Status, StepSizes
 

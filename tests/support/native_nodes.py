@@ -1,4 +1,4 @@
-"""Calls of the native ops (`native_calls.Call`) as ONNX nodes, which is what a runtime's plugin is given."""
+"""Calls of the native ops (`native_ops.calls.Call`) as ONNX nodes, which is what a runtime's plugin is given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from native_calls import Call
+from native_ops.calls import Call
 from onnx import TensorProto, helper
 
 from vtexport.pruning.op import DOMAIN, IR_VERSION, OPSET

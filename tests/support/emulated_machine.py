@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from native_calls import Call, HostRunner, Prepared
+from native_ops.calls import Call, HostRunner, Prepared
 
 from vtexport.plugins.structures import OPS, Status, StepTensors, Tensors
 
-SOURCES = Path(__file__).parent / "emulated"
+SOURCES = Path(__file__).parents[1] / "plugins" / "emulated"
 TARGET = "aarch64-linux-gnu"
 COMPILER = f"{TARGET}-g++"
 
