@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, helper, numpy_helper
 
+from vtexport.dtypes import DTYPES, WEIGHT_DTYPES
 from vtexport.errors import UsageError
 from vtexport.pruning.emit import Emitter, live_nodes
 from vtexport.pruning.op import Op
@@ -15,8 +16,6 @@ from vtexport.pruning.types import Sizes, Tensor
 DOMAIN = "vtexport"
 OPSET = 20  # of the function bodies, the lower of the two dialects
 IR_VERSION = 10
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-_OTHERS = {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 
 def model_of_op(
@@ -43,8 +42,8 @@ def model_of_op(
     Raises:
         UsageError: There is no such dtype, or a companion has the name of one of the op's own tensors.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(DTYPES)}")
+    if dtype not in WEIGHT_DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not allowed; give {', '.join(WEIGHT_DTYPES)}")
     own = {each.name for each in (*op.inputs(), *op.outputs(), *op.diagnostics())}
     for companion in companions or {}:
         if own & {companion, f"kept_{companion}"}:
@@ -68,9 +67,9 @@ def model_of_op(
     nodes = [node]
     for companion, width in (companions or {}).items():
         rows = _input_shape(op, op.inputs()[0], sizes)
-        inputs.append(helper.make_tensor_value_info(companion, DTYPES[dtype], [*rows[:2], width]))
+        inputs.append(helper.make_tensor_value_info(companion, DTYPES[dtype].onnx, [*rows[:2], width]))
         left = sizes.shape(op.outputs()[0].axes)
-        outputs.append(helper.make_tensor_value_info(f"kept_{companion}", DTYPES[dtype], [*left[:2], width]))
+        outputs.append(helper.make_tensor_value_info(f"kept_{companion}", DTYPES[dtype].onnx, [*left[:2], width]))
         nodes += _gathered(op, companion)
     graph = helper.make_graph(nodes, name or op.op_type, inputs, outputs)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
@@ -87,8 +86,8 @@ def _input_shape(op: Op, tensor: Tensor, sizes: Sizes) -> list[int | str]:
 
 
 def _describe(tensor: Tensor, shape: list[Any], dtype: str) -> Any:
-    kinds = {"features": DTYPES[dtype], "float32": TensorProto.FLOAT, **_OTHERS}
-    return helper.make_tensor_value_info(tensor.name, kinds[tensor.dtype], shape)
+    own = dtype if tensor.dtype == "features" else tensor.dtype
+    return helper.make_tensor_value_info(tensor.name, DTYPES[own].onnx, shape)
 
 
 def _function(op: Op, sizes: Sizes, emitter: Emitter, outputs: Mapping[str, str]) -> FunctionProto:
