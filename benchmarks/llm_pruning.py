@@ -122,7 +122,7 @@ def _check_budget(bundle: Path, method: str, keep: int) -> None:
     from vtexport.bundle.reader import open_bundle
     from vtexport.pruning import get_method, make_parameters
 
-    chosen, layers = get_method(method), open_bundle(bundle).manifest.decoder.layers
+    chosen, layers = get_method(method), open_bundle(bundle).manifest.decoder.num_hidden_layers
     chosen.schedule(make_parameters(chosen, {}), grid=(24, 24), keep=keep, layers=layers)
 
 
@@ -175,7 +175,7 @@ def by_turns(bundle: Path, threads: int, runs: int) -> dict[str, Any]:
     from vtexport.runtime.language_model import LanguageModel
 
     opened = open_bundle(bundle)
-    width = opened.manifest.decoder.width
+    width = opened.manifest.decoder.hidden_size
     rows = np.random.default_rng(0).standard_normal((1, 600, width), np.float32)
     models = {}
     for plan in ("none", "pyramiddrop-576"):

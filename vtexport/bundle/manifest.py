@@ -23,6 +23,15 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
+# Schema 3's words for `Decoder`
+_DECODER_KEYS = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "vocab_size": "vocabulary",
+    "max_position_embeddings": "max_positions",
+}
 
 
 class Tensor(msgspec.Struct, kw_only=True):
@@ -138,7 +147,7 @@ class StoredTensor(msgspec.Struct, kw_only=True):
     dtype: Literal["float32", "float16", "bfloat16"]
 
 
-class Vision(msgspec.Struct, kw_only=True):
+class Vision(msgspec.Struct, kw_only=True, rename={"hidden_size": "width"}):
     """The vision tower's grid, in patches and pixels."""
 
     image_size: Positive
@@ -146,7 +155,7 @@ class Vision(msgspec.Struct, kw_only=True):
     grid_height: Positive
     grid_width: Positive
     tokens: Positive
-    width: Positive
+    hidden_size: Positive
 
 
 class Image(msgspec.Struct, kw_only=True):
@@ -236,16 +245,16 @@ class SelfCheck(msgspec.Struct, kw_only=True):
     torchvision_levels: float | None = None
 
 
-class Decoder(msgspec.Struct, kw_only=True):
+class Decoder(msgspec.Struct, kw_only=True, rename=_DECODER_KEYS):
     """Sizes of the language model, for the KV cache and the limits of a prompt."""
 
-    layers: Positive
-    width: Positive
-    heads: Positive
-    kv_heads: Positive
+    num_hidden_layers: Positive
+    hidden_size: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
     head_dim: Positive
-    vocabulary: Positive
-    max_positions: Positive
+    vocab_size: Positive
+    max_position_embeddings: Positive
 
 
 class Source(msgspec.Struct, kw_only=True):

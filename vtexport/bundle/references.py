@@ -37,7 +37,7 @@ def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]
 
 def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) -> None:
     """Segments follow each other through the whole decoder, with a step between two of them."""
-    edges = [0, *(step.layer for step in plan.steps), manifest.decoder.layers]
+    edges = [0, *(step.layer for step in plan.steps), manifest.decoder.num_hidden_layers]
     wanted = [(start, end - start) for start, end in itertools.pairwise(edges)]
     if [(segment.first_layer, segment.layers) for segment in plan.segments] != wanted:
         refuse(f"has plan {plan.name!r} with decoder segments that do not fit its steps and layers")
@@ -93,5 +93,5 @@ def check_references(manifest: Manifest, where: str) -> None:
     itemsize = 4 if table.dtype == "float32" else 2
     if table.offset + table.shape[0] * table.shape[1] * itemsize > manifest.files[table.file].bytes:
         refuse(f"has an embedding that ends behind {table.file!r}")
-    if table.shape != [manifest.decoder.vocabulary, manifest.decoder.width]:
+    if table.shape != [manifest.decoder.vocab_size, manifest.decoder.hidden_size]:
         refuse(f"has an embedding of shape {table.shape} that its decoder's vocabulary and width do not have")

@@ -75,7 +75,7 @@ def kv_bytes(manifest: Manifest, plan: Plan) -> int:
 def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
     """Bytes that the image takes in the key-value cache of each decoder layer."""
     decoder = manifest.decoder
-    row = 2 * decoder.kv_heads * decoder.head_dim * _ITEMSIZE[manifest.precision]
+    row = 2 * decoder.num_key_value_heads * decoder.head_dim * _ITEMSIZE[manifest.precision]
     return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
@@ -89,9 +89,9 @@ def _describe(bundle: Bundle) -> None:
     say(f"  source   {source.id}{revision} ({source.kind}, {weights})")
     say(f"  made     {manifest.created_at} by vtexport {manifest.versions.get('vtexport')}: {manifest.command}")
     grid = f"{vision.grid_height} x {vision.grid_width}"
-    say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.width}")
-    heads = f"{decoder.heads} heads, {decoder.kv_heads} of keys and values"
-    say(f"  decoder  {decoder.layers} layers of {decoder.width}, {heads}")
+    say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.hidden_size}")
+    heads = f"{decoder.num_attention_heads} heads, {decoder.num_key_value_heads} of keys and values"
+    say(f"  decoder  {decoder.num_hidden_layers} layers of {decoder.hidden_size}, {heads}")
     _describe_processing(manifest)
     say()
     rows = []

@@ -44,7 +44,7 @@ def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -
     lengths = {dim for tensor in graph.inputs for dim in tensor.shape if isinstance(dim, str)}
     if not lengths:
         return []
-    most = manifest.decoder.max_positions
+    most = manifest.decoder.max_position_embeddings
     if lengths == {"M"}:
         last = min(text_tokens, most)
         return [Profile(name="question", shapes=_shapes(graph, M=(1, min(_USUAL_QUESTION, last), last)))]

@@ -117,7 +117,7 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
         grid_height=vision.grid_height,
         grid_width=vision.grid_width,
         tokens=vision.tokens,
-        width=vision.width,
+        hidden_size=vision.hidden_size,
     )
 
 
@@ -136,13 +136,13 @@ def describe_decoder(spec: ModelSpec) -> schema.Decoder:
     """The language model's sizes."""
     decoder = spec.decoder
     return schema.Decoder(
-        layers=decoder.layers,
-        width=decoder.width,
-        heads=decoder.heads,
-        kv_heads=decoder.kv_heads,
+        num_hidden_layers=decoder.num_hidden_layers,
+        hidden_size=decoder.hidden_size,
+        num_attention_heads=decoder.num_attention_heads,
+        num_key_value_heads=decoder.num_key_value_heads,
         head_dim=decoder.head_dim,
-        vocabulary=decoder.vocabulary,
-        max_positions=decoder.max_positions,
+        vocab_size=decoder.vocab_size,
+        max_position_embeddings=decoder.max_position_embeddings,
     )
 
 

@@ -109,7 +109,7 @@ class GraphExporter:
     def _decoder(self, first: int, layers: int, dialect: Dialect) -> str:
         """A run of decoder layers, shared by every plan that is cut there; the whole decoder is `decoder_0`."""
         decoder = self._spec.decoder
-        name = "decoder_0" if layers == decoder.layers else f"decoder_{first}-{first + layers - 1}"
+        name = "decoder_0" if layers == decoder.num_hidden_layers else f"decoder_{first}-{first + layers - 1}"
         return self._once(
             f"{name}.{dialect.name}",
             lambda: decoder_segment(decoder, self._weights, self._weights_base, self._dtype, first, layers, dialect),

@@ -72,7 +72,7 @@ def make_plans(
     plans = []
     wanted: Sequence[int | None] = budgets or [None]
     for budget in wanted:
-        schedule = method.schedule(given, grid=grid, keep=budget, layers=spec.decoder.layers)
+        schedule = method.schedule(given, grid=grid, keep=budget, layers=spec.decoder.num_hidden_layers)
         encoder, resolved, keep = schedule.encoder, schedule.parameters, schedule.keep
         shown = resolved if schedule.shown is None else schedule.shown
         for name in encoder.signals(resolved):
@@ -83,7 +83,7 @@ def make_plans(
                 )
         contiguous = encoder.positions == "contiguous"
         limits = encoder.limits(resolved, grid=grid, keep=schedule.visual_tokens)
-        edges = [0, *(step.layer for step in schedule.steps), spec.decoder.layers]
+        edges = [0, *(step.layer for step in schedule.steps), spec.decoder.num_hidden_layers]
         plans.append(
             Plan(
                 name=_plan_name(method, given, keep),

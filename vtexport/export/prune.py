@@ -45,7 +45,7 @@ def prune_graph(
     Raises:
         UsageError: the method needs a CLS token that the vision tower does not have.
     """
-    vision, width_out = spec.vision, spec.projector.width_out
+    vision, width_out = spec.vision, spec.projector.out_features
     grid = vision.grid_height, vision.grid_width
     resolved = method.resolve(method.parameters(**parameters), grid=grid, keep=keep)[1]
     takes_cls, projected_space = method.takes_cls(resolved), method.space(resolved) == "projected"
@@ -55,12 +55,12 @@ def prune_graph(
         op_model(
             method.name,
             tokens=vision.tokens,
-            width=width_out if projected_space else vision.width,
+            width=width_out if projected_space else vision.hidden_size,
             keep=keep,
             dtype=FEATURES,
             grid=grid,
-            heads=vision.heads,
-            head_width=vision.width // vision.heads,
+            heads=vision.num_attention_heads,
+            head_width=vision.hidden_size // vision.num_attention_heads,
             embedding_width=width_out,
             **parameters,
         )
@@ -71,7 +71,7 @@ def prune_graph(
     before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
     after.initializers = before.initializers
     rows = vision.cls_rows + vision.tokens
-    whole = before.input("features", [1, rows, vision.width], FEATURES)
+    whole = before.input("features", [1, rows, vision.hidden_size], FEATURES)
     given = whole
     if vision.cls_rows and not takes_cls:
         given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))
@@ -107,11 +107,11 @@ def prune_graph(
 def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: str) -> ir.Value:
     """[1, rows, W] float32 of x [1, rows, D] float32; `dtype` is that of the weights."""
     projector = spec.projector
-    x = g.op("Reshape", x, g.constant(np.array([rows, projector.width_in])))
-    x = _linear(g, x, projector.first, dtype)
+    x = g.op("Reshape", x, g.constant(np.array([rows, projector.in_features])))
+    x = _linear(g, x, projector.linear_1, dtype)
     x = g.op("Gelu", x, approximate="tanh" if projector.activation == "gelu_tanh" else "none")
-    x = _linear(g, x, projector.second, dtype)
-    return g.op("Reshape", x, g.constant(np.array([1, rows, projector.width_out])))
+    x = _linear(g, x, projector.linear_2, dtype)
+    return g.op("Reshape", x, g.constant(np.array([1, rows, projector.out_features])))
 
 
 def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:

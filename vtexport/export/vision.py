@@ -67,7 +67,7 @@ class ClipFeatures(torch.nn.Module):
         outputs: list[torch.Tensor] = []
         late: list[torch.Tensor] = []
         with_late = "similarity_features" in self.signals
-        last = self.spec.layers if with_late else self.spec.feature_layer
+        last = self.spec.num_hidden_layers if with_late else self.spec.feature_layer
         for number, block in enumerate(self.tower.encoder.layers[:last], 1):
             normed = self._norm(block.layer_norm1, stream).to(self.dtype)
             attended, _ = block.self_attn(normed)

@@ -52,7 +52,7 @@ class LanguageModel:
         self._segments = [load(name) for name in graphs.decoder]
         self._steps = [load(name, library) for name in graphs.prune_llm]
         for session, segment in zip(self._segments, plan.segments, strict=True):
-            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.kv_heads, sizes.head_dim)
+            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.num_key_value_heads, sizes.head_dim)
 
     def start(self, prompt_tokens: int, new_tokens: int) -> Conversation:
         """Caches for a prompt of that many rows, all visual tokens that enter included, and its answer."""
@@ -61,7 +61,7 @@ class LanguageModel:
         for segment, less in zip(self._plan.segments, gone, strict=True):
             layers = range(segment.first_layer, segment.first_layer + segment.layers)
             capacity = prompt_tokens - less + new_tokens
-            caches.append(KVCache(layers, capacity, sizes.kv_heads, sizes.head_dim, self._dtype))
+            caches.append(KVCache(layers, capacity, sizes.num_key_value_heads, sizes.head_dim, self._dtype))
         return Conversation(caches, [0] * len(caches))
 
     def prefill(

@@ -288,7 +288,7 @@ class Pipeline:
         clock.lap("encode")
         length = len(read.before) + len(visual.keep_indices) + len(read.after)
         end_position = len(read.before) + visual.position_span + len(read.after)
-        limit = self.bundle.manifest.decoder.max_positions
+        limit = self.bundle.manifest.decoder.max_position_embeddings
         if end_position + max_new_tokens > limit:
             raise UsageError(
                 f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
@@ -307,7 +307,7 @@ class Pipeline:
         clock.lap("prefill")
 
         decoder = self._prompts.stream()
-        eos, vocabulary = self.bundle.manifest.text.eos_token_ids, self.bundle.manifest.decoder.vocabulary
+        eos, vocabulary = self.bundle.manifest.text.eos_token_ids, self.bundle.manifest.decoder.vocab_size
         choose = decoding.start(unpruned, max_new_tokens, eos, vocabulary, self._prompts.tokenizer)
         token_ids: list[int] = []
         while True:
