@@ -65,7 +65,7 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plans none, prunesid-8 and prunesid-16, and a route over the last two. Tests must not change it."""
+    """Plans none, prunesid-8 and prunesid-16, and an adaptive one over the last two. Tests must not change it."""
     from vtexport.build import build
 
     folder = tmp_path_factory.mktemp("eval") / "tiny"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.adaptive import refuse_former_name
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
@@ -32,7 +33,7 @@ from vtexport.export.describe import (
     versions,
 )
 from vtexport.export.earlier import (
-    carry_calibration,
+    carry_adaptations,
     check_same_making,
     check_same_model,
     checked,
@@ -113,8 +114,8 @@ def build(
         keep: visual tokens per image that enter the language model, or their mean over its layers for methods that
             also prune inside it; several make several plans.
         options: the method's own parameters by name.
-        dynamic: also a route, by which every image gets one of the budgets; `vtexport calibrate` sets it.
-        mean: the average budget that the route aims at; the middle one when left out.
+        dynamic: also an adaptive plan, by which every image gets one of the budgets; `vtexport adapt` sets it.
+        mean: the average budget that the adaptive plan aims at; the middle one when left out.
         precision: "fp32", or "fp16" or "bf16" for weights and the language model's arithmetic (docs/architecture.md
             says what stays in float32). ONNX Runtime does not run a bundle in bf16 on the CPU: it is for engines.
         weights: "stored", or "random" for the model's true shapes with seeded random values.
@@ -138,7 +139,7 @@ def build(
     dtype = PRECISIONS[precision]
     check_method(method, options or {})
     if mean is not None and not dynamic:
-        raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")
+        raise UsageError("--mean is what an adaptive plan aims at and has no meaning without --dynamic; add it")
     if output is not None:
         if not str(output):
             raise UsageError("the output is empty; give a folder's name with -o/--output")
@@ -159,7 +160,7 @@ def build(
     _judge_output(destination, dtype, replace=replace, link_weights=link_weights)
     budgets = [keep] if isinstance(keep, int) else keep
     plans = make_plans(method, budgets, options or {}, spec)
-    route = make_route(plans, mean) if dynamic else None
+    adaptive = make_route(plans, mean) if dynamic else None
     with small_files(located) as small, readable_folder(small) as folder, said_of(located.folder, folder, note) as said:
         small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")
@@ -168,7 +169,9 @@ def build(
     checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=note)
     check_stored(plans, spec, checkpoint.absent)
     spec = spec.with_head(checkpoint.head, checkpoint.embedding)
-    work = _Work(checkpoint, spec, processing, small_hashes, plans, route, dtype, link_weights, report, notes, command)
+    work = _Work(
+        checkpoint, spec, processing, small_hashes, plans, adaptive, dtype, link_weights, report, notes, command
+    )
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)
         if destination.resolve() == checkpoint.folder.resolve():
@@ -188,7 +191,7 @@ def build(
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
         if earlier is not None:
-            carry_calibration(earlier, folder, manifest, report.note)
+            carry_adaptations(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
 
@@ -200,6 +203,7 @@ def _judge_output(destination: Path, dtype: str, *, replace: bool, link_weights:
     earlier = find_earlier(destination, replace=replace)
     if earlier is not None:
         check_same_making(earlier, dtype)
+        refuse_former_name(earlier.folder, earlier.manifest)
 
 
 def bundle_name(located: Located) -> str:
@@ -219,7 +223,7 @@ class _Work:
     processing: Processing
     small_hashes: dict[str, str]  # of the small files, from before they were read
     plans: Sequence[Plan]
-    route: Route | None
+    adaptive: Route | None
     dtype: str
     link_weights: bool
     report: Report
@@ -330,9 +334,9 @@ def _manifest(
     files: dict[str, schema.File],
 ) -> schema.Manifest:
     created_at = plans[-1].created_at
-    route = describe_route(work.route, work.command, created_at) if work.route else None
-    before = earlier.manifest.routes if earlier else []
-    routes = [old for old in before if route is None or old.name != route.name]
+    added = [describe_route(work.adaptive, work.command, created_at)] if work.adaptive else []
+    before = earlier.manifest.adaptive_plans if earlier else []
+    kept = [old for old in before if old.name not in {new.name for new in added}]
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         name="",
@@ -351,7 +355,7 @@ def _manifest(
         decoder=describe_decoder(work.spec),
         graphs=graphs,
         plans=plans,
-        routes=[*routes, route] if route else routes,
+        adaptive_plans=[*kept, *added],
         files=files,
     )
 

@@ -27,7 +27,7 @@ class FakeBundle:
     folder: Path
     manifest: FakeManifest
 
-    def plan_or_route(self, name: str) -> Plan:
+    def plan_or_adaptive(self, name: str) -> Plan:
         return next(plan for plan in self.manifest.plans if plan.name == name)
 
 

@@ -128,12 +128,12 @@ class Plan(msgspec.Struct, kw_only=True):
         return [count for count, segment in zip(counts, self.segments, strict=True) for _ in range(segment.layers)]
 
 
-class Route(msgspec.Struct, kw_only=True):
-    """Plans of one method at several budgets, of which each image gets one (`vtexport.runtime.routing`)."""
+class AdaptivePlan(msgspec.Struct, kw_only=True):
+    """Plans of one method at several budgets, of which each image gets one (`vtexport.runtime.adaptive`)."""
 
     name: str
     plans: Annotated[list[str], msgspec.Meta(min_length=2)]  # by ascending budget
-    mean: Positive  # what the budgets of a calibration's images come to on average, as near as they can
+    mean: Positive  # that the budgets of the images it is set by come to on average, as near as they can
     command: str
     created_at: str
 
@@ -276,7 +276,7 @@ class File(msgspec.Struct, kw_only=True):
     sha256: Sha256
 
 
-class Manifest(msgspec.Struct, kw_only=True):
+class Manifest(msgspec.Struct, kw_only=True, rename={"adaptive_plans": "routes"}):
     """Everything a runtime or a person needs to know about a bundle. It is never changed in place.
 
     `command`, `created_at` and `versions` are those of the last build; each plan has its own command and time.
@@ -300,7 +300,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
     files: dict[str, File]
-    routes: list[Route] = []
+    adaptive_plans: list[AdaptivePlan] = []
 
 
 class _Version(msgspec.Struct):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vtexport.errors import BundleError, quoted
 
 if TYPE_CHECKING:
-    from vtexport.bundle.manifest import Manifest, Plan, Route
+    from vtexport.bundle.manifest import AdaptivePlan, Manifest, Plan
 
 
 def is_inside(path: str) -> bool:
@@ -19,20 +19,20 @@ def is_inside(path: str) -> bool:
     return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)
 
 
-def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]) -> None:
+def _check_adaptive(manifest: Manifest, adaptive: AdaptivePlan, refuse: Callable[[str], None]) -> None:
     plans = {plan.name: plan for plan in manifest.plans}
-    for name in route.plans:
+    for name in adaptive.plans:
         if name not in plans:
-            refuse(f"has the route {route.name!r} use the plan {name!r}, which it does not have")
-    budgets = [plans[name].keep for name in route.plans]
-    if budgets != sorted(set(budgets)) or not budgets[0] <= route.mean <= budgets[-1]:
-        refuse(f"has the route {route.name!r} with budgets {budgets} and a mean of {route.mean}")
+            refuse(f"has the adaptive plan {adaptive.name!r} use the plan {name!r}, which it does not have")
+    budgets = [plans[name].keep for name in adaptive.plans]
+    if budgets != sorted(set(budgets)) or not budgets[0] <= adaptive.mean <= budgets[-1]:
+        refuse(f"has the adaptive plan {adaptive.name!r} with budgets {budgets} and a mean of {adaptive.mean}")
     shared = [
         {dialect: (graphs.vision, *graphs.decoder) for dialect, graphs in plans[name].graphs.items()}
-        for name in route.plans
+        for name in adaptive.plans
     ]
     if any(each != shared[0] for each in shared):
-        refuse(f"has the route {route.name!r} over plans with other graphs than the prune graph apart")
+        refuse(f"has the adaptive plan {adaptive.name!r} over plans with other graphs than the prune graph apart")
 
 
 def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) -> None:
@@ -78,10 +78,11 @@ def check_references(manifest: Manifest, where: str) -> None:
     names = [plan.name for plan in manifest.plans]
     if len(set(names)) != len(names):
         refuse("has two plans of one name")
-    for route in manifest.routes:
-        _check_route(manifest, route, refuse)
-    if len({*names, *(route.name for route in manifest.routes)}) != len(names) + len(manifest.routes):
-        refuse("has two routes, or a plan and a route, of one name")
+    for adaptive in manifest.adaptive_plans:
+        _check_adaptive(manifest, adaptive, refuse)
+        names.append(adaptive.name)
+    if len(set(names)) != len(names):
+        refuse("has two adaptive plans, or a plan and an adaptive plan, of one name")
     for plan in manifest.plans:
         for name in plan.graph_names():
             if name not in manifest.graphs:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=lambda text: text.split(","),
         metavar="NAME[,NAME...]",
-        help="plans or routes to ask; default: every plan. The unpruned plan is asked too, where the bundle has one",
+        help="plans to ask; default: every plan. The unpruned plan is asked too, where the bundle has one",
     )
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not ask the unpruned plan unless --plan names it"

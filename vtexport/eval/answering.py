@@ -63,7 +63,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class PlanRun:
-    """What one plan or route answered, in the dataset's order."""
+    """Answers of one plan, in the dataset's order."""
 
     plan: str
     answered: tuple[Answered, ...]
@@ -80,7 +80,7 @@ def answer_all(
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
 ) -> PlanRun:
-    """Asks one plan or route what has no record yet, and gives all of its records.
+    """Asks one plan what has no record yet, and gives all of its records.
 
     Args:
         bundle, plan: as for `Pipeline`.

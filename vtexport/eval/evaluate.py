@@ -53,13 +53,13 @@ def evaluate(
     progress: Progress = lambda plan, count: None,
     command: str = "",
 ) -> Report:
-    """Asks plans and routes what they have no record of yet, and reports on all of it.
+    """Asks plans what they have no record of yet, and reports on all of it.
 
     A plan that cannot be asked is named in the report and does not keep others from being asked.
 
     Args:
         bundle: an opened bundle.
-        plans: names of plans and routes; retention is against the first whose method is `none`.
+        plans: names of plans, adaptive ones included; retention is against the first whose method is `none`.
         dataset: what to ask.
         settings: how; with `jobs` above 1 so many plans are asked at the same time, a process each.
         folder: where records are kept and found again.
@@ -75,7 +75,7 @@ def evaluate(
         raise UsageError("there is no plan to ask; name one")
     plans = list(dict.fromkeys(plans))
     for plan in plans:
-        bundle.plan_or_route(plan)
+        bundle.plan_or_adaptive(plan)
     if not 1 <= settings.jobs <= MOST_JOBS:
         raise UsageError(f"jobs is {settings.jobs}; give a whole number from 1 to {MOST_JOBS}")
     if settings.jobs > 1 and settings.threads is None:  # or each process would start a thread for every core

@@ -53,9 +53,9 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
     )
 
 
-def describe_route(route: Route, command: str, created_at: str) -> schema.Route:
-    """A route over plans."""
-    return schema.Route(
+def describe_route(route: Route, command: str, created_at: str) -> schema.AdaptivePlan:
+    """An adaptive plan over others."""
+    return schema.AdaptivePlan(
         name=route.name, plans=list(route.plans), mean=route.mean, command=command, created_at=created_at
     )
 

@@ -32,7 +32,7 @@ def manifest() -> ModelManifest:
 
 
 class VtexportModel(lmms):
-    """A plan or route of a bundle behind lmms-eval's model interface: one image a question, one at a time.
+    """A plan of a bundle behind lmms-eval's model interface: one image a question, one at a time.
 
     Args:
         bundle: the bundle's folder.

@@ -14,10 +14,10 @@ from vtexport.runtime.sampling import FinishReason
 
 
 @dataclass(frozen=True)
-class RouteChoice:
-    """Why an image went to its budget."""
+class BudgetChoice:
+    """The budget that an adaptive plan gave an image, and why."""
 
-    route: str
+    route: str  # the adaptive plan's name
     redundancy: float  # rho, the mean cosine between two patches of the image
     wanted: float  # N', the tokens that the image would get if every budget were there
     budget: int
@@ -38,7 +38,7 @@ class VisualTokens:
     timings_ms: dict[str, float]  # preprocess, vision, prune
     reports: dict[str, float] = field(default_factory=dict)  # what the method tells of the image, by name
     warnings: list[str] = field(default_factory=list)  # on reports and files that are not as they should be
-    route: RouteChoice | None = None  # where a route chose the plan
+    route: BudgetChoice | None = None  # where an adaptive plan chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
     further: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
 
@@ -59,7 +59,7 @@ class Answer:
     kept_by_layer: dict[int, list[int]] = field(default_factory=dict)
     reports: dict[str, float] = field(default_factory=dict)  # as in `VisualTokens`
     warnings: list[str] = field(default_factory=list)
-    route: RouteChoice | None = None
+    route: BudgetChoice | None = None
 
 
 @dataclass

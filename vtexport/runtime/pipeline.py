@@ -13,20 +13,20 @@ from typing import Literal, overload
 import numpy as np
 
 from vtexport.bundle.dialects import DIALECTS
-from vtexport.bundle.manifest import Route, StoredTensor
+from vtexport.bundle.manifest import AdaptivePlan, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import BundleError, UsageError
 from vtexport.plugins.libraries import Choice, choose_library
-from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
+from vtexport.runtime.adaptive import BudgetChooser
+from vtexport.runtime.answers import Answer, AnswerStream, BudgetChoice, Clock, VisualTokens, reported, timings
 from vtexport.runtime.language_model import LanguageModel
 from vtexport.runtime.messages import choose_image
 from vtexport.runtime.onnxruntime_backend import Session, check_device, dialect_here
 from vtexport.runtime.prompt import Messages, Prompt, PromptReader
-from vtexport.runtime.routing import Router
 from vtexport.runtime.sampling import Decoding, Sampling
 from vtexport.runtime.vision import ImageLike, VisionTower, check_finite
 
-__all__ = ["DIALECTS", "Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "VisualTokens"]
+__all__ = ["DIALECTS", "Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 FURTHER = ("labels",)  # outputs of the prune graph that steps inside the language model read
@@ -35,7 +35,7 @@ _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dt
 
 
 class Pipeline:
-    """One plan of a bundle, or a route over several, loaded. Make it with `Pipeline.open`.
+    """One plan of a bundle, or an adaptive one over several, loaded. Make it with `Pipeline.open`.
 
     `native` says which library runs the pruning ops, or why the function bodies do; `dialect` which graphs run.
     """
@@ -60,14 +60,14 @@ class Pipeline:
         check_device(device)
         self.dialect = dialect = dialect_here(manifest.precision, dialect)
         self.bundle = bundle
-        chosen = bundle.plan_or_route(plan)
+        chosen = bundle.plan_or_adaptive(plan)
         self.name = chosen.name
-        self._router = Router(bundle, chosen) if isinstance(chosen, Route) else None
-        self.plans = self._router.plans if self._router else [bundle.plan(chosen.name)]
+        self._adaptive = BudgetChooser(bundle, chosen) if isinstance(chosen, AdaptivePlan) else None
+        self.plans = self._adaptive.plans if self._adaptive else [bundle.plan(chosen.name)]
         if any(dialect not in each.graphs for each in self.plans):
             raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
         self._dtype = _NUMPY[manifest.precision]
-        graphs = self.plans[0].graphs[dialect]  # the plans of a route differ in the prune graph alone
+        graphs = self.plans[0].graphs[dialect]  # the plans of an adaptive one differ in the prune graph alone
 
         # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
         self.native = choose_library() if device == "cpu" else Choice(None, f"the device is {device}")
@@ -92,19 +92,19 @@ class Pipeline:
         threads: int | None = None,
         dialect: str | None = None,
     ) -> Pipeline:
-        """Opens a bundle and loads the graphs of one plan or route.
+        """Opens a bundle and loads the graphs of one plan, or of all that an adaptive one chooses from.
 
         Args:
             bundle: the bundle's folder.
-            plan: the name of a plan or a route; may be left out where the bundle has one plan, or one route with all
-                its plans.
+            plan: the name of a plan, adaptive ones included; may be left out where the bundle has one plan, or one
+                adaptive plan over all others.
             device: "cpu", or "cuda" with onnxruntime-gpu.
             threads: threads for one operator; all cores when left out.
             dialect: "modern" graphs, or "classic" ones, which older runtimes take too; when left out, the first of them
                 that the installed version of ONNX Runtime answers rightly with.
 
         Raises:
-            InputError, BundleError: no such folder, not a whole bundle, or a route without calibration.
+            InputError, BundleError: no such folder, not a whole bundle, or an adaptive plan that no images have set.
             UsageError: no such plan, device or dialect, or a dialect that this ONNX Runtime gives wrong answers with.
             MissingDependencyError: ONNX Runtime or its CUDA provider is not there, or it is too old.
         """
@@ -139,7 +139,7 @@ class Pipeline:
         clock = Clock()
         image, passed_over = choose_image(image, prompt)
         seen = self._vision.look(image, clock)
-        plan, route = self._router.choose(self._vision.patches(seen)) if self._router else (self.plans[0], None)
+        plan, route = self._adaptive.choose(self._vision.patches(seen)) if self._adaptive else (self.plans[0], None)
         kept = self._prune[plan.name].run({**seen.signals, **text})
         check_finite(kept["image_features"], "the projector", self.bundle.manifest.precision)
         clock.lap("prune")
