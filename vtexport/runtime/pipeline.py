@@ -294,7 +294,7 @@ class Pipeline:
                 f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
                 f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
-        conversation = self._language_model.start(length, max_new_tokens)
+        sequence = self._language_model.start(length, max_new_tokens)
         embeddings = np.concatenate(
             [self._embed(read.before), visual.embeddings.astype(self._dtype, copy=False), self._embed(read.after)],
             axis=1,
@@ -303,7 +303,7 @@ class Pipeline:
         positions = np.concatenate(
             [np.arange(start), start + visual.positions, start + visual.position_span + np.arange(len(read.after))]
         )
-        logits = self._language_model.prefill(conversation, embeddings, positions, start, visual.further)
+        logits = self._language_model.prefill(sequence, embeddings, positions, start, visual.further)
         clock.lap("prefill")
 
         decoder = self._prompts.stream()
@@ -319,7 +319,7 @@ class Pipeline:
             if choose.finish_reason is not None:
                 break
             position = end_position + len(token_ids) - 1
-            logits = self._language_model.decode(conversation, self._embed(np.array([token])), position)
+            logits = self._language_model.decode(sequence, self._embed(np.array([token])), position)
         yield decoder.finish()
         clock.lap("decode")
         yield Answer(
@@ -330,7 +330,7 @@ class Pipeline:
             visual_tokens=len(visual.keep_indices),
             keep_indices=visual.keep_indices.tolist(),
             kept_by_layer={
-                step.layer: kept.tolist() for step, kept in zip(self.plans[0].steps, conversation.kept, strict=True)
+                step.layer: kept.tolist() for step, kept in zip(self.plans[0].steps, sequence.kept, strict=True)
             },
             timings_ms=timings(visual, clock.laps, encoded_here=visual is not image),
             plan=visual.plan,
