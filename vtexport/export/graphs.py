@@ -16,7 +16,7 @@ from vtexport.export.graph import WEIGHTS_FOLDER, interface, save
 from vtexport.export.plan import Plan
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
-from vtexport.export.vision import VisionTower
+from vtexport.export.vision import TracedTower
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
 
@@ -43,7 +43,7 @@ class GraphExporter:
         self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
         self._weights_base, self._prefix = weights_base, prefix
         self.graphs: dict[str, schema.Graph] = {}
-        self._towers: dict[tuple[str, ...], VisionTower] = {}  # by signals
+        self._towers: dict[tuple[str, ...], TracedTower] = {}  # by signals
 
     def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
         """All graphs of one plan, by dialect."""
@@ -70,10 +70,10 @@ class GraphExporter:
         name = ".".join(("vision", *signals, dialect.name))
         return self._once(name, lambda: self._tower(signals).graph(dialect.opset))
 
-    def _tower(self, signals: tuple[str, ...]) -> VisionTower:
+    def _tower(self, signals: tuple[str, ...]) -> TracedTower:
         if signals not in self._towers:
             config, spec = self._config.vision_config, self._spec.vision
-            self._towers[signals] = VisionTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
+            self._towers[signals] = TracedTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
         return self._towers[signals]
 
     def _prune(self, plan: Plan) -> tuple[str, str | None]:

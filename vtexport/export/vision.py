@@ -122,7 +122,7 @@ def _wide_convolution(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Te
     return torch.nn.functional.conv2d(x.float(), convolution.weight.float(), bias, convolution.stride)
 
 
-class VisionTower:
+class TracedTower:
     """The tower with one set of signals, traced once, from which the graph of each dialect is made.
 
     The arguments are the model's vision configuration and its spec, the signals that the tower gives, the stored
