@@ -142,13 +142,13 @@ def test_an_older_runtime_adapts_by_its_own_graphs(
     unset_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    tower = adapting.VisionTower
+    stage = adapting.VisionStage
 
     def seen(bundle: Any, graph: str, *given: Any) -> Any:
         loaded.append(graph)
-        return tower(bundle, graph, *given)
+        return stage(bundle, graph, *given)
 
-    monkeypatch.setattr(adapting, "VisionTower", seen)
+    monkeypatch.setattr(adapting, "VisionStage", seen)
     newest = adapt(open_bundle(unset_copy), photos).redundancies
     monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
     older = adapt(open_bundle(unset_copy), photos).redundancies

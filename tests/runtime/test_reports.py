@@ -71,7 +71,7 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
 def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:
     plan = open_bundle(bundle).manifest.plans[1]
     pipeline = Pipeline.open(bundle, plan.name)
-    features = pipeline._vision.patches(pipeline._vision.look(photo, Clock()))
+    features = pipeline._vision.patches(pipeline._vision.run(photo, Clock()))
     expected = select("svdprune", features[None], keep=16, rank=12, mode="leverage", leverage=0.3)
     count = int(expected.details["count"][0])
     assert 4 <= count < 16

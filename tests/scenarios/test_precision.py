@@ -34,7 +34,7 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def vision(bundle: Path, plan: str, dialect: str = "modern") -> dict[str, np.ndarray]:
     pipeline = Pipeline.open(bundle, plan, dialect=dialect)
     pixels, _ = pixel_values(load_image(PHOTO), pipeline.bundle.manifest.image)
-    return pipeline._vision.run({"pixel_values": pixels})
+    return pipeline._vision.run_graph({"pixel_values": pixels})
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.runtime.adaptive import fit, redundancy
 from vtexport.runtime.answers import Clock
 from vtexport.runtime.onnxruntime_backend import check_device, dialect_here
-from vtexport.runtime.vision import VisionTower
+from vtexport.runtime.vision import VisionStage
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def adapt(
     dialect = dialect_here(manifest.precision)
     if dialect not in graphs:
         raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
-    tower = VisionTower(bundle, graphs[dialect].vision, device, threads)
+    stage = VisionStage(bundle, graphs[dialect].vision, device, threads)
     redundancies: dict[str, float] = {}
     unreadable: dict[str, str] = {}
     for done, path in enumerate(files):
         progress(done, len(files))
         try:
-            redundancies[str(path)] = redundancy(tower.patches(tower.look(path, Clock())))
+            redundancies[str(path)] = redundancy(stage.patches(stage.run(path, Clock())))
         except InputError as error:
             unreadable[str(path)] = str(error)
             note(f"not counted: {error}")

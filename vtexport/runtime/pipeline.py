@@ -24,7 +24,7 @@ from vtexport.runtime.messages import choose_image
 from vtexport.runtime.onnxruntime_backend import Session, check_device, dialect_here
 from vtexport.runtime.prompt import Messages, Prompt, PromptReader
 from vtexport.runtime.sampling import Decoding, Sampling
-from vtexport.runtime.vision import ImageLike, VisionTower, check_finite
+from vtexport.runtime.vision import ImageLike, VisionStage, check_finite
 
 __all__ = ["DIALECTS", "Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
 
@@ -76,7 +76,7 @@ class Pipeline:
         def load(name: str) -> Session:
             return Session(bundle.path(manifest.graphs[name].file), device, threads, library)
 
-        self._vision = VisionTower(bundle, graphs.vision, device, threads)
+        self._vision = VisionStage(bundle, graphs.vision, device, threads)
         self._prune = {each.name: load(each.graphs[dialect].prune) for each in self.plans}
         self._language_model = LanguageModel(bundle, self.plans[0], dialect, self._dtype, device, threads, library)
         self._prompts = PromptReader(bundle)
@@ -138,28 +138,28 @@ class Pipeline:
         question, text = self._question(prompt, raw_prompt)
         clock = Clock()
         image, passed_over = choose_image(image, prompt)
-        seen = self._vision.look(image, clock)
-        plan, route = self._adaptive.choose(self._vision.patches(seen)) if self._adaptive else (self.plans[0], None)
-        kept = self._prune[plan.name].run({**seen.signals, **text})
+        vision = self._vision.run(image, clock)
+        plan, route = self._adaptive.choose(self._vision.patches(vision)) if self._adaptive else (self.plans[0], None)
+        kept = self._prune[plan.name].run({**vision.outputs, **text})
         check_finite(kept["image_features"], "the projector", self.bundle.manifest.precision)
         clock.lap("prune")
         reports, warnings = reported(plan, kept)
         rows = kept["keep_indices"].shape[1]
         # The rows behind `count` only fill the budget.
         used = int(reports["count"]) if "count" in reports else rows
-        vision = self.bundle.manifest.vision
+        grid = self.bundle.manifest.vision
         return VisualTokens(
             embeddings=kept["image_features"][:, :used],
             keep_indices=kept["keep_indices"][0, :used],
             positions=kept["visual_positions"][0, :used],
             position_span=plan.position_span - (rows - used if plan.positions == "contiguous" else 0),
-            grid=(vision.grid_height, vision.grid_width),
-            image_size=seen.size,
-            crop=seen.crop,
+            grid=(grid.grid_height, grid.grid_width),
+            image_size=vision.image_size,
+            crop=vision.crop,
             plan=plan.name,
             timings_ms=clock.laps,
             reports=reports,
-            warnings=[*passed_over, *seen.warnings, *warnings],
+            warnings=[*passed_over, *vision.warnings, *warnings],
             route=route,
             question=question,
             further={name: value for name, value in kept.items() if name in FURTHER},
