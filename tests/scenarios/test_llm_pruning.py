@@ -196,7 +196,7 @@ def test_a_frame_serves_several_questions(bundle: Path) -> None:
     """Labels of stage I travel with it, and a sequence leaves nothing behind for the next."""
     pipeline = Pipeline.open(bundle, plan_of(bundle, 0))
     visual = pipeline.encode(PHOTO)
-    assert set(visual.further) == {"labels"}
+    assert set(visual.aux_outputs) == {"labels"}
     once = [pipeline.generate(visual, PROMPTS[name], max_new_tokens=8).token_ids for name in ("question", "long")]
     again = [pipeline.generate(visual, PROMPTS[name], max_new_tokens=8).token_ids for name in ("long", "question")]
     fresh = pipeline.generate(PHOTO, QUESTION, max_new_tokens=8).token_ids

@@ -40,7 +40,7 @@ class VisualTokens:
     warnings: list[str] = field(default_factory=list)  # on reports and files that are not as they should be
     route: BudgetChoice | None = None  # where an adaptive plan chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
-    further: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
+    aux_outputs: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class LanguageModel:
         embeddings: np.ndarray,
         positions: np.ndarray,
         visual_start: int,
-        further: Mapping[str, np.ndarray],
+        aux_outputs: Mapping[str, np.ndarray],
     ) -> np.ndarray:
         """Runs a prompt and returns the last position's logits [V] float32.
 
@@ -79,7 +79,7 @@ class LanguageModel:
             embeddings: [1, S, W].
             positions: [S] int64.
             visual_start: Row of the first visual token.
-            further: What the op behind the vision tower gave for the steps, such as `labels` [1, n].
+            aux_outputs: What the op behind the vision tower gave for the steps, such as `labels` [1, n].
         """
         hidden, position_ids = embeddings, positions[None].astype(np.int64)
         outputs: dict[str, np.ndarray] = {}
@@ -92,7 +92,7 @@ class LanguageModel:
             step, segment = self._plan.steps[number], self._plan.segments[number]
             chosen = self._steps[number].run(
                 {
-                    **further,
+                    **aux_outputs,
                     "hidden_states": hidden,
                     "position_ids": position_ids,
                     "visual_start": np.array([visual_start], np.int64),

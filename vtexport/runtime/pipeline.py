@@ -29,7 +29,7 @@ from vtexport.runtime.vision import ImageLike, VisionStage, check_finite
 __all__ = ["DIALECTS", "Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
-FURTHER = ("labels",)  # outputs of the prune graph that steps inside the language model read
+AUX_OUTPUTS = ("labels",)  # outputs of the prune graph that steps inside the language model read
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 _NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
@@ -162,7 +162,7 @@ class Pipeline:
             warnings=[*passed_over, *vision.warnings, *warnings],
             route=route,
             question=question,
-            further={name: value for name, value in kept.items() if name in FURTHER},
+            aux_outputs={name: value for name, value in kept.items() if name in AUX_OUTPUTS},
         )
 
     def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
@@ -303,7 +303,7 @@ class Pipeline:
         positions = np.concatenate(
             [np.arange(start), start + visual.positions, start + visual.position_span + np.arange(len(read.after))]
         )
-        logits = self._language_model.prefill(sequence, embeddings, positions, start, visual.further)
+        logits = self._language_model.prefill(sequence, embeddings, positions, start, visual.aux_outputs)
         clock.lap("prefill")
 
         decoder = self._prompts.stream()
