@@ -59,8 +59,8 @@ WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
 
 
 @dataclass(frozen=True)
-class Report:
-    """Where a build tells what it does; every member may be replaced, by default it is silent."""
+class BuildProgress:
+    """Functions that a build calls as it goes on; every member may be replaced, by default it is silent."""
 
     stage: Callable[[str], None] = lambda text: None
     note: Callable[[str], None] = lambda text: None
@@ -68,6 +68,9 @@ class Report:
     bytes_done: Callable[[str, int], AbstractContextManager[Callable[[int], object]]] = field(
         default=lambda text, total: nullcontext(lambda count: None)
     )
+
+
+Report = BuildProgress  # its former name, which callers import
 
 
 @contextmanager
@@ -101,7 +104,7 @@ def build(
     cache_dir: str | Path | None = None,
     replace: bool = False,
     link_weights: bool = False,
-    report: Report | None = None,
+    report: BuildProgress | None = None,
     command: str = "",
 ) -> Bundle:
     """Exports a checkpoint with one plan for each budget and puts the bundle in place whole.
@@ -133,7 +136,7 @@ def build(
         MissingDependencyError: a package is not installed, or not in a version that building works with.
     """
     check_versions()
-    report = report or Report()
+    report = report or BuildProgress()
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
@@ -226,7 +229,7 @@ class _Work:
     adaptive: Route | None
     dtype: str
     link_weights: bool
-    report: Report
+    report: BuildProgress
     notes: list[str]
     command: str
 

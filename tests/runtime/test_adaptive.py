@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import ADAPTIVE_NAME, read_adaptations
 from vtexport.bundle.reader import Bundle, open_bundle
@@ -328,7 +328,7 @@ def test_adding_plans_keeps_the_adaptive_one_and_what_images_set(
     assert Pipeline.open(folder, ADAPTIVE).encode(photo).route == chosen
 
     notes: list[str] = []
-    build(str(tiny_checkpoint), folder, keep=[8, 16], dynamic=True, mean=10, report=Report(note=notes.append))
+    build(str(tiny_checkpoint), folder, keep=[8, 16], dynamic=True, mean=10, report=BuildProgress(note=notes.append))
     (adaptive,) = open_bundle(folder).manifest.adaptive_plans
     assert (adaptive.plans, adaptive.mean) == (["prunesid-8", "prunesid-16"], 10)
     assert any("what images had set goes; run `vtexport adapt`" in note for note in notes)

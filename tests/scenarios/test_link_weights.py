@@ -19,7 +19,7 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle import in_place
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
@@ -109,7 +109,7 @@ def test_a_changed_checkpoint_takes_no_plans_but_replaces(folder: Path, tmp_path
         build(str(folder), folder, keep=20, link_weights=True)
     assert ours(folder) == before
     notes: list[str] = []
-    build(str(folder), folder, keep=20, link_weights=True, replace=True, report=Report(note=notes.append))
+    build(str(folder), folder, keep=20, link_weights=True, replace=True, report=BuildProgress(note=notes.append))
     assert plans(folder) == ["prunesid-20"]
     assert open_bundle(folder).verify() == []
     assert ours(folder) == {name for name in open_bundle(folder).manifest.files if "vtx" in name}
@@ -127,7 +127,7 @@ def test_a_build_that_fails_leaves_the_old_bundle(folder: Path, stage: str) -> N
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        build(str(folder), folder, keep=20, link_weights=True, report=Report(stage=fail))
+        build(str(folder), folder, keep=20, link_weights=True, report=BuildProgress(stage=fail))
     assert (sorted(folder.rglob("*")), content(folder)) == before
 
 

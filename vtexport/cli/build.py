@@ -130,7 +130,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     progress = Progress(args.quiet)
     atexit.register(gc.freeze)  # or the ending process looks through all of PyTorch's modules for garbage, for a second
     progress.stage("loading the exporter")
-    from vtexport.build import Report, build
+    from vtexport.build import BuildProgress, build
 
     bundle = build(
         args.model,
@@ -146,7 +146,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         cache_dir=args.cache_dir,
         replace=args.replace,
         link_weights=args.link_weights,
-        report=Report(progress.stage, progress.note, progress.bytes_done),
+        report=BuildProgress(progress.stage, progress.note, progress.bytes_done),
         command=command_line(),
     )
     engines = None
