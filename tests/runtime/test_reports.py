@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vtexport.build import build
-from vtexport.bundle.manifest import Limit
+from vtexport.bundle.manifest import ReportLimit
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.export.plan import make_plans
@@ -59,7 +59,9 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
     (planned,) = make_plans("svdprune", [16], {}, cast(Any, manifest))
     plan = manifest.plans[0]
     plan.reports = {
-        "rank": [Limit(warning=each.warning, least=each.least, most=each.most) for each in planned.reports["rank"]]
+        "rank": [
+            ReportLimit(warning=each.warning, least=each.least, most=each.most) for each in planned.reports["rank"]
+        ]
     }
     for rank, warned in ((1, True), (3, True), (4, False), (30, False)):
         values, warnings = reported(plan, {"rank": np.array([rank])})
@@ -91,7 +93,7 @@ def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:
 )
 def test_limits(bundle: Path, value: float, least: float | None, most: float | None, warned: bool) -> None:
     plan = open_bundle(bundle).manifest.plans[0]
-    plan.reports = {"x": [Limit(warning="mind", least=least, most=most)]}
+    plan.reports = {"x": [ReportLimit(warning="mind", least=least, most=most)]}
     values, warnings = reported(plan, {"x": np.array([value])})
     assert list(values) == ["x"]
     assert warnings == ([f"{plan.name}: x is {value:.4g}: mind"] if warned else [])

@@ -87,8 +87,8 @@ class Step(msgspec.Struct, kw_only=True):
     positions: Literal["original", "compacted", "official"]
 
 
-class Limit(msgspec.Struct, kw_only=True):
-    """What a reported number has to hold; where an image's does not, a runtime shows `warning`."""
+class ReportLimit(msgspec.Struct, kw_only=True):
+    """Bounds of a reported number; where an image's is outside, a runtime shows `warning`."""
 
     warning: str
     least: float | None = None
@@ -110,7 +110,7 @@ class Plan(msgspec.Struct, kw_only=True):
     position_span: Positive  # position ids that the image takes; the text after it starts behind them
     graphs: dict[str, PlanGraphs]  # by dialect
     # Outputs [1] of the prune graph that tell of an image. `count` is how many rows from the front a runtime uses.
-    reports: dict[str, list[Limit]] = {}
+    reports: dict[str, list[ReportLimit]] = {}
     command: str  # that added the plan
     created_at: str
 

@@ -44,7 +44,7 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
         positions=plan.encoder.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
         reports={
-            name: [schema.Limit(least=each.least, most=each.most, warning=each.warning) for each in limits]
+            name: [schema.ReportLimit(least=each.least, most=each.most, warning=each.warning) for each in limits]
             for name, limits in plan.reports.items()
         },
         graphs=graphs,
