@@ -219,7 +219,7 @@ def test_tf32_is_cleared(half_bundle: Path) -> None:
     graph = open_bundle(half_bundle).path("onnx/prunesid-16.prune.onnx")
     code = f"""
 import tensorrt_rtx as trt
-from vtexport.engines.rtx_worker import Job, build
+from vtexport.engines.rtx_worker import Job, run_job
 real, seen = trt.Builder, []
 class Builder(real):
     def build_serialized_network(self, network, config):
@@ -230,7 +230,7 @@ class Builder(real):
         seen.append(config.get_flag(trt.BuilderFlag.TF32))
         return config
 trt.Builder = Builder
-build(Job(graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[], parent=0))
+run_job(Job(graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[], parent=0))
 print(seen)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

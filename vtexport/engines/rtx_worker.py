@@ -42,7 +42,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     peak_memory_bytes: int = 0  # the largest resident memory of the process
 
 
-def build(job: Job) -> Outcome:
+def run_job(job: Job) -> Outcome:
     """Parses, builds and writes one engine. Types are the graph's own (strongly typed), without TF32."""
     import tensorrt_rtx as trt
 
@@ -107,6 +107,6 @@ def peak_memory() -> int:
 if __name__ == "__main__":
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     end_with(wanted.parent)
-    outcome = build(wanted)
+    outcome = run_job(wanted)
     outcome.peak_memory_bytes = peak_memory()
     sys.stdout.buffer.write(msgspec.json.encode(outcome))
