@@ -37,7 +37,7 @@ class Adaptation(msgspec.Struct, kw_only=True):
 
     def fits(self, manifest: Manifest, adaptive: AdaptivePlan) -> bool:
         """True where it was made for this plan as it is now."""
-        return (self.budgets, self.mean) == (budgets(manifest, adaptive), adaptive.mean)
+        return (self.budgets, self.mean) == (budgets_of(manifest, adaptive), adaptive.mean)
 
 
 class AdaptiveFile(msgspec.Struct, kw_only=True, rename={"adaptations": "routes"}):
@@ -48,7 +48,7 @@ class AdaptiveFile(msgspec.Struct, kw_only=True, rename={"adaptations": "routes"
     adaptations: dict[str, Adaptation]
 
 
-def budgets(manifest: Manifest, adaptive: AdaptivePlan) -> list[int]:
+def budgets_of(manifest: Manifest, adaptive: AdaptivePlan) -> list[int]:
     """The budgets of an adaptive plan, ascending."""
     keep = {plan.name: plan.keep for plan in manifest.plans}
     return [keep[name] for name in adaptive.plans]

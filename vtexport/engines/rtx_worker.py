@@ -63,8 +63,8 @@ def run_job(job: Job) -> Outcome:
     version = f"tensorrt_rtx {trt.__version__}"
     if not parser.parse_from_file(job.graph):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
-        told = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
-        return Outcome(problems=told or logged or ["the file cannot be parsed"], version=version)
+        refused = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
+        return Outcome(problems=refused or logged or ["the file cannot be parsed"], version=version)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it changes which tokens a pruning op keeps
     if job.compute_capabilities:

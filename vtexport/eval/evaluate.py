@@ -136,10 +136,10 @@ def _asked(
         plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, described["dialect"], described)))
         for plan in plans
     }
-    told = dict.fromkeys(plans, 0)
+    reported = dict.fromkeys(plans, 0)
 
     def tell(plan: str, count: int) -> None:
-        told[plan] += count
+        reported[plan] += count
         progress(plan, count)
 
     with worker_pool(processes) as pool:
@@ -156,7 +156,7 @@ def _asked(
                 except BrokenExecutor:  # and with it the processes of all other plans are gone
                     outcome = Failure(plan, VtexportError(_KILLED))
                 if isinstance(outcome, PlanRun):  # what had a record before is done as well
-                    tell(plan, len(outcome.answered) + len(outcome.bad) - told[plan])
+                    tell(plan, len(outcome.answered) + len(outcome.bad) - reported[plan])
                 yield outcome
 
 

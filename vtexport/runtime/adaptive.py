@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vtexport.bundle.adaptive import Adaptation, budgets, read_adaptations
+from vtexport.bundle.adaptive import Adaptation, budgets_of, read_adaptations
 from vtexport.bundle.manifest import AdaptivePlan, Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError
@@ -82,7 +82,7 @@ def fit(bundle: Bundle, adaptive: AdaptivePlan, redundancies: Sequence[float]) -
     Raises:
         InputError: no image, or every image has patches that are all alike, so that none can be told from another.
     """
-    choices = budgets(bundle.manifest, adaptive)
+    choices = budgets_of(bundle.manifest, adaptive)
     phi = np.maximum(0.0, 1 - np.asarray(redundancies, np.float64))
     if not (phi > 1e-6).any():
         raise InputError("the images are uniform, so they set no adaptive plan; give photographs")
