@@ -219,7 +219,7 @@ def bundle_name(located: Located) -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a build is to make of what, known before anything is written."""
+    """One build's job: what to make of which checkpoint, known before anything is written."""
 
     checkpoint: Checkpoint
     spec: ModelSpec

@@ -139,7 +139,7 @@ class AdaptivePlan(msgspec.Struct, kw_only=True):
 
 
 class StoredTensor(msgspec.Struct, kw_only=True):
-    """Where a tensor's bytes lie, for readers that map the file."""
+    """Place of a tensor's bytes, for readers that map the file."""
 
     file: str
     offset: Count  # bytes from the start of the file
@@ -196,7 +196,7 @@ class Text(msgspec.Struct, kw_only=True):
 
 
 class Generation(msgspec.Struct, kw_only=True):
-    """What transformers' `generate()` does with the checkpoint when nothing else is asked: its GenerationConfig.
+    """The checkpoint's GenerationConfig: what transformers' `generate()` does when nothing else is asked.
 
     The first block are logits processors, which the runtime applies by default, too; the second is sampling, which it
     does only when asked (`sampling="checkpoint"`). Names and meanings are those of transformers.GenerationConfig, after
@@ -234,7 +234,7 @@ class Generation(msgspec.Struct, kw_only=True):
 
 
 class SelfCheck(msgspec.Struct, kw_only=True):
-    """What the build compared between transformers and the bundle's own runtime, before it wrote anything else.
+    """Comparison of the bundle's own runtime with transformers, made by the build before it wrote anything else.
 
     Token ids were equal, and pixels equal to the processor's Pillow form; otherwise there would be no bundle.
     """

@@ -1,4 +1,4 @@
-"""What a manifest's parts say of each other: files that are listed, graphs and plans that exist, sizes that fit."""
+"""References between a manifest's parts: files that are listed, graphs and plans that exist, sizes that fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a stored path is a plain relative path that cannot leave the bundle's folder."""
+    """True where a stored path is a plain relative path that cannot leave the bundle's folder."""
     parts = path.split("/")
     plain = path.isprintable() and "\\" not in path  # a NUL is not printable
     return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)

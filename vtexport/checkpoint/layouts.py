@@ -130,7 +130,7 @@ def adapter_sentence(folder: Path, name: str) -> str:
 
 
 def _original(content: dict[str, Any]) -> str | None:
-    """What shows the original code's layout, or None."""
+    """The tensor that shows the original code's layout, or None."""
     model_type = content.get("model_type")
     if isinstance(model_type, str) and model_type.startswith("llava_") and model_type not in NEIGHBOURS:
         return f"model_type {quoted(model_type, limit=40)}"

@@ -44,7 +44,7 @@ _NOTIFY_ABOVE_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """Where a checkpoint comes from, as a bundle's manifest records it."""
+    """Origin of a checkpoint, as a bundle's manifest records it."""
 
     requested: str  # as the user wrote it
     kind: Literal["alias", "hub", "folder"]
@@ -55,7 +55,7 @@ class CheckpointSource:
 
     @property
     def from_hub(self) -> bool:
-        """Whether the files are a snapshot of a repository on the hub."""
+        """True where the files are a snapshot of a repository on the hub."""
         return self.kind != "folder" and hub.HUB_ID.fullmatch(self.id) is not None
 
 

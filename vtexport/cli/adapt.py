@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def say_adaptation(adaptation: Adaptation) -> None:
-    """How many images got each budget, and the mean beside what was asked for."""
+    """Prints how many images got each budget, and the mean next to what was asked for."""
     most = max(1, *adaptation.images_by_budget.values())
     for budget in adaptation.budgets:
         count = adaptation.images_by_budget.get(str(budget), 0)

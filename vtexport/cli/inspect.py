@@ -129,7 +129,7 @@ def _describe(bundle: Bundle) -> None:
 
 
 def _describe_processing(manifest: Manifest) -> None:
-    """What transformers decided about images, text and generation, what was compared with it, and the build's notes."""
+    """Prints transformers' decisions on images, text and generation, the comparison with it, and the build's notes."""
     text, generation = manifest.text, manifest.generation
     say(f"  images   {manifest.image.processor}: {_image_steps(manifest.image)}")
     source = "vtexport's own for the family" if text.chat_template_source == "vtexport" else text.chat_template_source

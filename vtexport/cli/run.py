@@ -91,7 +91,7 @@ def tell_dialect(precision: str) -> None:
 
 
 def tell_warnings(warnings: Sequence[str]) -> None:
-    """What the method reports of an image that is not as it should be."""
+    """Prints what the method reports of an image that is not as it should be."""
     for warning in warnings:
         tell(f"warning: {warning}")
 

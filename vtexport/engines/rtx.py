@@ -154,7 +154,7 @@ def _run(job: Job, name: str) -> Outcome:
 
 
 def _ending(name: str, returncode: int, told: str) -> str:
-    """What to say of a process that ended without an outcome."""
+    """The sentence for a process that ended without an outcome."""
     last = quoted((told.splitlines() or ["it said nothing"])[-1], limit=100)
     ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     if returncode == -signal.SIGKILL:

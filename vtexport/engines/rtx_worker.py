@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """What to build."""
+    """One engine to build."""
 
     graph: str  # path of the ONNX file, its weights beside it
     engine: str  # path to write

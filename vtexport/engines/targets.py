@@ -19,7 +19,7 @@ else:
 
 
 class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a device runs. `buildable` says whether this version of vtexport can build for it."""
+    """Target recipe: what a device runs. `buildable` says whether this version of vtexport can build for it."""
 
     title: str
     runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]

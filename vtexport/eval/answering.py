@@ -29,7 +29,7 @@ MAX_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """How a bundle is asked. Answers are greedy."""
+    """Settings of an evaluation's answers, which are greedy."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     device: str = "cpu"

@@ -34,7 +34,7 @@ _KILLED = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a plan could not be asked."""
+    """The reason why a plan could not be asked."""
 
     plan: str
     error: VtexportError
@@ -112,7 +112,7 @@ def unpruned_plan(bundle: Bundle) -> str | None:
 def _spread(
     bundle: Bundle, plans: Sequence[str], dataset: Dataset, settings: Settings, folder: Path, progress: Progress
 ) -> list[Outcome]:
-    """What became of each plan. Those whose records another process writes come last: by then it may have ended."""
+    """Outcomes of all plans. Those whose records another process writes come last: by then it may have ended."""
     done: dict[str, Outcome] = {}
     for outcome in _asked(bundle, plans, dataset, settings, folder, progress):
         done[outcome.plan] = outcome

@@ -137,7 +137,7 @@ class Records:
 
 
 def records_path(folder: Path, plan: str, digest: str) -> Path:
-    """Where the records of a plan are."""
+    """The file of a plan's records."""
     name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in plan)
     return folder / f"{name}.{digest[:_DIGITS]}.jsonl"
 

@@ -203,7 +203,7 @@ def _plan_report(
 
 
 class _Draws:
-    """How often each image is drawn: `weights()` gives [draws, images] in chunks, the same at every call."""
+    """Numbers of draws of each image: `weights()` gives [draws, images] in chunks, the same at every call."""
 
     def __init__(self, answered: Sequence[Answered]):
         self.images: dict[str, int] = {}

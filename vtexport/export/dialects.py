@@ -21,7 +21,7 @@ from vtexport.models.spec import DecoderSpec
 
 @dataclass(frozen=True)
 class Rotation:
-    """What turns queries and keys: as the dialect prepared it, once a graph."""
+    """Rotary positions of queries and keys, as the dialect prepared them once a graph."""
 
     cos: ir.Value
     sin: ir.Value
@@ -29,7 +29,7 @@ class Rotation:
 
 
 class Dialect(ABC):
-    """How a decoder layer's three special operations are written. All tensors have batch 1."""
+    """Spelling of a decoder layer's three special operations. All tensors have batch 1."""
 
     name: str
     opset: int

@@ -130,7 +130,7 @@ def kept_plans(
 
 
 def checked(earlier: Bundle, names: Iterable[str]) -> dict[str, schema.File]:
-    """What the earlier manifest says of files that stay where they are, once they have been read.
+    """Sizes and hashes of files that stay where they are, from the earlier manifest, once they have been read.
 
     Raises:
         BundleError: a file is not what it says.

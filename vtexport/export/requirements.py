@@ -1,4 +1,4 @@
-"""Whether the packages that building takes are installed in versions that it works with."""
+"""Check that the packages that building takes are installed in versions that it works with."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def hub_name(canonical: str) -> str:
 
 
 def is_harmless(canonical: str) -> bool:
-    """Whether a tensor that the model has no place for may be passed over: buffers that older versions saved."""
+    """True where a tensor that the model has no place for may be passed over: buffers that older versions saved."""
     return canonical.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids"))
 
 
@@ -123,7 +123,7 @@ def optional_tensors(config: Any) -> tuple[str, ...]:
 
 
 def model_spec(config: Any, folder: Path) -> ModelSpec:
-    """What the model is made of; head and embedding as a checkpoint holds them that does what the configuration says.
+    """Parts of the model; head and embedding as a checkpoint holds them that does what the configuration says.
 
     What is stored decides in the end: `ModelSpec.with_head`.
 

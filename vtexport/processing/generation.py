@@ -1,4 +1,4 @@
-"""What transformers' `generate()` does with a checkpoint by default: its generation configuration and end tokens.
+"""A checkpoint's generation configuration and end tokens: what transformers' `generate()` does by default.
 
 The library itself reads it, as `from_pretrained` and `generate()` do: generation_config.json, or else what config.json
 says of generation, with the library's defaults for what is left out. Every key is in one of three classes: honoured by
@@ -70,7 +70,7 @@ _MOST_LETTERS = 100  # of a value or of the library's reason, in a sentence
 def read_generation(
     folder: Path, config: Any, note: Callable[[str], None]
 ) -> tuple[schema.Generation, tuple[int, ...]]:
-    """What `generate()` does with a checkpoint when nothing else is asked, and the ids of its end tokens.
+    """Reads what `generate()` does with a checkpoint when nothing else is asked, and the ids of its end tokens.
 
     Args:
         folder: the checkpoint's.
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _asked(folder: Path, config: Any) -> Any:
-    """What of a model `generate()` asks for its settings, loaded as `from_pretrained` loads it, without weights."""
+    """A stand-in for the model that `generate()` asks for settings, made as `from_pretrained` does, without weights."""
     from transformers import GenerationMixin
 
     class Asked(GenerationMixin):
@@ -232,7 +232,7 @@ def _plain(name: str, value: Any, vocabulary: int) -> Any:
 
 
 def _check_numbers(value: Any) -> None:
-    """What JSON can hold in every reader."""
+    """Refuses numbers that not every reader of JSON takes."""
     if isinstance(value, (list, tuple)):
         for each in value:
             _check_numbers(each)
@@ -272,7 +272,7 @@ def _tell_unknown(said: Mapping[str, Any], where: Path, note: Callable[[str], No
 
 
 def _tell_passed_over(described: Mapping[str, Any], settings: Any, note: Callable[[str], None]) -> None:
-    """What config.json says of generation otherwise than generation_config.json, which the library follows."""
+    """Notes what config.json says of generation otherwise than generation_config.json, which the library follows."""
     from transformers import GenerationConfig
 
     defaults = GenerationConfig._get_default_generation_params()

@@ -1,4 +1,4 @@
-"""What the pipeline gives back: the visual tokens of an image, an answer, a stream of its pieces; with their times."""
+"""Results of the pipeline: the visual tokens of an image, an answer, a stream of its pieces; with their times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BudgetChoice:
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What an image became: the rows that enter the prompt, and which patches they stand for."""
+    """One encoded image: the rows that enter the prompt, and which patches they stand for."""
 
     embeddings: np.ndarray  # [1, N, W]
     keep_indices: np.ndarray  # [N] int64, raster index of the patch, -1 for CLS

@@ -28,7 +28,7 @@ _TURNS = {
 
 
 def orientation(image: Image.Image) -> tuple[Image.Transpose | None, str | None]:
-    """How to turn a loaded image upright as `ImageOps.exif_transpose` does, and a sentence's end where it is not known.
+    """The turn to an upright image, as of `ImageOps.exif_transpose`, and a sentence's end where it is not known.
 
     EXIF goes before XMP. What cannot be read, or is no orientation, turns nothing.
     """

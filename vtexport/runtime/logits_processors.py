@@ -25,7 +25,7 @@ _LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 def make_processors(
     settings: Generation, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int, vocabulary: int
 ) -> list[Processor]:
-    """What changes the scores before a token is chosen, in order; nothing for settings that change none.
+    """Processors that change the scores before a token is chosen, in order; none for settings that change nothing.
 
     Args:
         settings: the checkpoint's.
@@ -75,7 +75,7 @@ def make_processors(
 
 
 def make_warpers(settings: Generation) -> list[Warper]:
-    """What changes the distribution that tokens are drawn from, in order, behind the processors."""
+    """Warpers of the distribution that tokens are drawn from, in order, after the processors."""
     found: list[Warper] = []
     if settings.temperature != 1.0:
         found.append(lambda scores: scores / np.float32(settings.temperature))

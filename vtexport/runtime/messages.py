@@ -30,7 +30,7 @@ _FORM = "a prompt is a string, or a list of messages with a role and content eac
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What an image part says its image is: a path, a URL, base64 text, a PIL image or an array."""
+    """Source of an image as its part of a message names it: a path, a URL, base64 text, a PIL image or an array."""
 
     key: str  # one of `SOURCES`
     value: Any
@@ -80,7 +80,7 @@ def image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def image_source(prompt: str | Messages | None) -> ImageSource | None:
-    """Which image the conversation's image part names, None where it names none.
+    """The source that the conversation's image part names, None where it names none.
 
     Raises:
         UsageError: as `normalised`, or there are several images, or one has several sources.

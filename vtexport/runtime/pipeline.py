@@ -112,7 +112,7 @@ class Pipeline:
 
     @property
     def takes_question(self) -> bool:
-        """Whether the plan picks visual tokens by the question."""
+        """True where the plan picks visual tokens by the question."""
         return any(TEXT_INPUT in session.input_names for session in self._prune.values())
 
     def encode(

@@ -184,7 +184,7 @@ class StreamDecoder:
         return piece
 
     def finish(self) -> str:
-        """What is still held back at the end, an unfinished character included."""
+        """The text still held back at the end, an unfinished character included."""
         piece = self._piece()
         self._before, self._new = self._new, []
         self.text += piece

@@ -16,7 +16,7 @@ _NO_TEXT = b"\xff"  # in no UTF-8
 
 
 class StopStrings:
-    """Whether the last token completes one of the strings, which need not end where the token does.
+    """Stop strings of an answer: a call tells whether the last token completes one, which may end inside the token.
 
     Texts are compared as bytes, so that characters of several tokens are found, and token by token, as each decodes
     behind others: special tokens count with their text. A string may begin in the prompt.
@@ -34,7 +34,7 @@ class StopStrings:
         self._seen: dict[int, bytes] = {}
 
     def __call__(self, ids: np.ndarray) -> bool:
-        """Whether the last of ids [L] int64 completes a string."""
+        """True where the last of ids [L] int64 completes a string."""
         if not self._strings:
             return False
         # transformers looks at a token a byte, more of which only tokens without text could take
