@@ -1,4 +1,4 @@
-"""What building a bundle of LLaVA-1.5-7B's true size takes: peak memory, time of the copy and time of everything else.
+"""Cost of building a bundle of LLaVA-1.5-7B's true size: peak memory, time of the copy and time of everything else.
 
     python benchmarks/build_7b.py --folder /a/disk/with/room
 

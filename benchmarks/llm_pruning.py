@@ -1,4 +1,4 @@
-"""What pruning inside the language model costs and gains: its ops, time to first token, KV bytes, segments, memory.
+"""Cost and gain of pruning inside the language model: its ops, time to first token, KV bytes, segments, memory.
 
     python benchmarks/llm_pruning.py --threads 2 --folder /a/disk/with/room
 

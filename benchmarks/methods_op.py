@@ -1,4 +1,4 @@
-"""How long every method's selection takes in stock ONNX Runtime on a CPU, and how that grows with the image.
+"""Time of every method's selection in stock ONNX Runtime on a CPU, and its growth with the image.
 
     python benchmarks/methods_op.py --threads 2
 
@@ -46,7 +46,7 @@ CASES: list[tuple[str, int, dict[str, Any], tuple[str, ...]]] = [
 
 
 def inputs(method: Any, parameters: Any, grid: tuple[int, int]) -> dict[str, Any]:
-    """What the op reads: the features, and signals made from them so that they hang together."""
+    """Inputs of the op: the features, and signals made from them so that they hang together."""
     import numpy as np
 
     features, scores = generated_images(1, grid)

@@ -1,4 +1,4 @@
-"""How long a user waits: importing what running a bundle needs, building `mini`, opening it, the stages of an answer.
+"""A user's waits: importing what running a bundle needs, building `mini`, opening it, the stages of an answer.
 
     python benchmarks/startup.py --threads 2
 

@@ -90,7 +90,7 @@ def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where mini's seeded weights are generated, apart from the user's own cache."""
+    """The folder in which mini's seeded weights are generated, apart from the user's own cache."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -102,7 +102,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def part_in_process(part: str, library: Path, folder: Path, quick: bool, seconds: float) -> dict[str, Any]:
-    """What a part found; "done" is False where an answer is wrong or it could not be finished, which "error" says."""
+    """A part's findings; "done" is False where an answer is wrong or it could not be finished, which "error" says."""
     output = folder / f"{part}.json"
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "gpu_check", "--part", part, "--library", str(library), "-o", str(output)]

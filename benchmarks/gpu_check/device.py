@@ -81,7 +81,7 @@ def captured(enqueue: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 
 def selection_by(runner: GpuRunner, grid: tuple[int, int]) -> Any:
-    """What `model.run_scene` selects by: PruneSID's kernels, on the tower's own tensors, in a CUDA graph."""
+    """The selection for `model.run_scene`: PruneSID's kernels, on the tower's own tensors, in a CUDA graph."""
 
     def select(features: torch.Tensor, scores: torch.Tensor, keep: int) -> tuple[Any, torch.Tensor]:
         given = {"features": features.float().cpu().numpy(), "scores": scores.cpu().numpy()}

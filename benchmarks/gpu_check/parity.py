@@ -1,4 +1,4 @@
-"""Whether the kernels give the right answers: the authors' vectors, random cases, batches, CUDA graphs."""
+"""Check of the kernels' answers: the authors' vectors, random cases, batches, CUDA graphs."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_nothing_is_built_into_a_cache(snapshot: Path, tiny_checkpoint: Path, ca
 
 
 def test_no_graphs_beside_a_checkpoint_in_a_cache(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Where the file system has no links, the snapshot holds the weights themselves."""
+    """On a file system without links, the snapshot holds the weights themselves."""
     folder = cache_bundle(tiny_checkpoint, tmp_path)
     shutil.rmtree(folder)
     shutil.copytree(tiny_checkpoint, folder)

@@ -29,7 +29,7 @@ def named(items: tuple[Item, ...], question: str) -> list[Item | None]:
 
 
 def holds(items: tuple[Item, ...], question: SceneQuestion) -> bool:
-    """Whether an answer is true, worked out from the question's text."""
+    """True where an answer holds, worked out from the question's text."""
     shapes = [item for item in items if item.kind == "shape"]
     text, answer = question.question, question.answer
     if question.task in ("digit", "word"):

@@ -116,7 +116,7 @@ def engine_of(path: Path) -> None:
 
 
 def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:
-    """Why the graphs do not ask for float32 there; where the parser takes it one day, they should."""
+    """The reason why graphs do not ask for float32 there; where the parser takes it one day, they should."""
     path = attention("modern", tmp_path)
     engine_of(path)
     model = onnx.load(path)
@@ -127,7 +127,7 @@ def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:
 
 
 def test_no_float32_attention_in_tensorrt_rtx(tmp_path: Path) -> None:
-    """Why target rtx takes no fp32: lengths that vary have no kernel there."""
+    """The reason why target rtx takes no fp32: lengths that vary have no kernel there."""
     path = attention("modern", tmp_path, "float32")
     with pytest.raises(VtexportError, match=r"does not take attention: .*composite_op"):
         engine_of(path)

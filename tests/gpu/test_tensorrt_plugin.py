@@ -69,7 +69,7 @@ def tensorrt(library: Path, device: Device) -> TensorRT:
 
 
 def wrong(tensorrt: TensorRT, case: Case, folder: Path) -> list[str]:
-    """What is wrong with the plugin's answer to a case, as far as nodes have what is known of it."""
+    """Problems of the plugin's answer to a case, as far as nodes have what is known of it."""
     engine, plugins = tensorrt.build(node_model(case.call).SerializeToString(), folder)
     assert engine is not None, tensorrt.logged
     assert len(plugins) == 1

@@ -48,7 +48,7 @@ def write(folder: Path, settings: dict[str, Any]) -> Path:
 
 
 def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
-    """What the hub's config.json of LLaVA-1.5-7B holds, and no more."""
+    """The content of the hub's config.json of LLaVA-1.5-7B, and no more."""
     settings = {
         "model_type": "llava", "image_token_index": 32000, "pad_token_id": 32001,
         "text_config": {

@@ -1,4 +1,4 @@
-"""What a method reports of an image: with the answer, as warnings, and as the number of rows that are used."""
+"""Reports of a method on an image: with the answer, as warnings, and as the number of rows that are used."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_the_graphs_compute_the_model(checkpoint: Path, twin: Path, keep: int, m
     plain = LlamaRotaryEmbedding.forward
 
     def rounded(self: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        """What it gives in a bfloat16 model, which the graph holds as constants."""
+        """Its values in a bfloat16 model, which the graph holds as constants."""
         return tuple(table.bfloat16().float() for table in plain(self, *args, **kwargs))
 
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", rounded)

@@ -108,7 +108,7 @@ def test_wherever_the_chat_template_is(repository: Path, bundle: Path, tmp_path:
 
 
 def test_the_alias_has_the_sizes_of_the_hubs_configuration(tmp_path: Path) -> None:
-    """What the hub's file leaves out is what the packaged one, which `--weights random` takes, states."""
+    """The hub's file leaves out what the packaged one, which `--weights random` takes, states."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     hub, packaged = read_model_config(tmp_path), read_model_config(ALIASES["llava"].folder)
     assert hub.shapes == packaged.shapes

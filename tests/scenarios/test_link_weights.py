@@ -51,7 +51,7 @@ def plans(bundle: Path) -> list[str]:
 
 
 def ours(folder: Path) -> set[str]:
-    """What builds have put there, by relative name."""
+    """Files that builds have put there, by relative name."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return {name for name in files if "vtx" in name}
 
@@ -233,7 +233,7 @@ def test_another_precision_is_refused(tmp_path: Path, dtype: str, precision: str
 
 
 def clone(descriptor: int, request: int, source: int) -> int:
-    """What the system call does, by a copy."""
+    """Does what the system call does, by a copy."""
     assert request == 0x40049409
     size = os.fstat(source).st_size
     assert os.sendfile(descriptor, source, 0, size) == size

@@ -40,7 +40,7 @@ def processor(folder: Path) -> Any:
 
 
 def pytorch_inputs(folder: Path, image: Image.Image) -> Any:
-    """What transformers' own processor makes of the image and the question."""
+    """Inputs that transformers' own processor makes of the image and the question."""
     read = processor(folder)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     text = read.apply_chat_template(messages, add_generation_prompt=True)

@@ -55,7 +55,7 @@ def test_vision_agrees_with_fp32(tiny_bundle: Path, half_bundle: Path, dialect: 
 def test_kept_tokens_and_answer_are_near_fp32s(
     tiny_bundle: Path, half_bundle: Path, keep: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Which tokens are kept may differ where a choice is close, and a different row changes the answer behind it."""
+    """Kept tokens may differ where a choice is close, and a different row changes the answer after it."""
     plan = f"prunesid-{keep}"
     whole, half = Pipeline.open(tiny_bundle, plan), Pipeline.open(half_bundle, plan)
     expected, got = whole.encode(PHOTO), half.encode(PHOTO)

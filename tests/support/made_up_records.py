@@ -22,7 +22,7 @@ class FakeManifest:
 
 @dataclasses.dataclass
 class FakeBundle:
-    """What a report looks at of a bundle."""
+    """A stand-in for a bundle, as far as a report looks at it."""
 
     folder: Path
     manifest: FakeManifest

@@ -44,7 +44,7 @@ class Layout:
 
 @dataclass
 class Batch:
-    """What one training step sees, for B pictures of N patches and T text tokens.
+    """Data of one training step, for B pictures of N patches and T text tokens.
 
     `pixels` [B, S, S, 3] uint8; `origins` B x (x, y) in patches; `colour`, `kind` [B, N] int64 (the last class is none,
     -100 unsure); `box` [B, N, 4] steps, -100 off the items; `centre` [B, N] float, 1 where an item's centre is;

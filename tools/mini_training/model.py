@@ -217,7 +217,7 @@ class DecoderLayer(nn.Module):
 
 
 class Heads(nn.Module):
-    """What training alone needs: it is not part of the shipped model."""
+    """Heads for training alone; they are not part of the shipped model."""
 
     def __init__(self) -> None:
         super().__init__()

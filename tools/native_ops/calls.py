@@ -73,7 +73,7 @@ def as_dtype(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def widened(values: np.ndarray, dtype: str) -> np.ndarray:
-    """What `as_dtype` holds, exactly, as float32."""
+    """The values of `as_dtype`, exactly, as float32."""
     if dtype != "bfloat16":
         return values.astype(np.float32)
     return (values.astype(np.uint32) << 16).view(np.float32)
