@@ -54,7 +54,7 @@ print(*(int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "Rs
 
 
 def op_rows(threads: int, runs: int) -> list[dict[str, Any]]:
-    """The ops at the 64-token presets on 32 layers of width 4096 with 32 heads: 35 rows before, 20 behind the image."""
+    """The ops at the 64-token presets on 32 layers of width 4096 with 32 heads: 35 rows before, 20 after the image."""
     import numpy as np
 
     from vtexport.pruning import get_method, make_parameters

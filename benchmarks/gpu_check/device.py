@@ -46,7 +46,7 @@ class GpuRunner(Runner):
             prepared.buffers[name].fill_(byte)
 
     def captured(self, prepared: Sequence[Prepared], repeats: int = 1) -> torch.cuda.CUDAGraph:
-        """A graph of the calls, one behind the other, `repeats` times.
+        """A graph of the calls, one after the other, `repeats` times.
 
         Each is launched once before, on the stream that is captured: kernels are loaded at their first launch, which is
         not allowed inside a capture.

@@ -13,7 +13,7 @@ from vtexport.models import llava
 
 METHODS = {"nuwa": 16, "prunesid": 16, "visionzip": 16, "vitcop": 16, "none": 64}
 POST = ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
-LAST = "vision_tower.encoder.layers.3.layer_norm1.bias"  # behind the feature layer, the output of block 2
+LAST = "vision_tower.encoder.layers.3.layer_norm1.bias"  # after the feature layer, the output of block 2
 
 
 @pytest.mark.parametrize("method", METHODS)

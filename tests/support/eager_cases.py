@@ -53,7 +53,7 @@ def logits_by_hand(model: Any, ids: torch.Tensor, pixel_values: torch.Tensor) ->
 
 
 def greedy(model: Any, ids: torch.Tensor, pixel_values: torch.Tensor, new: int) -> list[int]:
-    """Greedy tokens behind one row of ids, the whole sequence anew for every token."""
+    """Greedy tokens after one row of ids, the whole sequence anew for every token."""
     for _ in range(new):
         ids = torch.cat([ids, logits_by_hand(model, ids, pixel_values)[-1:].argmax(-1)])
     return ids[-new:].tolist()

@@ -70,7 +70,7 @@ class Batch:
 
 @dataclass
 class Turns:
-    """Packed turns of one picture. Each sees the picture and itself only, and its positions restart behind the picture,
+    """Packed turns of one picture. Each sees the picture and itself only, and its positions restart after the picture,
     so that a packed picture equals as many pictures with one question each."""
 
     ids: list[int]

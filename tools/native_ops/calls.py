@@ -88,7 +88,7 @@ def encoder_call(
     dtype: str = "float32",
     **options: Any,
 ) -> Call:
-    """The call of a method's op behind the vision tower, from features [B, c + T, D] and the signals it reads."""
+    """The call of a method's op after the vision tower, from features [B, c + T, D] and the signals it reads."""
     chosen = get_method(method)
     keep, resolved = chosen.resolve(make_parameters(chosen, options), grid=grid, keep=keep)
     read = {SIGNALS[name].input: np.ascontiguousarray(inputs[SIGNALS[name].input], np.float32)
@@ -144,7 +144,7 @@ def step_call(
 
 
 def single_images(call: Call) -> list[Call]:
-    """A batch's call as one call an image, for an op behind the vision tower."""
+    """A batch's call as one call an image, for an op after the vision tower."""
     sizes = type(call.sizes).from_buffer_copy(call.sizes)
     sizes.batch = 1
     outputs = output_shapes(call.op_type, sizes, call.parameters)

@@ -76,11 +76,11 @@ class Segment(msgspec.Struct, kw_only=True):
 class Step(msgspec.Struct, kw_only=True):
     """Pruning inside the language model, between two segments, in prefill only.
 
-    `positions` are the position ids of the layers behind it: "original" keeps each row's own; "compacted" numbers rows
+    `positions` are the position ids of the layers after it: "original" keeps each row's own; "compacted" numbers rows
     through, and decoding goes on from there; "official" are the rows' places before the step, in prefill alone.
     """
 
-    layer: Positive  # the first layer behind it
+    layer: Positive  # the first layer after it
     tokens: Positive  # visual tokens before
     keep: Positive  # and after
     op: str
@@ -107,7 +107,7 @@ class Plan(msgspec.Struct, kw_only=True):
     segments: Annotated[list[Segment], msgspec.Meta(min_length=1)]  # of the decoder, cut at the steps
     steps: list[Step] = []
     positions: Literal["contiguous", "original"]
-    position_span: Positive  # position ids that the image takes; the text after it starts behind them
+    position_span: Positive  # position ids that the image takes; the text after it starts after them
     graphs: dict[str, PlanGraphs]  # by dialect
     # Outputs [1] of the prune graph that tell of an image. `count` is how many rows from the front a runtime uses.
     reports: dict[str, list[ReportLimit]] = {}

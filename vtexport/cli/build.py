@@ -174,7 +174,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     if args.dynamic:
         say(f"next: vtexport adapt {shlex.quote(str(bundle.folder))} --images FOLDER")
         return 0
-    built = manifest.plans[-max(1, len(args.keep or ()))]  # the plans of this build stand behind those it found
+    built = manifest.plans[-max(1, len(args.keep or ()))]  # the plans of this build stand after those it found
     plan_flag = f" --plan {built.name}" if len(manifest.plans) > 1 else ""
     if engines is not None:
         say("the engines are for TensorRT-RTX in an application; vtexport run uses ONNX Runtime and the graphs")

@@ -113,7 +113,7 @@ def _interrupted_afterwards() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_cleaner() -> Iterator[None]:
-    """The process that cleans up behind an ended one starts in the block, and does it without a warning."""
+    """The process that cleans up after an ended one starts in the block, and does it without a warning."""
     before = os.environ.get("PYTHONWARNINGS")
     rule = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
     os.environ["PYTHONWARNINGS"] = f"{before},{rule}" if before else rule

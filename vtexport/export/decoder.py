@@ -34,7 +34,7 @@ def decoder_segment(
     Inputs: `inputs_embeds` [1, S, W] (`hidden_states` for all but the first segment), `position_ids` [1, S] int64, and
     the past keys and values of every layer, numbered as in the whole model. Outputs: `logits` [1, 1, V] of the last
     position (for all but the last segment `hidden_states_out` [1, S, W], and `query` [1, heads, D], that of the last
-    row in the last of these layers, with which a pruning step behind the segment chooses) and the new keys and values.
+    row in the last of these layers, with which a pruning step after the segment chooses) and the new keys and values.
     """
     g = GraphWriter(weights, folder)
     is_first, is_last = first == 0, first + layers == spec.num_hidden_layers

@@ -48,7 +48,7 @@ def softmax_in_float32(model: ir.Model) -> None:
 
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:
-    """Cast to float32 before `node` and back behind it."""
+    """Cast to float32 before `node` and back after it."""
     source, result = node.inputs[0], node.outputs[0]
     assert source is not None
     assert result.dtype is not None

@@ -41,7 +41,7 @@ class ClipFeatures(torch.nn.Module):
     row 0, and the signals asked for (`vtexport.pruning.signals`), in their order there: `scores` [B, T], the attention
     of the CLS token in block L to every patch, summed over heads; `keys` [B, T, heads, D / heads], the patches' key
     projections in block L; `similarity_features` [B, T, D], the mean of the outputs of the tower's last third of
-    blocks, for which the blocks behind L run too. All are float32, whatever the tower is.
+    blocks, for which the blocks after L run too. All are float32, whatever the tower is.
 
     The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 or bfloat16 keeps that
     type for the operands of its matrix products only: vision transformers grow single channels of the stream beyond

@@ -217,7 +217,7 @@ def _convert(
         if largest:
             raise InputError(_out_of_range(key, float(largest), precision))
         placed[key] = Weight(name, start, target.tell() - start, tuple(entry.shape), precision)
-    while data := source.read(_CHUNK):  # what lies behind the last tensor wanted still belongs to the file's hash
+    while data := source.read(_CHUNK):  # what lies after the last tensor wanted still belongs to the file's hash
         read.update(data)
         progress(len(data))
     return placed

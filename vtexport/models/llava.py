@@ -116,7 +116,7 @@ def stored_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, s
 
 
 def optional_tensors(config: Any) -> tuple[str, ...]:
-    """Prefixes of the canonical names that not every graph reads: what stands behind the vision feature layer."""
+    """Prefixes of the canonical names that not every graph reads: what stands after the vision feature layer."""
     layer, layers = _feature_layer(config), config.vision_config.num_hidden_layers
     behind = range(layer, layers) if layer is not None and layer > 0 else ()
     return ("vision_tower.post_layernorm.", *map(_VISION_BLOCK.format, behind))

@@ -188,7 +188,7 @@ def _upright(image: Image.Image, where: str, *, metadata_may_fail: bool) -> tupl
     try:
         image.load()
     except (ValueError, TypeError, KeyError, SyntaxError, struct.error):
-        # At metadata behind the pixels Pillow has decoded these, and `tile` is empty; those of TIFF it would turn then
+        # At metadata after the pixels Pillow has decoded these, and `tile` is empty; those of TIFF it would turn then
         if not metadata_may_fail or getattr(image, "tile", None) != [] or image.format == "TIFF":
             raise
     turn, problem = orientation(image)

@@ -79,7 +79,7 @@ class LanguageModel:
             embeddings: [1, S, W].
             positions: [S] int64.
             visual_start: Row of the first visual token.
-            aux_outputs: What the op behind the vision tower gave for the steps, such as `labels` [1, n].
+            aux_outputs: What the op after the vision tower gave for the steps, such as `labels` [1, n].
         """
         hidden, position_ids = embeddings, positions[None].astype(np.int64)
         outputs: dict[str, np.ndarray] = {}

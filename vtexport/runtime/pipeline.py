@@ -145,7 +145,7 @@ class Pipeline:
         clock.lap("prune")
         reports, warnings = reported(plan, kept)
         rows = kept["keep_indices"].shape[1]
-        # The rows behind `count` only fill the budget.
+        # The rows after `count` only fill the budget.
         used = int(reports["count"]) if "count" in reports else rows
         grid = self.bundle.manifest.vision
         return VisualTokens(

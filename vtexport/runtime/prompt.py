@@ -162,7 +162,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        # Spaces depend on what stands before, so new tokens are decoded behind those that came out last.
+        # Spaces depend on what stands before, so new tokens are decoded after those that came out last.
         self._silent = {number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self._before: list[int] = []
         self._new: list[int] = []

@@ -80,7 +80,7 @@ class WarpedSampler:
         self._draw = Sampler(1.0, 1.0, seed)
 
     def warped(self, logits: np.ndarray) -> np.ndarray:
-        """Scores [V] float32 behind the warpers."""
+        """Scores [V] float32 after the warpers."""
         scores = logits.astype(np.float32, copy=False)
         for warp in self._warpers:
             scores = warp(scores)

@@ -19,7 +19,7 @@ class StopStrings:
     """Stop strings of an answer: a call tells whether the last token completes one, which may end inside the token.
 
     Texts are compared as bytes, so that characters of several tokens are found, and token by token, as each decodes
-    behind others: special tokens count with their text. A string may begin in the prompt.
+    after others: special tokens count with their text. A string may begin in the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]):
@@ -50,7 +50,7 @@ class StopStrings:
 
     def _decoded(self, token: int) -> bytes:
         name = self._tokenizer.id_to_token(token)
-        if name is None:  # a row of the embedding that the tokenizer does not use: no string goes on behind it
+        if name is None:  # a row of the embedding that the tokenizer does not use: no string goes on after it
             return _NO_TEXT
         if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(name)):
             return bytes([int(match[1], 16)])
