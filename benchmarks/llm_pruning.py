@@ -3,7 +3,7 @@
     python benchmarks/llm_pruning.py --threads 2 --folder /a/disk/with/room
 
 Measured in stock ONNX Runtime on a CPU: the ops between decoder segments at the papers' sizes for LLaVA-1.5-7B; the
-stages of an answer of every method at 192, 128 and 64 visual tokens beside the unpruned model, for `mini` and for the
+stages of an answer of every method at 192, 128 and 64 visual tokens next to the unpruned model, for `mini` and for the
 same model with a language model of Llama's 1B shape (random weights, 4 GB in float32, written below the folder); a
 decoder in four segments with nothing between them beside the one graph, by turns; and the resident memory of processes
 that have loaded the one or the other. Results go to benchmarks/results/ with all samples; what is built is deleted.

@@ -26,7 +26,7 @@ from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.onnxruntime_backend import Session
 
 BUDGETS = [64, 128]
-TEXT = 40  # rows of the prompt beside the image
+TEXT = 40  # rows of the prompt apart from the image
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from vtexport.eval.questions import TASKS, Asked, ask, ask_side
 from vtexport.eval.scenes import HELD_OUT_SEED
 
 PATCH, GRID = 14, 24
-SIDE = "side"  # the training-only step towards relations, beside TASKS
+SIDE = "side"  # the training-only step towards relations, in addition to TASKS
 ASKED = (*TASKS, SIDE)
 # How often a task is drawn; a digit or word that is there is asked about once in every picture anyway.
 Weights = dict[str, float]

@@ -19,7 +19,7 @@ from vtexport.models.neighbours import NEIGHBOURS
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-LORA_LEFTOVERS = "non_lora_trainables.bin"  # what the original code's LoRA training saves beside the adapter
+LORA_LEFTOVERS = "non_lora_trainables.bin"  # what the original code's LoRA training saves with the adapter
 PROJECTOR_ALONE = "mm_projector.bin"
 
 _PARTS = {"llava": ("text_config", "vision_config")}  # without which transformers takes LLaVA-1.5-7B's own sizes

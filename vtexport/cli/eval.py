@@ -1,4 +1,4 @@
-"""Ask a bundle the questions of a dataset and say how many it answers right, beside the unpruned model.
+"""Ask a bundle the questions of a dataset and say how many it answers right, next to the unpruned model.
 
 The dataset is `scenes` (pictures that vtexport renders, with questions; no training of mini has seen them) or a JSONL
 file with a line a question: `image` (a path relative to the file), `question`, and `answer`, `answers` or `box`;

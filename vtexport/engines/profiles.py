@@ -33,7 +33,7 @@ def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -
     Args:
         manifest: of the bundle, whose plans give the budgets.
         graph: one of its graphs.
-        text_tokens: the longest text that a prefill takes beside the image, and so the longest question; cut to the
+        text_tokens: the longest text that a prefill takes with the image, and so the longest question; cut to the
             model's positions.
 
     Raises:

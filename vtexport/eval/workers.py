@@ -1,4 +1,4 @@
-"""Processes that work beside this one and end with it, however it ends and whatever they are at.
+"""Processes that work alongside this one and end with it, however it ends and whatever they are at.
 
 An interrupted run says so and leaves at once (`vtexport.cli.main`), so nothing of it can tell its workers to stop
 later. They are joblib's (loky) and look for work alone: one that has none waits for more, and one that is still

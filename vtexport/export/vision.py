@@ -45,7 +45,7 @@ class ClipFeatures(torch.nn.Module):
 
     The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 or bfloat16 keeps that
     type for the operands of its matrix products only: vision transformers grow single channels of the stream beyond
-    65504, and bfloat16 would round the small ones away beside them.
+    65504, and bfloat16 would round the small ones away next to them.
     """
 
     def __init__(self, tower: CLIPVisionModel, spec: VisionSpec, signals: tuple[str, ...]):

@@ -57,7 +57,7 @@ NO_EFFECT: dict[str, tuple[str, ...]] = {
         "use_cache", "cache_config", "max_cache_len", "compile_config", "disable_compile",
         "continuous_batching_config", "prefill_chunk_size",
     ),
-    "what generate() gives back beside tokens": (
+    "what generate() gives back with tokens": (
         "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     ),
     "for batches, empty prompts and encoders": ("pad_token_id", "bos_token_id", "decoder_start_token_id"),

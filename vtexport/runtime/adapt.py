@@ -68,7 +68,7 @@ def adapt(
         note(f"what was set before is replaced ({quoted(error)})")
         before = {}
     plans = {plan.name: plan for plan in manifest.plans}
-    # The features are the same in every vision graph, whatever signals it gives beside them.
+    # The features are the same in every vision graph, whatever signals it gives with them.
     graphs = plans[manifest.adaptive_plans[0].plans[0]].graphs
     dialect = dialect_here(manifest.precision)
     if dialect not in graphs:
