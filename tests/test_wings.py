@@ -15,14 +15,14 @@ PACKAGE = Path(vtexport.__file__).parent
 # From the top of the house to its foundations; a module may import from its own floor and from lower ones.
 HOST = ["build", "proof", "export", "processing", "checkpoint", "models", "pruning"]
 DEVICE = ["integrations", "eval", "measure", "runtime", "engines", "plugins"]
-BRIDGE = ["bundle", "data_files", "errors"]
+BRIDGE = ["bundle", "data_files", "dtypes", "errors"]
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "filelock"}
 
 
 # Of docstrings: a noun or a verb names the thing instead.
 QUESTION_WORDS = ("What", "Whether", "How", "Where", "Which", "Who", "Whose", "When", "Why")
 # Not looked at for that yet
-OTHER_DOCSTRINGS = ("pruning/", "plugins/", "cli/list.py", "cli/doctor.py", "export/describe.py")
+OTHER_DOCSTRINGS = ("pruning/", "plugins/", "cli/list.py", "export/describe.py")
 
 
 def imports(path: Path, *, everywhere: bool = True) -> set[str]:

@@ -174,7 +174,7 @@ def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_pat
         compute_capabilities=[],
         parent=os.getpid(),
     )
-    rtx._run(job, "decoder")
+    rtx.build_engine(job, "decoder")
     total = sum(weight.nbytes for weight in weights.values())
     assert total > 200e6
     assert total < (tmp_path / "decoder.engine").stat().st_size < 1.1 * total
@@ -184,14 +184,14 @@ def test_a_failed_build_leaves_the_earlier_engines(half_bundle: Path, monkeypatc
     bundle = open_bundle(half_bundle)
     rtx.compile_rtx(bundle, find_target("rtx"))
     before = read_engines(bundle)
-    run = rtx._run
+    run = rtx.build_engine
 
     def fail(wanted: Job, name: str) -> Outcome:
         if name.startswith("decoder"):
             raise VtexportError("no")
         return run(wanted, name)
 
-    monkeypatch.setattr(rtx, "_run", fail)
+    monkeypatch.setattr(rtx, "build_engine", fail)
     with pytest.raises(VtexportError, match="no"):
         rtx.compile_rtx(bundle, find_target("rtx"), ["8.9"])
     assert read_engines(bundle) == before

@@ -1,1 +1,1 @@
-"""Target recipes, and the engines built from a bundle for them."""
+"""Target recipes, and the engines that are built of a bundle's graphs for a target."""
