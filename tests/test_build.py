@@ -9,7 +9,7 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
-from vtexport.build import BuildProgress, build
+from vtexport.build import BuildProgress, Report, build
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import earlier
@@ -222,3 +222,8 @@ def test_outputs_that_cannot_be(
     with pytest.raises(UsageError, match="-o/--output"):
         build(str(tiny_checkpoint), output, keep=16)
     assert sorted(path.name for path in here.iterdir()) == ["file", "link"]
+
+
+def test_the_former_name_of_a_builds_progress() -> None:
+    """Callers import it."""
+    assert Report is BuildProgress
