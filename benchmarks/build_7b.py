@@ -1,4 +1,4 @@
-"""What building a bundle of LLaVA-1.5-7B's true size takes: peak memory, time of the copy and time of everything else.
+"""Cost of building a bundle of LLaVA-1.5-7B's true size: peak memory, time of the copy and time of everything else.
 
     python benchmarks/build_7b.py --folder /a/disk/with/room
 
@@ -32,7 +32,7 @@ CPU = re.compile(r"(?:User|System) time \(seconds\): ([0-9.]+)")
 COPIES = ("copying", "reading 1")  # how the stages that read all the weights begin
 
 
-def build(checkpoint: Path, bundle: Path, precision: str, *extra: str) -> dict[str, Any]:
+def build_bundle(checkpoint: Path, bundle: Path, precision: str, *extra: str) -> dict[str, Any]:
     """One build; seconds by stage and peak memory in bytes."""
     arguments = ["--model", str(checkpoint), "--keep", "64", "--precision", precision, "-o", str(bundle), *extra]
     wall, load, shown = timed([sys.executable, "-m", "vtexport", "build", *arguments])
@@ -115,9 +115,9 @@ def main() -> None:
     own = set(checkpoint.rglob("*"))
     for name, measure in {
         "cp": lambda: copy_plainly(checkpoint, bundle),
-        "fp16": lambda: build(checkpoint, bundle, "fp16"),
-        "fp32": lambda: build(checkpoint, bundle, "fp32"),
-        "fp16 in place": lambda: build(checkpoint, checkpoint, "fp16", "--link-weights"),
+        "fp16": lambda: build_bundle(checkpoint, bundle, "fp16"),
+        "fp32": lambda: build_bundle(checkpoint, bundle, "fp32"),
+        "fp16 in place": lambda: build_bundle(checkpoint, checkpoint, "fp16", "--link-weights"),
     }.items():
         if arguments.again and name not in arguments.again:
             continue

@@ -28,7 +28,7 @@ ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "110", "120")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What ptxas says of one kernel; functions that it calls count as their own."""
+    """One kernel by ptxas' account; functions that it calls count as their own."""
 
     source: str
     name: str

@@ -1,9 +1,9 @@
-"""What pruning inside the language model costs and gains: its ops, time to first token, KV bytes, segments, memory.
+"""Cost and gain of pruning inside the language model: its ops, time to first token, KV bytes, segments, memory.
 
     python benchmarks/llm_pruning.py --threads 2 --folder /a/disk/with/room
 
 Measured in stock ONNX Runtime on a CPU: the ops between decoder segments at the papers' sizes for LLaVA-1.5-7B; the
-stages of an answer of every method at 192, 128 and 64 visual tokens beside the unpruned model, for `mini` and for the
+stages of an answer of every method at 192, 128 and 64 visual tokens next to the unpruned model, for `mini` and for the
 same model with a language model of Llama's 1B shape (random weights, 4 GB in float32, written below the folder); a
 decoder in four segments with nothing between them beside the one graph, by turns; and the resident memory of processes
 that have loaded the one or the other. Results go to benchmarks/results/ with all samples; what is built is deleted.
@@ -54,7 +54,7 @@ print(*(int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "Rs
 
 
 def op_rows(threads: int, runs: int) -> list[dict[str, Any]]:
-    """The ops at the 64-token presets on 32 layers of width 4096 with 32 heads: 35 rows before, 20 behind the image."""
+    """The ops at the 64-token presets on 32 layers of width 4096 with 32 heads: 35 rows before, 20 after the image."""
     import numpy as np
 
     from vtexport.pruning import ModelShape, Sizes, get_method, make_options
@@ -121,7 +121,7 @@ def _check_budget(bundle: Path, method: str, keep: int) -> None:
     from vtexport.bundle.reader import open_bundle
     from vtexport.pruning import ModelShape, get_method, make_options
 
-    chosen, layers = get_method(method), open_bundle(bundle).manifest.decoder.layers
+    chosen, layers = get_method(method), open_bundle(bundle).manifest.decoder.num_hidden_layers
     chosen.plan(make_options(chosen, {}), ModelShape((24, 24), layers), keep)
 
 
@@ -174,7 +174,7 @@ def by_turns(bundle: Path, threads: int, runs: int) -> dict[str, Any]:
     from vtexport.runtime.language_model import LanguageModel
 
     opened = open_bundle(bundle)
-    width = opened.manifest.decoder.width
+    width = opened.manifest.decoder.hidden_size
     rows = np.random.default_rng(0).standard_normal((1, 600, width), np.float32)
     models = {}
     for plan in ("none", "pyramiddrop-576"):

@@ -28,7 +28,7 @@ def describe(threads: int | None, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """What results of `vtexport eval` name, and the widest instructions."""
+    """The processor as results of `vtexport eval` name it, and the widest instructions."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text(errors="replace") if info.exists() else ""
     widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""

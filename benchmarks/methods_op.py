@@ -1,4 +1,4 @@
-"""How long every method's selection takes in stock ONNX Runtime on a CPU, and how that grows with the image.
+"""Time of every method's selection in stock ONNX Runtime on a CPU, and its growth with the image.
 
     python benchmarks/methods_op.py --threads 2
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GRIDS = [(24, 24), (24, 48), (48, 48)]
 HEADS, TEXT = 16, 16
 PACKAGES = ("numpy", "onnx", "onnxruntime")
-# (method, N, parameters, outputs that count beside the kept ones)
+# (method, N, parameters, outputs that count with the kept ones)
 CASES: list[tuple[str, int, dict[str, Any], tuple[str, ...]]] = [
     ("prunesid", 64, {}, ()),
     ("svdprune", 64, {}, ()),

@@ -1,4 +1,4 @@
-"""How long selection takes in ONNX Runtime on a CPU with the native library, beside the function body.
+"""Time of selection in ONNX Runtime on a CPU with the native library, next to the function body.
 
     vtexport plugins build
     python benchmarks/native_cpu.py --threads 2

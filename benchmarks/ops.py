@@ -1,4 +1,4 @@
-"""What the benchmarks of pruning ops share: features in the likeness of CLIP's, sessions, and the Gram matrix alone."""
+"""Parts of the benchmarks of pruning ops: features in the likeness of CLIP's, sessions, and the Gram matrix alone."""
 
 from __future__ import annotations
 

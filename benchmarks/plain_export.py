@@ -1,4 +1,4 @@
-"""What plain `torch.onnx.export(dynamo=True)` and save of the Hugging Face LLaVA cost, for growing numbers of layers.
+"""Cost of plain `torch.onnx.export(dynamo=True)` and save of the Hugging Face LLaVA, for growing numbers of layers.
 
     python benchmarks/plain_export.py --checkpoint FOLDER --folder /a/disk/with/room
 

@@ -1,4 +1,4 @@
-"""How long PruneSID's selection takes on a CPU, and whether every form selects the same tokens.
+"""Time of PruneSID's selection on a CPU, and a check that every form selects the same tokens.
 
     python benchmarks/prunesid_op.py --threads 2
 
@@ -100,7 +100,7 @@ def images(source: str, batch: int) -> tuple[Any, Any]:
 
 
 def onnxruntime_samples(source: str, keep: int, batch: int, threads: int, runs: int) -> tuple[Any, dict[str, Any]]:
-    """What the op keeps, and milliseconds of the op and of the Gram matrix alone, by turns.
+    """Indices that the op keeps, and milliseconds of the op and of the Gram matrix alone, by turns.
 
     Runs in a process of its own, as on a device: the threads of other libraries would stay awake beside ONNX Runtime's.
     """

@@ -1,9 +1,9 @@
-"""How long a user waits: importing what running a bundle needs, building `mini`, opening it, the stages of an answer.
+"""A user's waits: importing what running a bundle needs, building `mini`, opening it, the stages of an answer.
 
     python benchmarks/startup.py --threads 2
 
 Imports and builds run in fresh processes, with the files in the page cache. Stages are medians of warm runs on the
-photograph, of the plan with 64 visual tokens beside the one with all 576, by turns in one process. Results go to
+photograph, of the plan with 64 visual tokens next to the one with all 576, by turns in one process. Results go to
 benchmarks/results/ with all samples.
 """
 

@@ -65,7 +65,7 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plans none, prunesid-8 and prunesid-16, and a route over the last two. Tests must not change it."""
+    """Plans none, prunesid-8 and prunesid-16, and an adaptive one over the last two. Tests must not change it."""
     from vtexport.build import build
 
     folder = tmp_path_factory.mktemp("eval") / "tiny"
@@ -90,7 +90,7 @@ def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where mini's seeded weights are generated, apart from the user's own cache."""
+    """The folder in which mini's seeded weights are generated, apart from the user's own cache."""
     return tmp_path_factory.mktemp("cache")
 
 

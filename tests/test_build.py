@@ -9,7 +9,7 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, Report, build
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import earlier
@@ -119,7 +119,7 @@ def test_two_builds_at_once_lose_no_plan(tiny_checkpoint: Path, bundle_copy: Pat
             build(str(tiny_checkpoint), bundle_copy, keep=24)
 
     with pytest.raises(InputError, match=r"another build changed .* run the command again"):
-        build(str(tiny_checkpoint), bundle_copy, keep=20, report=Report(stage=stage))
+        build(str(tiny_checkpoint), bundle_copy, keep=20, report=BuildProgress(stage=stage))
     assert plans(bundle_copy) == ["prunesid-16", "prunesid-32", "prunesid-24"]
 
 
@@ -222,3 +222,8 @@ def test_outputs_that_cannot_be(
     with pytest.raises(UsageError, match="-o/--output"):
         build(str(tiny_checkpoint), output, keep=16)
     assert sorted(path.name for path in here.iterdir()) == ["file", "link"]
+
+
+def test_the_former_name_of_a_builds_progress() -> None:
+    """Callers import it."""
+    assert Report is BuildProgress

@@ -1,4 +1,4 @@
-"""The two wings: what runs a bundle imports nothing that builds one, and imports run downward only."""
+"""Rules of the house: the two wings, in which imports run downward only, and how docstrings begin."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ HOST = ["build", "proof", "export", "processing", "checkpoint", "models", "pruni
 DEVICE = ["integrations", "eval", "measure", "runtime", "engines", "plugins"]
 BRIDGE = ["bundle", "data_files", "dtypes", "errors"]
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "filelock"}
+
+
+# Of docstrings: a noun or a verb names the thing instead.
+QUESTION_WORDS = ("What", "Whether", "How", "Where", "Which", "Who", "Whose", "When", "Why")
+# Not looked at for that yet
+OTHER_DOCSTRINGS = ("pruning/", "plugins/", "cli/list.py", "export/describe.py")
 
 
 def imports(path: Path, *, everywhere: bool = True) -> set[str]:
@@ -69,6 +75,18 @@ def test_imports_run_downward(part: str) -> None:
 def test_device_wing_names_no_heavy_package(part: str) -> None:
     for path in files(part):
         assert not {module.partition(".")[0] for module in imports(path)} & HEAVY, path
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
+        lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in nodes]
+        if not name.startswith(OTHER_DOCSTRINGS):
+            wrong += [f"{name}: {line}" for line in lines if line.split(" ")[0].strip(",.:;") in QUESTION_WORDS]
+    assert wrong == []
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:

@@ -65,7 +65,7 @@ def libraries() -> Iterator[str]:
 
 
 def ops() -> Iterator[str]:
-    """One-node models of the ops behind the vision tower, two images of 12 x 16 patches of width 48."""
+    """One-node models of the ops after the vision tower, two images of 12 x 16 patches of width 48."""
     from vtexport.errors import UsageError
     from vtexport.pruning import op_model
 

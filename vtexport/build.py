@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.adaptive import refuse_former_name
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
 from vtexport.bundle.publish import check_destination, staged
@@ -20,12 +21,12 @@ from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, op
 from vtexport.dtypes import PRECISIONS
 from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
+    describe_adaptive_plan,
     describe_decoder,
     describe_embedding,
     describe_files,
     describe_own_files,
     describe_plan,
-    describe_route,
     describe_source,
     describe_vision,
     hash_small_files,
@@ -33,7 +34,7 @@ from vtexport.export.describe import (
     versions,
 )
 from vtexport.export.earlier import (
-    carry_calibration,
+    carry_adaptations,
     check_same_making,
     check_same_model,
     checked,
@@ -44,7 +45,7 @@ from vtexport.export.earlier import (
     weights_of,
 )
 from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
-from vtexport.export.plan import Plan, Route, check_stored, make_plans, make_route, shape_of
+from vtexport.export.plan import AdaptivePlanSpec, PlanSpec, check_stored, make_adaptive_plan, make_plans, shape_of
 from vtexport.export.requirements import check_versions
 from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
@@ -59,8 +60,8 @@ WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
 
 
 @dataclass(frozen=True)
-class Report:
-    """Where a build tells what it does; every member may be replaced, by default it is silent."""
+class BuildProgress:
+    """Functions that a build calls as it goes on; every member may be replaced, by default it is silent."""
 
     stage: Callable[[str], None] = lambda text: None
     note: Callable[[str], None] = lambda text: None
@@ -68,6 +69,9 @@ class Report:
     bytes_done: Callable[[str, int], AbstractContextManager[Callable[[int], object]]] = field(
         default=lambda text, total: nullcontext(lambda count: None)
     )
+
+
+Report = BuildProgress  # its former name, which callers import
 
 
 @contextmanager
@@ -101,7 +105,7 @@ def build(
     cache_dir: str | Path | None = None,
     replace: bool = False,
     link_weights: bool = False,
-    report: Report | None = None,
+    report: BuildProgress | None = None,
     command: str = "",
 ) -> Bundle:
     """Exports a checkpoint with one plan for each budget and puts the bundle in place whole.
@@ -114,8 +118,8 @@ def build(
         keep: visual tokens per image that enter the language model, or their mean over its layers for methods that
             also prune inside it; several make several plans.
         options: the method's own parameters by name.
-        dynamic: also a route, by which every image gets one of the budgets; `vtexport calibrate` sets it.
-        mean: the average budget that the route aims at; the middle one when left out.
+        dynamic: also an adaptive plan, by which every image gets one of the budgets; `vtexport adapt` sets it.
+        mean: the average budget that the adaptive plan aims at; the middle one when left out.
         precision: "fp32", or "fp16" or "bf16" for weights and the language model's arithmetic (docs/architecture.md
             says what stays in float32). ONNX Runtime does not run a bundle in bf16 on the CPU: it is for engines.
         weights: "stored", or "random" for the model's true shapes with seeded random values.
@@ -133,14 +137,14 @@ def build(
         MissingDependencyError: a package is not installed, or not in a version that building works with.
     """
     check_versions()
-    report = report or Report()
+    report = report or BuildProgress()
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision].name
     chosen = get_method(method)
     given = make_options(chosen, options or {})
     if mean is not None and not dynamic:
-        raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")
+        raise UsageError("--mean is what an adaptive plan aims at and has no meaning without --dynamic; add it")
     if output is not None:
         if not str(output):
             raise UsageError("the output is empty; give a folder's name with -o/--output")
@@ -159,9 +163,8 @@ def build(
     spec: ModelSpec = located.family.model_spec(located.config, located.folder)
     destination = Path(output) if output is not None else Path(bundle_name(located))
     _judge_output(destination, dtype, replace=replace, link_weights=link_weights)
-    budgets = [keep] if isinstance(keep, int) else keep
-    plans = make_plans(chosen, budgets, given, shape_of(spec))
-    route = make_route(plans, mean) if dynamic else None
+    plans = make_plans(chosen, [keep] if isinstance(keep, int) else keep, given, shape_of(spec))
+    adaptive = make_adaptive_plan(plans, mean) if dynamic else None
     with small_files(located) as small, readable_folder(small) as folder, said_of(located.folder, folder, note) as said:
         small_hashes = hash_small_files(small)
         report.stage("comparing pixels and token ids with transformers'")
@@ -170,7 +173,9 @@ def build(
     checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=note)
     check_stored(plans, spec, checkpoint.absent)
     spec = spec.with_head(checkpoint.head, checkpoint.embedding)
-    work = _Work(checkpoint, spec, processing, small_hashes, plans, route, dtype, link_weights, report, notes, command)
+    work = _Work(
+        checkpoint, spec, processing, small_hashes, plans, adaptive, dtype, link_weights, report, notes, command
+    )
     if link_weights:
         check_linkable(checkpoint.tensors, dtype)
         if destination.resolve() == checkpoint.folder.resolve():
@@ -190,7 +195,7 @@ def build(
         manifest.name = destination.name
         (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
         if earlier is not None:
-            carry_calibration(earlier, folder, manifest, report.note)
+            carry_adaptations(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published
     return open_bundle(destination)
 
@@ -202,6 +207,7 @@ def _judge_output(destination: Path, dtype: str, *, replace: bool, link_weights:
     earlier = find_earlier(destination, replace=replace)
     if earlier is not None:
         check_same_making(earlier, dtype)
+        refuse_former_name(earlier.folder, earlier.manifest)
 
 
 def bundle_name(located: Located) -> str:
@@ -214,17 +220,17 @@ def bundle_name(located: Located) -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a build is to make of what, known before anything is written."""
+    """One build's job: what to make of which checkpoint, known before anything is written."""
 
     checkpoint: Checkpoint
     spec: ModelSpec
     processing: Processing
     small_hashes: dict[str, str]  # of the small files, from before they were read
-    plans: Sequence[Plan]
-    route: Route | None
+    plans: Sequence[PlanSpec]
+    adaptive: AdaptivePlanSpec | None
     dtype: str
     link_weights: bool
-    report: Report
+    report: BuildProgress
     notes: list[str]
     command: str
 
@@ -332,9 +338,9 @@ def _manifest(
     files: dict[str, schema.File],
 ) -> schema.Manifest:
     created_at = plans[-1].created_at
-    route = describe_route(work.route, work.command, created_at) if work.route else None
-    before = earlier.manifest.routes if earlier else []
-    routes = [old for old in before if route is None or old.name != route.name]
+    added = [describe_adaptive_plan(work.adaptive, work.command, created_at)] if work.adaptive else []
+    before = earlier.manifest.adaptive_plans if earlier else []
+    kept = [old for old in before if old.name not in {new.name for new in added}]
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,
         name="",
@@ -353,7 +359,7 @@ def _manifest(
         decoder=describe_decoder(work.spec),
         graphs=graphs,
         plans=plans,
-        routes=[*routes, route] if route else routes,
+        adaptive_plans=[*kept, *added],
         files=files,
     )
 

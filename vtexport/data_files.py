@@ -13,5 +13,5 @@ def data_folder(name: str) -> Path:
 
 
 def is_packaged(name: str) -> bool:
-    """Whether the folder came with a wheel."""
+    """True where the folder came with a wheel."""
     return (_PACKAGE / "data" / name).is_dir()

@@ -39,7 +39,7 @@ class BundleError(VtexportError):
 
 
 def quoted(error: object, *beside: object, limit: int = 180) -> str:
-    """What a library says, short enough to stand in a sentence of ours: its first line, printable, never empty.
+    """A library's text, short enough to stand in a sentence of ours: its first line, printable, never empty.
 
     A first line that ends in a colon takes the second along.
 

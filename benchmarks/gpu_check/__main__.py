@@ -21,7 +21,7 @@ from gpu_check import array_api
 
 array_api.install()  # before anything imports the references
 
-from gpu_check.build import ROOT, BuildError, build  # noqa: E402
+from gpu_check.build import ROOT, BuildError, build_kernels  # noqa: E402
 from gpu_check.environment import NotHereError, check_driver, check_gpu, find_tools  # noqa: E402
 from gpu_check.parts import PARTS, RUN  # noqa: E402
 from gpu_check.processes import run_within  # noqa: E402
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     report: dict[str, Any] = {"benchmark": "gpu_check", "quick": options.quick, "machine": machine}
     print(f"{machine['gpu_name']}, driver {machine['driver']}, {machine['nvcc']}, torch {machine['torch']}", flush=True)
     try:
-        built = build(tools, machine["compute_capability"], folder)
+        built = build_kernels(tools, machine["compute_capability"], folder)
     except (BuildError, OSError) as error:
         print(f"the kernels do not build: {error}", file=sys.stderr)
         return 1
@@ -102,7 +102,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def part_in_process(part: str, library: Path, folder: Path, quick: bool, seconds: float) -> dict[str, Any]:
-    """What a part found; "done" is False where an answer is wrong or it could not be finished, which "error" says."""
+    """A part's findings; "done" is False where an answer is wrong or it could not be finished, which "error" says."""
     output = folder / f"{part}.json"
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "gpu_check", "--part", part, "--library", str(library), "-o", str(output)]

@@ -1,4 +1,4 @@
-"""What the references need of the array API, for machines where the package array-api-compat is not installed.
+"""A stand-in for the array API as the references need it, where the package array-api-compat is not installed.
 
 The references are written against that package. `install` puts this in its place where it is missing, with just the
 functions that `vtexport.pruning` calls, for NumPy (1.24 on) and PyTorch. tests/benchmarks holds it to the package.
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def install() -> bool:
-    """Whether the stand-in had to be taken."""
+    """Puts the stand-in in place where the package is missing; True where it is."""
     try:
         importlib.import_module("array_api_compat")
         return False

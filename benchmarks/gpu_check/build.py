@@ -22,8 +22,8 @@ class BuildError(Exception):
 
 
 @dataclass(frozen=True)
-class Built:
-    """What came out: the library, how, in how many seconds, and what ptxas says of spilled registers."""
+class KernelLibrary:
+    """The library that was built: its file, how, in how many seconds, and what ptxas says of spilled registers."""
 
     library: Path
     by: str
@@ -31,7 +31,7 @@ class Built:
     spills: tuple[str, ...]
 
 
-def build(tools: Tools, capability: str, folder: Path) -> Built:
+def build_kernels(tools: Tools, capability: str, folder: Path) -> KernelLibrary:
     """Builds for one compute capability, such as "9.0", into `folder`.
 
     Raises:
@@ -51,7 +51,7 @@ def build(tools: Tools, capability: str, folder: Path) -> Built:
     else:
         library, log = _by_nvcc(tools, architecture, folder)
     (folder / "build.log").write_text(log)
-    return Built(library, by, time.perf_counter() - start, spills(log))
+    return KernelLibrary(library, by, time.perf_counter() - start, spills(log))
 
 
 def _by_cmake(tools: Tools, architecture: str, folder: Path) -> tuple[Path, str]:

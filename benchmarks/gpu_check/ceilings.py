@@ -1,4 +1,4 @@
-"""What this GPU can do at most, measured; and of each op the least time that its bytes and its products allow."""
+"""Ceilings of this GPU, measured; and of each op the least time that its bytes and its products allow."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class GpuRunner(Runner):
             prepared.buffers[name].fill_(byte)
 
     def captured(self, prepared: Sequence[Prepared], repeats: int = 1) -> torch.cuda.CUDAGraph:
-        """A graph of the calls, one behind the other, `repeats` times.
+        """A graph of the calls, one after the other, `repeats` times.
 
         Each is launched once before, on the stream that is captured: kernels are loaded at their first launch, which is
         not allowed inside a capture.
@@ -81,7 +81,7 @@ def captured(enqueue: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 
 def selection_by(runner: GpuRunner, grid: tuple[int, int]) -> Any:
-    """What `model.run_scene` selects by: PruneSID's kernels, on the tower's own tensors, in a CUDA graph."""
+    """The selection for `model.run_scene`: PruneSID's kernels, on the tower's own tensors, in a CUDA graph."""
 
     def select(features: torch.Tensor, scores: torch.Tensor, keep: int) -> tuple[Any, torch.Tensor]:
         given = {"features": features.float().cpu().numpy(), "scores": scores.cpu().numpy()}

@@ -1,4 +1,4 @@
-"""What is needed and what is there: GPU, driver, PyTorch, nvcc."""
+"""Needs of the check, and what is there: GPU, driver, PyTorch, nvcc."""
 
 from __future__ import annotations
 

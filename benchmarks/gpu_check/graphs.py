@@ -1,4 +1,4 @@
-"""Whether a CUDA graph of an op gives what the direct call gives, also for inputs that come after the capture."""
+"""Check that a CUDA graph of an op gives what the direct call gives, also for inputs that come after the capture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpu_check.device import GpuRunner
 
 
 def check_graph(runner: GpuRunner, call: Call) -> list[str]:
-    """What is wrong; two inputs through one graph, outputs poisoned before each replay."""
+    """Lists what is wrong; two inputs through one graph, outputs poisoned before each replay."""
     other = dataclasses.replace(call, inputs={name: _other(name, each) for name, each in call.inputs.items()})
     direct = [runner.run(each) for each in (call, other)]
     prepared = runner.prepare(call)

@@ -25,7 +25,7 @@ class Shape:
     vision_width: int = 1024
     vision_heads: int = 16
     vision_hidden: int = 4096
-    vision_layers: int = 23  # of CLIP-L's 24: the features are those behind the last but one
+    vision_layers: int = 23  # of CLIP-L's 24: the features are those after the last but one
     width: int = 4096
     heads: int = 32
     hidden: int = 11008
@@ -77,7 +77,7 @@ class VisionLayer(nn.Module):
 
 
 class Vision(nn.Module):
-    """pixel_values [B, 3, S, S] -> features [B, 1 + T, D] behind the last layer here, scores [B, T] of that layer."""
+    """pixel_values [B, 3, S, S] -> features [B, 1 + T, D] after the last layer here, scores [B, T] of that layer."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What selection costs and gives in a 7B-shaped LLaVA: vision tower, selection, projector and prefill, by budget."""
+"""Cost and gain of selection in a 7B-shaped LLaVA: vision tower, selection, projector and prefill, by budget."""
 
 from __future__ import annotations
 

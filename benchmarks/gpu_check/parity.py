@@ -1,4 +1,4 @@
-"""Whether the kernels give the right answers: the authors' vectors, random cases, batches, CUDA graphs."""
+"""Check of the kernels' answers: the authors' vectors, random cases, batches, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gpu_check.hostile import hostile_cases
 RANDOM_CASES, QUICK_CASES = 1000, 96
 CHUNK = 12  # random cases to a task
 BATCH = 5
-# Of every op behind the vision tower one call for batches and graphs: (method, N, parameters).
+# Of every op after the vision tower one call for batches and graphs: (method, N, parameters).
 COMMON = [
     ("prunesid", 64, {}),
     ("prunesid", 44, {"variant": "qwen"}),
@@ -146,7 +146,7 @@ def _futures(runner: Runner, futures: list[Future[list[Case]]]) -> Iterator[tupl
 
 
 def common_calls(batch: int, grid: tuple[int, int] = (24, 24), width: int = 1024, dtype: str = "float16") -> list[Call]:
-    """A call of every op behind the vision tower, on features in the likeness of a tower's."""
+    """A call of every op after the vision tower, on features in the likeness of a tower's."""
     rng, calls = np.random.default_rng(5), []
     tokens = grid[0] * grid[1]
     features = fields(rng, grid, width, batch)

@@ -98,7 +98,7 @@ def model(report: dict[str, Any], library: Path, tools: Tools, quick: bool, save
 
 
 def machine(report: dict[str, Any], library: Path, tools: Tools, quick: bool, save: Save) -> bool:
-    """What the machine is: in a process of its own too, so that only one process at a time holds the GPU."""
+    """Description of the machine: in a process of its own too, so that only one process at a time holds the GPU."""
     report["machine"] = describe(tools)
     return True
 

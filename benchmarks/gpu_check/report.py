@@ -106,7 +106,7 @@ def model_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def targets_text(targets: Sequence[dict[str, Any]]) -> str:
-    """What was to be reached and what was."""
+    """Targets, and what was reached."""
     if not targets:
         return "no target can be looked at: their parts have not run"
     lines = [[each["what"], each["wanted"], f"{each['found']:.4g}", "yes" if each["met"] else "NO"] for each in targets]

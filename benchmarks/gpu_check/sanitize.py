@@ -39,7 +39,7 @@ def _run(sanitizer: Path, tool: str, library: Path) -> dict[str, Any]:
 
 
 def outcome_of(code: int, output: str) -> str:
-    """What a run says. A tool that cannot work on this GPU or driver ends without its summary: "failed"."""
+    """Outcome of a run. A tool that cannot work on this GPU or driver ends without its summary: "failed"."""
     if "ERROR SUMMARY" not in output and "RACECHECK SUMMARY" not in output:
         return "failed"
     return "clean" if code == 0 else "errors"

@@ -1,4 +1,4 @@
-"""What the kernels are meant to reach on a GPU of the class of an H100, beside what was measured."""
+"""Targets of the kernels on a GPU of the class of an H100, next to what was measured."""
 
 from __future__ import annotations
 

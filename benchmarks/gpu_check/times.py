@@ -1,4 +1,4 @@
-"""Times of every op: the kernels replayed from CUDA graphs over rotating inputs, beside PyTorch on the same GPU."""
+"""Times of every op: the kernels replayed from CUDA graphs over rotating inputs, next to PyTorch on the same GPU."""
 
 from __future__ import annotations
 

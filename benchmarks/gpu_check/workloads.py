@@ -1,4 +1,4 @@
-"""What is timed: every op at the sizes of LLaVA-1.5 (576 tokens), two images (1152) and LLaVA-NeXT (2880)."""
+"""Timed workloads: every op at the sizes of LLaVA-1.5 (576 tokens), two images (1152) and LLaVA-NeXT (2880)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def encoder_workloads(quick: bool) -> Iterator[Workload]:
 
 
 def encoder_inputs(workload: Workload) -> dict[str, np.ndarray]:
-    """What the method may read, float32 but for the features."""
+    """Inputs that the method may read, float32 but for the features."""
     made = _images(workload.tokens)
     own = {name: each[: workload.batch] for name, each in made.items()}
     if workload.method != "prunesid":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gpu_check import __main__ as command
 from gpu_check import environment, parity, times, torch_style
-from gpu_check.build import BuildError, build, spills
+from gpu_check.build import BuildError, build_kernels, spills
 from gpu_check.ceilings import Floor, floor_of, measure_ceilings
 from gpu_check.environment import NotHereError, Tools
 from gpu_check.measure import WallClock, call_us, overhead_us, replay_us, summary
@@ -395,7 +395,7 @@ ptxas info    : Function properties for _Z3badv
 """
     assert spills(log) == ("_Z3badv: 8 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads",)
     with pytest.raises(BuildError, match="failed with exit code 1"):
-        build(Tools(Path("/bin/false"), None, None), "9.0", tmp_path)
+        build_kernels(Tools(Path("/bin/false"), None, None), "9.0", tmp_path)
 
 
 def test_the_command_runs_as_a_module(paths: None) -> None:

@@ -1,4 +1,4 @@
-"""Which graphs a version of ONNX Runtime is given, by the table of what was seen."""
+"""Choice of graphs for a version of ONNX Runtime, by the table of what was seen."""
 
 from __future__ import annotations
 

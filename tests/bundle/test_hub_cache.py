@@ -12,7 +12,7 @@ import pytest
 from hub_snapshot import HUB_ID, REVISION, cache_bundle, everything
 
 from vtexport.build import build
-from vtexport.bundle.calibration import CALIBRATION_NAME, read_calibration, write_calibration
+from vtexport.bundle.adaptive import ADAPTIVE_NAME, read_adaptations, write_adaptations
 from vtexport.bundle.hub_cache import repository_of
 from vtexport.bundle.in_place import in_place
 from vtexport.bundle.publish import staged
@@ -20,7 +20,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.engines.record import RECORD_NAME, read_engines
 from vtexport.errors import BundleError, UsageError
-from vtexport.runtime.calibrate import calibrate
+from vtexport.runtime.adapt import adapt
 from vtexport.runtime.pipeline import Pipeline
 
 REMEMBERS_VISION = True
@@ -242,7 +242,7 @@ def test_nothing_is_built_into_a_cache(snapshot: Path, tiny_checkpoint: Path, ca
 
 
 def test_no_graphs_beside_a_checkpoint_in_a_cache(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Where the file system has no links, the snapshot holds the weights themselves."""
+    """On a file system without links, the snapshot holds the weights themselves."""
     folder = cache_bundle(tiny_checkpoint, tmp_path)
     shutil.rmtree(folder)
     shutil.copytree(tiny_checkpoint, folder)
@@ -262,30 +262,30 @@ def test_no_engines_in_a_cache(snapshot: Path) -> None:
     assert not target.parent.exists()
 
 
-def test_no_calibration_in_a_cache(eval_bundle: Path, tmp_path: Path, photo: Path) -> None:
+def test_nothing_is_adapted_in_a_cache(eval_bundle: Path, tmp_path: Path, photo: Path) -> None:
     bundle = open_bundle(cache_bundle(eval_bundle, tmp_path))
     before = everything(tmp_path)
     with pytest.raises(UsageError, match="Hugging Face cache"):
-        calibrate(bundle, photo.parent)
+        adapt(bundle, photo.parent)
     with pytest.raises(UsageError, match="Hugging Face cache"):
-        write_calibration(bundle.folder, bundle.manifest, {})
+        write_adaptations(bundle.folder, bundle.manifest, {})
     assert everything(tmp_path) == before
 
 
-def test_a_calibration_comes_along(eval_bundle: Path, tmp_path: Path, photo: Path) -> None:
-    """A calibrated bundle that was uploaded is calibrated where it is downloaded; but its file leads nowhere else."""
+def test_what_images_set_comes_along(eval_bundle: Path, tmp_path: Path, photo: Path) -> None:
+    """Adaptive plans that were uploaded are set where they are downloaded; but their file leads nowhere else."""
     copy = Path(shutil.copytree(eval_bundle, tmp_path / "copy"))
     (tmp_path / "images").mkdir()
     shutil.copy(photo, tmp_path / "images")
-    made = calibrate(open_bundle(copy), tmp_path / "images").routes
+    made = adapt(open_bundle(copy), tmp_path / "images").adaptations
     snapshot = cache_bundle(copy, tmp_path / "hub")
     opened = open_bundle(snapshot)
-    assert read_calibration(snapshot, opened.manifest) == made
+    assert read_adaptations(snapshot, opened.manifest) == made
     (name,) = made
     assert Pipeline.open(snapshot, name).encode(photo).route is not None
-    replace_by_link(snapshot / CALIBRATION_NAME, copy / CALIBRATION_NAME)
-    with pytest.raises(BundleError, match=r"calibration.json leads out of the bundle; delete it and run"):
-        read_calibration(snapshot, opened.manifest)
+    replace_by_link(snapshot / ADAPTIVE_NAME, copy / ADAPTIVE_NAME)
+    with pytest.raises(BundleError, match=r"adaptive.json leads out of the bundle; delete it and run"):
+        read_adaptations(snapshot, opened.manifest)
 
 
 def test_a_record_of_engines_that_leads_out(bundle_copy: Path, tmp_path: Path) -> None:

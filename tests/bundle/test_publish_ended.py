@@ -70,7 +70,7 @@ def ended_writers(base: Path, sent: signal.Signals, exchange: bool, replaces: bo
 
 
 def content(folder: Path) -> str | None:
-    """What both files of the bundle hold, None where there is no bundle; they never differ."""
+    """Content of both files of the bundle, None where there is no bundle; they never differ."""
     destination = folder / "b"
     if not destination.exists():
         return None

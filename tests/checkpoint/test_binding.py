@@ -1,4 +1,4 @@
-"""What is stored against what the configuration says: names, ties, quantisation and leftovers."""
+"""Stored tensors against what the configuration says: names, ties, quantisation and leftovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands beside a model: refused, told of, or nothing worth a word."""
+"""Files next to a model: refused, told of, or nothing worth a word."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_missing_tokenizer(saved_folder: Path) -> None:
 
 
 def test_quantised_checkpoint(saved_folder: Path, tmp_path: Path, edit_json: Callable[..., None]) -> None:
-    """What is stored decides; that a configuration names a method is told."""
+    """Stored tensors decide; that a configuration names a method is told."""
     edit_json(saved_folder / "config.json", quantization_config={"quant_method": "awq"})
     for weights in ("stored", "random"):
         notes: list[str] = []

@@ -1,4 +1,4 @@
-"""What `vtexport doctor` says of ONNX Runtime and TensorRT-RTX."""
+"""`vtexport doctor` on ONNX Runtime and TensorRT-RTX."""
 
 from __future__ import annotations
 

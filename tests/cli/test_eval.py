@@ -22,7 +22,7 @@ from vtexport.cli.eval import say_report
 from vtexport.cli.main import main
 from vtexport.errors import InputError, UsageError
 from vtexport.eval.report import Report
-from vtexport.export.plan import Plan, make_plans, shape_of
+from vtexport.export.plan import PlanSpec, make_plans, shape_of
 from vtexport.pruning import get_method, make_options
 
 LIMITS = ("--limit", "12", "--max-new-tokens", "4", "--threads", "1")
@@ -175,7 +175,7 @@ def test_sweep_knows_which_plans_a_build_would_make(tiny_checkpoint: Path, eval_
         except UsageError as error:
             return f"refused: {error}"
 
-    def planned(method: str, keep: int) -> tuple[Plan, ...]:
+    def planned(method: str, keep: int) -> tuple[PlanSpec, ...]:
         chosen = get_method(method)
         return make_plans(chosen, [keep], make_options(chosen, {}), shape_of(spec))
 

@@ -125,7 +125,7 @@ def test_evaluations(tiny_bundle: Path, photo: Path, stray: Path, call: Call) ->
         ["compile", "BUNDLE", "--target", "rtx", "--compute-capability", STRAY],
         ["eval", "BUNDLE", "--dataset", STRAY],
         ["sweep", "BUNDLE", "--methods", STRAY, "--no-plot"],
-        ["calibrate", "BUNDLE", "--images", STRAY],
+        ["adapt", "BUNDLE", "--images", STRAY],
     ],
 )
 def test_every_other_argument_is_refused_by_its_value(tiny_bundle: Path, arguments: list[str], call: Call) -> None:

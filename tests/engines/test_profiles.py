@@ -49,6 +49,6 @@ def test_lengths_that_cannot_be(manifest: Manifest) -> None:
     graph = manifest.graphs["decoder_0.modern"]
     with pytest.raises(UsageError, match="text_tokens is 0"):
         profiles(manifest, graph, 0)
-    decoder = msgspec.structs.replace(manifest.decoder, max_positions=32)
+    decoder = msgspec.structs.replace(manifest.decoder, max_position_embeddings=32)
     with pytest.raises(UsageError, match="32 visual tokens leave no place for text in the model's 32 positions"):
         profiles(msgspec.structs.replace(manifest, decoder=decoder), graph)

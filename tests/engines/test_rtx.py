@@ -117,21 +117,24 @@ def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_c
 
 def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, Weight]:
     """Random weights in 16 bits of a decoder without a head of any size, in one file."""
-    inner = 4 * spec.width
-    shapes: dict[str, tuple[int, ...]] = {spec.final_norm: (spec.width,), spec.head: (spec.vocabulary, spec.width)}
-    for layer in range(spec.layers):
+    inner = 4 * spec.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        spec.final_norm: (spec.hidden_size,),
+        spec.head: (spec.vocab_size, spec.hidden_size),
+    }
+    for layer in range(spec.num_hidden_layers):
         prefix = spec.layer_prefix.format(layer)
-        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        q, kv = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
         shapes |= {
-            prefix + "input_layernorm.weight": (spec.width,),
-            prefix + "post_attention_layernorm.weight": (spec.width,),
-            prefix + "self_attn.q_proj.weight": (q, spec.width),
-            prefix + "self_attn.k_proj.weight": (kv, spec.width),
-            prefix + "self_attn.v_proj.weight": (kv, spec.width),
-            prefix + "self_attn.o_proj.weight": (spec.width, q),
-            prefix + "mlp.gate_proj.weight": (inner, spec.width),
-            prefix + "mlp.up_proj.weight": (inner, spec.width),
-            prefix + "mlp.down_proj.weight": (spec.width, inner),
+            prefix + "input_layernorm.weight": (spec.hidden_size,),
+            prefix + "post_attention_layernorm.weight": (spec.hidden_size,),
+            prefix + "self_attn.q_proj.weight": (q, spec.hidden_size),
+            prefix + "self_attn.k_proj.weight": (kv, spec.hidden_size),
+            prefix + "self_attn.v_proj.weight": (kv, spec.hidden_size),
+            prefix + "self_attn.o_proj.weight": (spec.hidden_size, q),
+            prefix + "mlp.gate_proj.weight": (inner, spec.hidden_size),
+            prefix + "mlp.up_proj.weight": (inner, spec.hidden_size),
+            prefix + "mlp.down_proj.weight": (spec.hidden_size, inner),
         }
     random, weights, offset = np.random.default_rng(0), {}, 0
     (folder / "weights").mkdir()
@@ -147,19 +150,20 @@ def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, We
 def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_path: Path) -> None:
     """Three profiles under 1.1 times the weights, with weights large enough that they outweigh the kernels."""
     spec = DecoderSpec(
-        layers=2, width=2048, heads=16, kv_heads=8, head_dim=128, vocabulary=256,
-        norm_epsilon=1e-5, max_positions=2048, inverse_frequencies=1 / 10000 ** (np.arange(64) / 64), rope_scale=1.0,
+        num_hidden_layers=2, hidden_size=2048, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+        vocab_size=256, rms_norm_eps=1e-5, max_position_embeddings=2048, attention_scaling=1.0,
+        inv_freq=1 / 10000 ** (np.arange(64) / 64),
         attention_bias=False, mlp_bias=False, embedding="embed", layer_prefix="layers.{}.", final_norm="norm",
         head="head.weight",
     )  # fmt: skip
     weights = decoder_weights(spec, tmp_path, dtype)
-    model = decoder_segment(spec, weights, tmp_path, dtype, 0, spec.layers, DIALECTS["modern"])
+    model = decoder_segment(spec, weights, tmp_path, dtype, 0, spec.num_hidden_layers, DIALECTS["modern"])
     ir.save(model, tmp_path / "decoder.onnx")
     inputs = [schema.Tensor(name=n, shape=s, dtype=d) for n, s, d in interface(model.graph.inputs)]  # type: ignore[arg-type]
     graph = schema.Graph(file="decoder.onnx", opset=23, inputs=inputs, outputs=[])
     manifest = open_bundle(half_bundle).manifest
     plans = [msgspec.structs.replace(manifest.plans[0], visual_tokens=visual) for visual in (64, 192)]
-    sizes = msgspec.structs.replace(manifest.decoder, max_positions=spec.max_positions)
+    sizes = msgspec.structs.replace(manifest.decoder, max_position_embeddings=spec.max_position_embeddings)
     graphs = manifest.graphs | {"decoder_0.modern": graph}
     ranges = profiles(msgspec.structs.replace(manifest, plans=plans, decoder=sizes, graphs=graphs), graph)
     assert [profile.name for profile in ranges] == ["prefill-64", "prefill-192", "decode"]
@@ -215,7 +219,7 @@ def test_tf32_is_cleared(half_bundle: Path) -> None:
     graph = open_bundle(half_bundle).path("onnx/prunesid-16.prune.onnx")
     code = f"""
 import tensorrt_rtx as trt
-from vtexport.engines.rtx_worker import Job, build
+from vtexport.engines.rtx_worker import Job, run_job
 real, seen = trt.Builder, []
 class Builder(real):
     def build_serialized_network(self, network, config):
@@ -226,7 +230,7 @@ class Builder(real):
         seen.append(config.get_flag(trt.BuilderFlag.TF32))
         return config
 trt.Builder = Builder
-build(Job(graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[], parent=0))
+run_job(Job(graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[], parent=0))
 print(seen)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -158,7 +158,7 @@ def test_no_gpu_and_failing_calls(with_driver: Any) -> None:
 
 
 class Context:
-    """What the runner asks of an execution context; the engine is y = x + 1, with an unused input `past`."""
+    """A stand-in for an execution context; the engine is y = x + 1, with an unused input `past`."""
 
     def __init__(self, fails: str = ""):
         self.fails, self.asked, self.shapes, self.addresses = fails, [], {}, {}

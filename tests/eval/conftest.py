@@ -41,7 +41,7 @@ def write_lines(tmp_path: Path) -> WriteLines:
 
 @pytest.fixture(scope="session")
 def unpruned_answers(eval_bundle: Path) -> list[list[str]]:
-    """What the unpruned plan says of each image of `write_lines` to each of `QUESTIONS`."""
+    """Answers of the unpruned plan for each image of `write_lines` to each of `QUESTIONS`."""
     pipeline = Pipeline.open(eval_bundle, "none")
     return [
         [pipeline.generate(image(number), question, max_new_tokens=NEW_TOKENS).text for question in QUESTIONS]

@@ -276,16 +276,16 @@ def test_tokens_of_plans_that_prune_inside(tiny_checkpoint: Path, known_answers:
     assert tokens_per_layer(plan, 64, kept) == pytest.approx(sum(plan.tokens_by_layer()) / 3)
 
 
-def test_routes(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
+def test_adaptive_plans(eval_bundle: Path, known_answers: Path, tmp_path: Path) -> None:
     """Each image gets one of the budgets, and the records say which."""
-    from vtexport.runtime.calibrate import calibrate
+    from vtexport.runtime.adapt import adapt
 
     bundle = open_bundle(shutil.copytree(eval_bundle, tmp_path / "b"))
-    (route,) = bundle.manifest.routes
-    calibrate(bundle, known_answers.parent)
-    report = run(bundle.folder, [route.name], known_answers, tmp_path / "out")
+    (adaptive,) = bundle.manifest.adaptive_plans
+    adapt(bundle, known_answers.parent)
+    report = run(bundle.folder, [adaptive.name], known_answers, tmp_path / "out")
     (plan,) = report.plans
-    assert (plan.plan, plan.method, plan.keep) == (route.name, "route", None)
+    assert (plan.plan, plan.method, plan.keep) == (adaptive.name, "adaptive", None)
     assert 8 <= plan.visual_tokens <= 16
     lines = [json.loads(line) for line in record_files(tmp_path / "out")[0].read_text().splitlines()[1:]]
     assert {line["plan"] for line in lines} <= {"prunesid-8", "prunesid-16"}

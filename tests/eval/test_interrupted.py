@@ -83,7 +83,7 @@ def end(process: subprocess.Popen[str], sent: signal.Signals, to_all: bool = Fal
 def test_interrupted_amid_answers(
     eval_bundle: Path, tmp_path: Path, verb: str, sent: signal.Signals, jobs: int
 ) -> None:
-    """What it answered is kept, and the next goes on."""
+    """Its answers are kept, and the next run goes on."""
     if jobs > 1:
         pytest.importorskip("joblib", reason="joblib is not installed")
     records = tmp_path / "out" / "records"

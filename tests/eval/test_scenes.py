@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vtexport.eval import font
 from vtexport.eval.drawing import COLOURS, DIGITS, SHAPES, WORDS, Drawing, Item, draw
 from vtexport.eval.questions import APART, MOST_TO_COUNT, ask, ask_side, box_text, plural
-from vtexport.eval.scenes import HELD_OUT_SEED, TASKS, Question, held_out_scenes, render_scene
+from vtexport.eval.scenes import HELD_OUT_SEED, TASKS, SceneQuestion, held_out_scenes, render_scene
 
 SEEDS = st.integers(0, 2 * HELD_OUT_SEED)
 few = settings(max_examples=40, deadline=None)
@@ -28,8 +28,8 @@ def named(items: tuple[Item, ...], question: str) -> list[Item | None]:
     return [next((i for i in items if (i.colour, i.name) == pair), None) for pair in found]
 
 
-def holds(items: tuple[Item, ...], question: Question) -> bool:
-    """Whether an answer is true, worked out from the question's text."""
+def holds(items: tuple[Item, ...], question: SceneQuestion) -> bool:
+    """True where an answer holds, worked out from the question's text."""
     shapes = [item for item in items if item.kind == "shape"]
     text, answer = question.question, question.answer
     if question.task in ("digit", "word"):

@@ -1,4 +1,4 @@
-"""Which plans a sweep builds, leaves out and compares, and in which order; what builds is made up here."""
+"""Plans that a sweep builds, leaves out and compares, and their order; what builds is made up here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(eval_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calls() -> list[tuple[str, Sequence[int] | None, str]]:
-    """What was built, in order."""
+    """The builds so far, in order."""
     return []
 
 

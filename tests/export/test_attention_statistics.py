@@ -22,8 +22,9 @@ from vtexport.models.spec import DecoderSpec
 
 ROWS = 5000
 SPEC = DecoderSpec(
-    layers=1, width=128, heads=4, kv_heads=2, head_dim=32, vocabulary=8, norm_epsilon=1e-5,
-    max_positions=ROWS, inverse_frequencies=np.ones(16), rope_scale=1.0, attention_bias=False, mlp_bias=False,
+    num_hidden_layers=1, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=8,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=ROWS, inv_freq=np.ones(16), attention_scaling=1.0, attention_bias=False, mlp_bias=False,
     embedding="e", layer_prefix="l.{}.", final_norm="n", head="h.weight",
 )  # fmt: skip
 
@@ -31,11 +32,11 @@ SPEC = DecoderSpec(
 def attention(dialect: str, folder: Path, dtype: str = "float16") -> Path:
     """q [1, S, H * D], k and v [1, L, H_kv * D], mask [1, 1, S, L] -> o [1, S, H * D], as a layer has it."""
     g = GraphWriter({}, folder)
-    q = g.input("q", [1, "S", SPEC.heads * SPEC.head_dim], dtype)
-    k, v = (g.input(name, [1, "L", SPEC.kv_heads * SPEC.head_dim], dtype) for name in "kv")
+    q = g.input("q", [1, "S", SPEC.num_attention_heads * SPEC.head_dim], dtype)
+    k, v = (g.input(name, [1, "L", SPEC.num_key_value_heads * SPEC.head_dim], dtype) for name in "kv")
     mask = g.input("mask", [1, 1, "S", "L"], "bool")
     out = DIALECTS[dialect].attend(g, SPEC, q, k, v, mask, dtype)
-    width = SPEC.heads * SPEC.head_dim
+    width = SPEC.num_attention_heads * SPEC.head_dim
     model = g.model("attention", [q, k, v, mask], [(out, "o", [1, "S", width], dtype)], DIALECTS[dialect].opset)
     ir.save(model, folder / "attention.onnx")
     return folder / "attention.onnx"
@@ -53,8 +54,8 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
         stalled += np.float16(1)
     assert stalled == 2048, "what the test is about"
     session = onnxruntime.InferenceSession(attention(dialect, tmp_path), providers=["CPUExecutionProvider"])
-    rows = np.ones((1, ROWS, SPEC.kv_heads * SPEC.head_dim), np.float16)
-    query = np.ones((1, queries, SPEC.heads * SPEC.head_dim), np.float16)
+    rows = np.ones((1, ROWS, SPEC.num_key_value_heads * SPEC.head_dim), np.float16)
+    query = np.ones((1, queries, SPEC.num_attention_heads * SPEC.head_dim), np.float16)
     (out,) = session.run(None, {"q": query, "k": rows, "v": rows, "mask": np.ones((1, 1, queries, ROWS), bool)})
     assert out.dtype == np.float16
     np.testing.assert_allclose(out.astype(np.float32), 1, rtol=0, atol=2e-3)
@@ -63,7 +64,7 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
 def test_asking_for_float32_changes_nothing_in_onnx_runtime(tmp_path: Path) -> None:
     path = attention("modern", tmp_path)
     random = np.random.default_rng(0)
-    widths = {"q": SPEC.heads, "k": SPEC.kv_heads, "v": SPEC.kv_heads}
+    widths = {"q": SPEC.num_attention_heads, "k": SPEC.num_key_value_heads, "v": SPEC.num_key_value_heads}
     feeds: dict[str, np.ndarray] = {
         name: random.normal(0, 2, (1, 7 if name == "q" else 300, heads * SPEC.head_dim)).astype(np.float16)
         for name, heads in widths.items()
@@ -89,11 +90,11 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
     exp(8) = 2981; in float16 2981 + 1 rounds to 2980 or 2982 and the sum stalls.
     """
     session = onnxruntime.InferenceSession(attention(dialect, tmp_path), providers=["CPUExecutionProvider"])
-    keys = np.zeros((1, ROWS, SPEC.kv_heads * SPEC.head_dim), np.float16)
+    keys = np.zeros((1, ROWS, SPEC.num_key_value_heads * SPEC.head_dim), np.float16)
     keys[0, 0] = 8 / SPEC.head_dim**0.5
     values = np.zeros_like(keys)
     values[0, 1:] = 1
-    query = np.ones((1, 1, SPEC.heads * SPEC.head_dim), np.float16)
+    query = np.ones((1, 1, SPEC.num_attention_heads * SPEC.head_dim), np.float16)
     (out,) = session.run(None, {"q": query, "k": keys, "v": values, "mask": np.ones((1, 1, 1, ROWS), bool)})
     expected = (ROWS - 1) / (ROWS - 1 + np.exp(8.0))
     np.testing.assert_allclose(out.astype(np.float32), expected, rtol=0.01)
@@ -101,7 +102,11 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
 
 def engine_of(path: Path) -> None:
     lengths = {"q": (1, 64, 128), "k": (1, 64, 256), "v": (1, 64, 256)}
-    widths = {"q": SPEC.heads * SPEC.head_dim, "k": SPEC.kv_heads * SPEC.head_dim, "v": SPEC.kv_heads * SPEC.head_dim}
+    widths = {
+        "q": SPEC.num_attention_heads * SPEC.head_dim,
+        "k": SPEC.num_key_value_heads * SPEC.head_dim,
+        "v": SPEC.num_key_value_heads * SPEC.head_dim,
+    }
     shapes = {name: [[1, length, widths[name]] for length in given] for name, given in lengths.items()}
     shapes["mask"] = [[1, 1, s, p] for s, p in zip(lengths["q"], lengths["k"], strict=True)]
     profile = Profile(name="any", shapes=shapes)
@@ -111,7 +116,7 @@ def engine_of(path: Path) -> None:
 
 
 def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:
-    """Why the graphs do not ask for float32 there; where the parser takes it one day, they should."""
+    """The reason why graphs do not ask for float32 there; where the parser takes it one day, they should."""
     path = attention("modern", tmp_path)
     engine_of(path)
     model = onnx.load(path)
@@ -122,7 +127,7 @@ def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:
 
 
 def test_no_float32_attention_in_tensorrt_rtx(tmp_path: Path) -> None:
-    """Why target rtx takes no fp32: lengths that vary have no kernel there."""
+    """The reason why target rtx takes no fp32: lengths that vary have no kernel there."""
     path = attention("modern", tmp_path, "float32")
     with pytest.raises(VtexportError, match=r"does not take attention: .*composite_op"):
         engine_of(path)

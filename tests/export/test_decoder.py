@@ -63,13 +63,13 @@ def run(session: Any, feeds: dict[str, np.ndarray], past: dict[str, np.ndarray])
 
 
 def empty_past(spec: DecoderSpec) -> dict[str, np.ndarray]:
-    shape = (1, 0, spec.kv_heads, spec.head_dim)
+    shape = (1, 0, spec.num_key_value_heads, spec.head_dim)
     return {f"past_key_values.{i}.{kind}": np.zeros(shape, np.float32) for i in range(3) for kind in ("key", "value")}
 
 
 @pytest.fixture(scope="module")
 def embeds(spec: DecoderSpec) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((1, LENGTH, spec.hidden_size)).astype(np.float32)
 
 
 def expected(model: Any, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_any_way_of_feeding_gives_the_same_logits(
             outputs = run(segments[1, 2], {"hidden_states": hidden, "position_ids": feeds["position_ids"]}, past)
         else:
             outputs = run(segments[0, 3], feeds, past)
-        assert outputs["logits"].shape == (1, 1, spec.vocabulary)
+        assert outputs["logits"].shape == (1, 1, spec.vocab_size)
         np.testing.assert_allclose(outputs["logits"][0, 0], logits[end - 1], atol=2e-5 * np.abs(logits).max())
         start = end
 

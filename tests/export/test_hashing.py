@@ -1,4 +1,4 @@
-"""The digest beside the work: the same as hashlib's, with buffers used again as soon as the promise allows."""
+"""The digest alongside the work: the same as hashlib's, with buffers used again as soon as the promise allows."""
 
 from __future__ import annotations
 

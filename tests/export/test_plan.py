@@ -8,17 +8,17 @@ import pytest
 from tiny_llava import make_config
 
 from vtexport.errors import InputError
-from vtexport.export.plan import Plan, check_stored, make_plans, shape_of
+from vtexport.export.plan import PlanSpec, check_stored, make_plans, shape_of
 from vtexport.models import llava
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import get_method, make_options
 
 METHODS = {"nuwa": 16, "prunesid": 16, "visionzip": 16, "vitcop": 16, "none": 64}
 POST = ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
-LAST = "vision_tower.encoder.layers.3.layer_norm1.bias"  # behind the feature layer, the output of block 2
+LAST = "vision_tower.encoder.layers.3.layer_norm1.bias"  # after the feature layer, the output of block 2
 
 
-def plans_of(name: str, spec: ModelSpec) -> tuple[Plan, ...]:
+def plans_of(name: str, spec: ModelSpec) -> tuple[PlanSpec, ...]:
     method = get_method(name)
     return make_plans(method, [METHODS[name]] if name != "none" else None, make_options(method, {}), shape_of(spec))
 

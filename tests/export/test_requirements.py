@@ -26,7 +26,7 @@ INSTALLED = {"numpy": "2.4.6", "transformers": "5.23.0", "onnx-ir": "1.1.0", "to
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What looks installed, to be changed by the test."""
+    """Versions that look installed, to be changed by the test."""
     versions = dict(INSTALLED)
 
     def version(name: str) -> str:

@@ -11,18 +11,18 @@ import torch
 
 from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.export.dialects import DIALECTS
-from vtexport.export.vision import VisionTower
+from vtexport.export.vision import TracedTower
 from vtexport.export.weights import Weight, stored_weight
 from vtexport.models import llava
 
 pytestmark = pytest.mark.long
 
 
-def tower(config: Any, checkpoint: Path, dtype: str) -> VisionTower:
+def tower(config: Any, checkpoint: Path, dtype: str) -> TracedTower:
     entries = open_checkpoint(str(checkpoint)).tensors
     weights: dict[str, Weight] = {name: stored_weight("w", entry, entry.offset) for name, entry in entries.items()}
     spec = llava.model_spec(config, checkpoint).vision
-    return VisionTower(config.vision_config, spec, ("cls_attention",), weights, checkpoint, dtype)
+    return TracedTower(config.vision_config, spec, ("cls_attention",), weights, checkpoint, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

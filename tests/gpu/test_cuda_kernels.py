@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gpu_check.build import build
+from gpu_check.build import build_kernels
 from gpu_check.environment import NotHereError, Tools, check_driver, check_gpu, find_tools
 from gpu_check.hostile import hostile_cases
 from gpu_check.parity import BATCH, common_calls, hostile_calls, step_calls
@@ -48,7 +48,7 @@ def runner(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     from gpu_check.device import GpuRunner
 
     capability = "{}.{}".format(*torch.cuda.get_device_capability(0))
-    built = build(tools, capability, tmp_path_factory.mktemp("kernels"))
+    built = build_kernels(tools, capability, tmp_path_factory.mktemp("kernels"))
     assert built.spills == ()
     yield GpuRunner(built.library)
     torch.cuda.synchronize()

@@ -26,7 +26,7 @@ from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.onnxruntime_backend import Session
 
 BUDGETS = [64, 128]
-TEXT = 40  # rows of the prompt beside the image
+TEXT = 40  # rows of the prompt apart from the image
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,17 @@ def test_prune(
 
 def empty_cache(manifest: Manifest) -> dict[str, np.ndarray]:
     decoder = manifest.decoder
-    nothing = np.zeros((1, 0, decoder.kv_heads, decoder.head_dim), np.float16)
-    return {f"past_key_values.{layer}.{kind}": nothing for layer in range(decoder.layers) for kind in ("key", "value")}
+    nothing = np.zeros((1, 0, decoder.num_key_value_heads, decoder.head_dim), np.float16)
+    return {
+        f"past_key_values.{layer}.{kind}": nothing
+        for layer in range(decoder.num_hidden_layers)
+        for kind in ("key", "value")
+    }
 
 
 def embeddings(manifest: Manifest, rows: int, seed: int) -> np.ndarray:
     """[1, rows, W] float16."""
-    return np.random.default_rng(seed).normal(0, 1, (1, rows, manifest.decoder.width)).astype(np.float16)
+    return np.random.default_rng(seed).normal(0, 1, (1, rows, manifest.decoder.hidden_size)).astype(np.float16)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -69,9 +69,9 @@ def tensorrt(library: Path, device: Device) -> TensorRT:
 
 
 def wrong(tensorrt: TensorRT, case: Case, folder: Path) -> list[str]:
-    """What is wrong with the plugin's answer to a case, as far as nodes have what is known of it."""
+    """Problems of the plugin's answer to a case, as far as nodes have what is known of it."""
     engine, plugins = tensorrt.build(node_model(case.call).SerializeToString(), folder)
-    assert engine is not None, tensorrt.told
+    assert engine is not None, tensorrt.logged
     assert len(plugins) == 1
     got = tensorrt.run(engine, node_inputs(case.call))
     found = {}
@@ -111,7 +111,7 @@ def test_one_engine_for_prompts_of_any_length(tensorrt: TensorRT, tmp_path: Path
         "keys": tuple((1, rows, *heads) for rows in lengths),
     }
     engine, plugins = tensorrt.build(model, tmp_path, profile)  # type: ignore[arg-type]
-    assert engine is not None, tensorrt.told
+    assert engine is not None, tensorrt.logged
     assert len(plugins) == 1
     for case in alike:
         got = tensorrt.run(engine, node_inputs(case.call))
@@ -132,7 +132,7 @@ def test_prune_graphs_of_a_bundle(
     graph = f"{plan}.prune" if form == "with its function" else f"{plan}.prune_plugin"
     path = bundle.path(bundle.manifest.graphs[graph].file)
     engine, plugins = tensorrt.build(path.read_bytes(), path.parent)
-    assert engine is not None, tensorrt.told
+    assert engine is not None, tensorrt.logged
     assert len(plugins) == 1
     described = onnx.load(path, load_external_data=False).graph.input
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in described}
@@ -155,4 +155,4 @@ def test_what_a_plugin_refuses_is_in_tensorrts_log(tensorrt: TensorRT, tmp_path:
     keep.i = 3000  # more than there are tokens
     engine, _ = tensorrt.build(model.SerializeToString(), tmp_path)
     assert engine is None
-    assert any("VtxDivPrune: keep is 3000, more than the" in line for line in tensorrt.told)
+    assert any("VtxDivPrune: keep is 3000, more than the" in line for line in tensorrt.logged)

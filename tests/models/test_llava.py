@@ -48,7 +48,7 @@ def write(folder: Path, settings: dict[str, Any]) -> Path:
 
 
 def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
-    """What the hub's config.json of LLaVA-1.5-7B holds, and no more."""
+    """The content of the hub's config.json of LLaVA-1.5-7B, and no more."""
     settings = {
         "model_type": "llava", "image_token_index": 32000, "pad_token_id": 32001,
         "text_config": {
@@ -61,10 +61,16 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
     }  # fmt: skip
     config = llava.load_config(write(tmp_path, settings))
     spec = llava.model_spec(config, tmp_path)
-    assert (spec.vision.tokens, spec.vision.width, spec.vision.feature_layer) == (576, 1024, 23)
+    assert (spec.vision.tokens, spec.vision.hidden_size, spec.vision.feature_layer) == (576, 1024, 23)
     decoder = spec.decoder
-    assert (decoder.layers, decoder.width, decoder.heads, decoder.kv_heads, decoder.head_dim) == (32, 4096, 32, 32, 128)
-    assert (decoder.vocabulary, decoder.max_positions) == (32064, 4096)
+    assert (
+        decoder.num_hidden_layers,
+        decoder.hidden_size,
+        decoder.num_attention_heads,
+        decoder.num_key_value_heads,
+        decoder.head_dim,
+    ) == (32, 4096, 32, 32, 128)
+    assert (decoder.vocab_size, decoder.max_position_embeddings) == (32064, 4096)
     assert sum(1 for _ in llava.tensor_shapes(config)) == 391 + 295
 
 
@@ -133,7 +139,7 @@ def test_a_window_of_all_positions_drops_nothing(tmp_path: Path) -> None:
     plain = llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path).decoder
     settings["text_config"] |= {"sliding_window": settings["text_config"]["max_position_embeddings"]}
     windowed = llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path).decoder
-    assert replace(windowed, inverse_frequencies=plain.inverse_frequencies) == plain
+    assert replace(windowed, inv_freq=plain.inv_freq) == plain
 
 
 def test_a_list_of_one_feature_layer_is_that_layer(tmp_path: Path) -> None:

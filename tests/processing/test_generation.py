@@ -26,7 +26,7 @@ def described() -> dict[str, Any]:
 
 
 def read(folder: Path, config: dict[str, Any], generation: dict[str, Any] | str | None) -> Read:
-    """What is made of these two files, and the notes."""
+    """The generation settings of these two files, and the notes."""
     (folder / "config.json").write_text(json.dumps(config))
     if generation is not None:
         text = generation if isinstance(generation, str) else json.dumps(generation)

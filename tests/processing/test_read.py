@@ -24,7 +24,7 @@ END = {"tokenizer": 2, "generation_config.json": IMAGE_TOKEN_ID + 1, "config.jso
 
 
 def read(folder: Path) -> tuple[Processing, list[str]]:
-    """What a build reads, and its notes."""
+    """Settings as a build reads them, and its notes."""
     notes: list[str] = []
     config = llava.load_config(folder)
     return read_processing(folder, llava, config, llava.model_spec(config, folder), notes.append), notes

@@ -50,7 +50,7 @@ def test_writes_what_the_device_needs(source: Path, tmp_path: Path) -> None:
 
 
 def test_special_tokens_are_transformers(source: Path, tmp_path: Path) -> None:
-    """Named ones beside the usual, such as the image's, and all of them as plain strings."""
+    """Named ones in addition to the usual, such as the image's, and all of them as plain strings."""
     from transformers import AutoTokenizer
 
     settings = json.loads((source / "tokenizer_config.json").read_text())

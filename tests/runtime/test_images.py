@@ -52,7 +52,7 @@ TARGET = st.integers(1, 50)
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[ImageSettings, dict[str, Any]]:
-    """What a manifest says, and the same for transformers' processor: each step may be left out."""
+    """Steps as a manifest has them, and the same for transformers' processor: each step may be left out."""
     resample = draw(st.sampled_from(sorted(RESAMPLE)))
     mean, std = [draw(st.sampled_from([[0.5, 0.4, 0.3], MEAN])), draw(st.sampled_from([[0.5, 0.25, 1.0], STD]))]
     pad, rescale, normalize, crop = (draw(st.booleans()) for _ in range(4))

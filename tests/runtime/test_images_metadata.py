@@ -88,7 +88,7 @@ def turned(orientation: int, stored: Image.Image = STORED) -> np.ndarray:
 
 
 def exif_transposed(file: Path) -> np.ndarray | None:
-    """What Pillow makes of a file, or None where it gives up."""
+    """Pillow's upright form of a file, or None where it gives up."""
     try:
         return np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
     except (SyntaxError, ValueError, TypeError, struct.error):

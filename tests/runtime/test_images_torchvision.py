@@ -1,4 +1,4 @@
-"""How far the pixels may be from the torchvision form of transformers' processors, which it prefers where it can."""
+"""Distance of the pixels from the torchvision form of transformers' processors, which it prefers where it can."""
 
 from __future__ import annotations
 

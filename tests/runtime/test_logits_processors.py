@@ -60,7 +60,7 @@ def ours(given: dict[str, Any]) -> Generation:
 
 
 def histories(seed: int, prompt_tokens: int) -> list[tuple[list[int], list[list[int]]]]:
-    """A prompt with placeholders in it, and its ids behind 0 to NEW_TOKENS - 1 new tokens. Few ids, so they repeat."""
+    """A prompt with placeholders in it, and its ids after 0 to NEW_TOKENS - 1 new tokens. Few ids, so they repeat."""
     random = np.random.default_rng(seed)
     ids = random.integers(0, 10, prompt_tokens + NEW_TOKENS).tolist()
     ids[2 : max(2, prompt_tokens - 3)] = [11] * max(0, prompt_tokens - 5)

@@ -67,7 +67,7 @@ def test_image_kinds_agree(pipeline: Pipeline, noisy_image: np.ndarray, tmp_path
 
 @pytest.mark.parametrize("key", ["path", "url", "image", "base64", "image_url"])
 def test_images_inside_messages(pipeline: Pipeline, noisy_image: np.ndarray, tmp_path: Path, key: str) -> None:
-    """They are what the same image beside the question is."""
+    """They are what the same image given next to the question is."""
     path = tmp_path / "a.png"
     Image.fromarray(noisy_image).save(path)
     written = base64.b64encode(path.read_bytes()).decode()

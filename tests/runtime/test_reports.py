@@ -1,4 +1,4 @@
-"""What a method reports of an image: with the answer, as warnings, and as the number of rows that are used."""
+"""Reports of a method on an image: with the answer, as warnings, and as the number of rows that are used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vtexport.build import build
-from vtexport.bundle.manifest import Limit
+from vtexport.bundle.manifest import ReportLimit
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.export.plan import make_plans
@@ -61,7 +61,9 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
     (planned,) = make_plans(method, [16], make_options(method, {}), shape)
     plan = manifest.plans[0]
     plan.reports = {
-        "rank": [Limit(warning=each.warning, least=each.least, most=each.most) for each in planned.reports["rank"]]
+        "rank": [
+            ReportLimit(warning=each.warning, least=each.least, most=each.most) for each in planned.reports["rank"]
+        ]
     }
     for rank, warned in ((1, True), (3, True), (4, False), (30, False)):
         values, warnings = reported(plan, {"rank": np.array([rank])})
@@ -73,7 +75,7 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
 def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:
     plan = open_bundle(bundle).manifest.plans[1]
     pipeline = Pipeline.open(bundle, plan.name)
-    features = pipeline._vision.patches(pipeline._vision.look(photo, Clock()))
+    features = pipeline._vision.patches(pipeline._vision.run(photo, Clock()))
     expected = select("svdprune", features[None], keep=16, rank=12, mode="leverage", leverage=0.3)
     count = int(expected.details["count"][0])
     assert 4 <= count < 16
@@ -93,7 +95,7 @@ def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:
 )
 def test_limits(bundle: Path, value: float, least: float | None, most: float | None, warned: bool) -> None:
     plan = open_bundle(bundle).manifest.plans[0]
-    plan.reports = {"x": [Limit(warning="mind", least=least, most=most)]}
+    plan.reports = {"x": [ReportLimit(warning="mind", least=least, most=most)]}
     values, warnings = reported(plan, {"x": np.array([value])})
     assert list(values) == ["x"]
     assert warnings == ([f"{plan.name}: x is {value:.4g}: mind"] if warned else [])

@@ -19,7 +19,7 @@ from test_parity import assert_same_answer
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.reader import open_bundle
@@ -105,7 +105,7 @@ def test_the_graphs_compute_the_model(checkpoint: Path, twin: Path, keep: int, m
     plain = LlamaRotaryEmbedding.forward
 
     def rounded(self: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        """What it gives in a bfloat16 model, which the graph holds as constants."""
+        """Its values in a bfloat16 model, which the graph holds as constants."""
         return tuple(table.bfloat16().float() for table in plain(self, *args, **kwargs))
 
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", rounded)
@@ -275,4 +275,4 @@ def test_the_build_ends_where_a_type_is_wrong(
     plain = torch.nn.functional.conv2d
     monkeypatch.setattr(vision, "_wide_convolution", lambda conv, x: plain(x, conv.weight, conv.bias, conv.stride))
     with pytest.raises(VtexportError, match=r"vision.cls_attention.classic.onnx was exported wrongly.*Conv"):
-        build(str(checkpoint), tmp_path / "b", keep=16, precision="bf16", report=Report())
+        build(str(checkpoint), tmp_path / "b", keep=16, precision="bf16", report=BuildProgress())

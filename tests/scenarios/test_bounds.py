@@ -55,7 +55,7 @@ def run_in(env: Environment, *arguments: object, cwd: Path, **variables: str) ->
 
 
 def check_versions(versions: dict[str, str], name: str, minor: int) -> None:
-    """What the test speaks of is what was installed."""
+    """Checks that the test speaks of what was installed."""
     installed = {canonicalize_name(package): Version(version) for package, version in versions.items()}
     wanted = {package: Version(version) for package, version in pins(name, minor).items()}
     assert {package: installed[package] for package in wanted} == wanted

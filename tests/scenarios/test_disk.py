@@ -94,7 +94,7 @@ def test_room_for_the_weights_alone(warm: WarmBuilds, disk: Path, tiny_checkpoin
 
 
 def test_a_read_only_disk(warm: WarmBuilds, disk: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    """Which is read-only for root too."""
+    """The disk is read-only for root too."""
     shutil.copytree(tiny_bundle, warm.seen(disk) / "b")
     warm.mount(disk, "remount,ro")
     for name in ("b", "new", "new/b"):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtexport
-from vtexport.bundle.calibration import read_calibration
+from vtexport.bundle.adaptive import read_adaptations
 from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.hub import fetch_snapshot
 from vtexport.checkpoint.model_config import read_model_config
@@ -134,10 +134,10 @@ def wrong_graph(bundle: Path) -> None:
     Pipeline.open(bundle, "prunesid-16")
 
 
-def wrong_calibration(bundle: Path) -> None:
-    (bundle / "calibration.json").write_text(json.dumps({"schema_version": 1, "source_sha256": LONG, "routes": {}}))
+def wrong_adaptation(bundle: Path) -> None:
+    (bundle / "adaptive.json").write_text(json.dumps({"schema_version": 1, "source_sha256": LONG, "routes": {}}))
     opened = open_bundle(bundle)
-    read_calibration(bundle, opened.manifest)
+    read_adaptations(bundle, opened.manifest)
 
 
 def wrong_engines(bundle: Path) -> None:
@@ -158,7 +158,7 @@ def replace(bundle: Path, name: str, content: str | bytes) -> None:
     "provoke",
     [
         *(wrong_manifest, manifest_without_a_file, wrong_tokenizer, wrong_template, template_that_refuses),
-        *(wrong_graph, wrong_calibration, wrong_engines),
+        *(wrong_graph, wrong_adaptation, wrong_engines),
     ],
     ids=lambda provoke: provoke.__name__,
 )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from warm_builds import WarmBuilds
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import InputError, VtexportError
 
@@ -85,7 +85,7 @@ def test_killed_at_any_moment(
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            build(str(tiny_checkpoint), target, keep=24, report=Report(stage=give_up))
+            build(str(tiny_checkpoint), target, keep=24, report=BuildProgress(stage=give_up))
         assert plans(target) == found
         assert [path.name for path in target.parent.iterdir()] == (["b"] if found else [])
         shutil.rmtree(target, ignore_errors=True)
@@ -160,14 +160,14 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GraphExporter, "_vision", refuse)
 
 
-def at_stage(name: str, action: Any) -> Report:
+def at_stage(name: str, action: Any) -> BuildProgress:
     """A report that does something when the build says that it begins a stage."""
 
     def stage(text: str) -> None:
         if text.startswith(name):
             action()
 
-    return Report(stage=stage)
+    return BuildProgress(stage=stage)
 
 
 @pytest.mark.parametrize("stage", ["copying", "adding"])

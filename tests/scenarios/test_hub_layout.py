@@ -78,7 +78,7 @@ def test_the_bundle_is_whole_and_has_its_shards(bundle: Path) -> None:
     opened = open_bundle(bundle)
     assert opened.verify() == []
     assert sum(name.startswith("onnx/weights/") for name in opened.manifest.files) == 3
-    assert opened.manifest.decoder.kv_heads == opened.manifest.decoder.heads
+    assert opened.manifest.decoder.num_key_value_heads == opened.manifest.decoder.num_attention_heads
     assert (opened.manifest.text.image_token, opened.manifest.text.eos_token_ids) == ("<image>", [2])
 
 
@@ -108,13 +108,22 @@ def test_wherever_the_chat_template_is(repository: Path, bundle: Path, tmp_path:
 
 
 def test_the_alias_has_the_sizes_of_the_hubs_configuration(tmp_path: Path) -> None:
-    """What the hub's file leaves out is what the packaged one, which `--weights random` takes, states."""
+    """The hub's file leaves out what the packaged one, which `--weights random` takes, states."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     hub, packaged = read_model_config(tmp_path), read_model_config(ALIASES["llava"].folder)
     assert hub.shapes == packaged.shapes
     assert hub.file.dtype == packaged.file.dtype
     one, other = (read.family._decoder(read.config, tmp_path) for read in (hub, packaged))
-    assert one.inverse_frequencies.tolist() == other.inverse_frequencies.tolist()
-    names = ("heads", "kv_heads", "head_dim", "norm_epsilon", "max_positions", "head", "attention_bias", "mlp_bias")
+    assert one.inv_freq.tolist() == other.inv_freq.tolist()
+    names = (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "head",
+        "attention_bias",
+        "mlp_bias",
+    )
     assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
     assert hub.family._vision(hub.config, tmp_path) == packaged.family._vision(packaged.config, tmp_path)

@@ -1,4 +1,4 @@
-"""What the small files show to be wrong is said before weights are fetched, written or copied."""
+"""Faults that the small files show are said before weights are fetched, written or copied."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle import in_place
 from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.safetensors_index import read_index
@@ -53,7 +53,7 @@ def plans(bundle: Path) -> list[str]:
 
 
 def ours(folder: Path) -> set[str]:
-    """What builds have put there, by relative name."""
+    """Files that builds have put there, by relative name."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return {name for name in files if "vtx" in name}
 
@@ -111,7 +111,7 @@ def test_a_changed_checkpoint_takes_no_plans_but_replaces(folder: Path, tmp_path
         build(str(folder), folder, keep=20, link_weights=True)
     assert ours(folder) == before
     notes: list[str] = []
-    build(str(folder), folder, keep=20, link_weights=True, replace=True, report=Report(note=notes.append))
+    build(str(folder), folder, keep=20, link_weights=True, replace=True, report=BuildProgress(note=notes.append))
     assert plans(folder) == ["prunesid-20"]
     assert open_bundle(folder).verify() == []
     assert ours(folder) == {name for name in open_bundle(folder).manifest.files if "vtx" in name}
@@ -129,7 +129,7 @@ def test_a_build_that_fails_leaves_the_old_bundle(folder: Path, stage: str) -> N
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        build(str(folder), folder, keep=20, link_weights=True, report=Report(stage=fail))
+        build(str(folder), folder, keep=20, link_weights=True, report=BuildProgress(stage=fail))
     assert (sorted(folder.rglob("*")), content(folder)) == before
 
 
@@ -242,7 +242,7 @@ def test_another_precision_is_refused(tmp_path: Path, dtype: str, precision: str
 
 
 def clone(descriptor: int, request: int, source: int) -> int:
-    """What the system call does, by a copy."""
+    """Does what the system call does, by a copy."""
     assert request == 0x40049409
     size = os.fstat(source).st_size
     assert os.sendfile(descriptor, source, 0, size) == size

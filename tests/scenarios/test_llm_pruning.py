@@ -20,7 +20,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import UsageError
 from vtexport.pruning import apply
-from vtexport.runtime.language_model import Conversation
+from vtexport.runtime.language_model import Sequence
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
@@ -99,12 +99,12 @@ def plan_of(bundle: Path, number: int) -> str:
     return open_bundle(bundle).manifest.plans[number].name
 
 
-def recorded(pipeline: Pipeline) -> list[Conversation]:
-    """The conversations that the pipeline starts from now on."""
-    seen: list[Conversation] = []
+def recorded(pipeline: Pipeline) -> list[Sequence]:
+    """The sequences that the pipeline starts from now on."""
+    seen: list[Sequence] = []
     start = pipeline._language_model.start
 
-    def record(*arguments: int) -> Conversation:
+    def record(*arguments: int) -> Sequence:
         seen.append(start(*arguments))
         return seen[-1]
 
@@ -120,7 +120,7 @@ def test_decoding_equals_the_eager_model(
     method, keep, options = CASES[number]
     pipeline = Pipeline.open(bundle, plan_of(bundle, number), dialect="modern" if number % 2 else "classic")
     plan, different = pipeline.plans[0], set()
-    conversations = recorded(pipeline)
+    sequences = recorded(pipeline)
     visual = pipeline.encode(PHOTO)  # one frame serves all the questions
     for name, prompt in PROMPTS.items():
         count = NEW if name in {"question", "two turns"} else 12
@@ -138,11 +138,11 @@ def test_decoding_equals_the_eager_model(
         text = answer.prompt_tokens - plan.visual_tokens + len(answer.token_ids) - 1
         by_layer = [
             cache.length - text
-            for cache, segment in zip(conversations[-1].caches, plan.segments, strict=True)
+            for cache, segment in zip(sequences[-1].caches, plan.segments, strict=True)
             for _ in range(segment.layers)
         ]
         assert by_layer == plan.tokens_by_layer()
-        assert all(cache.capacity == cache.length + 1 for cache in conversations[-1].caches if len(expected) == count)
+        assert all(cache.capacity == cache.length + 1 for cache in sequences[-1].caches if len(expected) == count)
     assert abs(np.mean(plan.tokens_by_layer()) - keep) <= 0.02 * keep
     assert len(different) > len(PROMPTS) - 2, "prompts should matter"
 
@@ -193,10 +193,10 @@ def test_prompts_up_to_the_last_position(number: int, bundle: Path, model: Any, 
 
 
 def test_a_frame_serves_several_questions(bundle: Path) -> None:
-    """Labels of stage I travel with it, and a conversation leaves nothing behind for the next."""
+    """Labels of stage I travel with it, and a sequence leaves nothing behind for the next."""
     pipeline = Pipeline.open(bundle, plan_of(bundle, 0))
     visual = pipeline.encode(PHOTO)
-    assert set(visual.further) == {"labels"}
+    assert set(visual.aux_outputs) == {"labels"}
     once = [pipeline.generate(visual, PROMPTS[name], max_new_tokens=8).token_ids for name in ("question", "long")]
     again = [pipeline.generate(visual, PROMPTS[name], max_new_tokens=8).token_ids for name in ("long", "question")]
     fresh = pipeline.generate(PHOTO, QUESTION, max_new_tokens=8).token_ids
@@ -249,9 +249,9 @@ def test_half_precision(checkpoint: Path, tmp_path: Path) -> None:
     for method, keep in (("vitcop", 16), ("pyramiddrop", 30)):
         build(str(checkpoint), folder, method=method, keep=keep, precision="fp16")
         pipeline = Pipeline.open(folder, f"{method}-{keep}")
-        conversations = recorded(pipeline)
+        sequences = recorded(pipeline)
         answer = pipeline.generate(PHOTO, QUESTION, max_new_tokens=16)
         assert 1 < len(answer.token_ids) <= 16
         steps = pipeline.plans[0].steps
         assert [len(kept) for kept in answer.kept_by_layer.values()] == [step.keep for step in steps]
-        assert all(value.dtype == np.float16 for value in conversations[0].caches[-1].past().values())
+        assert all(value.dtype == np.float16 for value in sequences[0].caches[-1].past().values())

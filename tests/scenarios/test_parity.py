@@ -40,7 +40,7 @@ def processor(folder: Path) -> Any:
 
 
 def pytorch_inputs(folder: Path, image: Image.Image) -> Any:
-    """What transformers' own processor makes of the image and the question."""
+    """Inputs that transformers' own processor makes of the image and the question."""
     read = processor(folder)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     text = read.apply_chat_template(messages, add_generation_prompt=True)
@@ -108,7 +108,7 @@ def assert_same_answer(folder: Path, bundle: Path, plan: str, keep: int, **param
 def test_vision_features_and_scores(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     pixels = pytorch_inputs(tiny_checkpoint, Image.open(PHOTO))["pixel_values"]
     features, scores = pytorch_vision(load(tiny_checkpoint), pixels)
-    got = Pipeline.open(tiny_bundle, "prunesid-16")._vision.run({"pixel_values": pixels.numpy()})
+    got = Pipeline.open(tiny_bundle, "prunesid-16")._vision.run_graph({"pixel_values": pixels.numpy()})
     np.testing.assert_allclose(got["features"], features.numpy(), rtol=0, atol=2e-5 * float(features.abs().max()))
     np.testing.assert_allclose(got["scores"], scores.numpy(), rtol=1e-5, atol=0)
 

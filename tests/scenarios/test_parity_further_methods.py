@@ -86,7 +86,7 @@ def test_bundle_equals_pytorch(
     image, pipeline = Image.open(PHOTO), Pipeline.open(folder)
     model, inputs = load(tiny_checkpoint), pytorch_inputs(tiny_checkpoint, image)
     signals = pytorch_signals(model, inputs["pixel_values"])
-    graph = pipeline._vision.run({"pixel_values": inputs["pixel_values"].numpy()})
+    graph = pipeline._vision.run_graph({"pixel_values": inputs["pixel_values"].numpy()})
     for name in graph:
         value = graph[name][:, 1:] if name == "features" else graph[name]
         np.testing.assert_allclose(value, signals[name], rtol=0, atol=2e-5 * float(np.abs(value).max()), err_msg=name)

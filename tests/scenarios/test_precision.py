@@ -34,7 +34,7 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def vision(bundle: Path, plan: str, dialect: str = "modern") -> dict[str, np.ndarray]:
     pipeline = Pipeline.open(bundle, plan, dialect=dialect)
     pixels, _ = pixel_values(load_image(PHOTO), pipeline.bundle.manifest.image)
-    return pipeline._vision.run({"pixel_values": pixels})
+    return pipeline._vision.run_graph({"pixel_values": pixels})
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
@@ -55,7 +55,7 @@ def test_vision_agrees_with_fp32(tiny_bundle: Path, half_bundle: Path, dialect: 
 def test_kept_tokens_and_answer_are_near_fp32s(
     tiny_bundle: Path, half_bundle: Path, keep: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Which tokens are kept may differ where a choice is close, and a different row changes the answer behind it."""
+    """Kept tokens may differ where a choice is close, and a different row changes the answer after it."""
     plan = f"prunesid-{keep}"
     whole, half = Pipeline.open(tiny_bundle, plan), Pipeline.open(half_bundle, plan)
     expected, got = whole.encode(PHOTO), half.encode(PHOTO)

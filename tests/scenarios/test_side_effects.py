@@ -1,4 +1,4 @@
-"""What vtexport leaves behind where nobody asked for it: nothing, in a home that nothing has used before."""
+"""Traces that vtexport leaves where nobody asked for them: none, in a home that nothing has used before."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_parity import PROMPT, load, pytorch_inputs
 from tiny_llava import PHOTO
 
-from vtexport.build import Report, build
+from vtexport.build import BuildProgress, build
 from vtexport.errors import InputError
 from vtexport.runtime.pipeline import Pipeline
 
@@ -51,7 +51,7 @@ def misnamed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_answers_are_those_of_the_stored_tensors(misnamed: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     with remembered_vision():
-        bundle = build(str(misnamed), tmp_path / "b", method="none", report=Report(note=notes.append)).folder
+        bundle = build(str(misnamed), tmp_path / "b", method="none", report=BuildProgress(note=notes.append)).folder
         added = build(str(misnamed), bundle, method="uniform", keep=16)  # by the names in the bundle's own files
     assert [plan.name for plan in added.manifest.plans] == ["none", "uniform-16"]
     inputs = pytorch_inputs(tiny_checkpoint, Image.open(PHOTO))

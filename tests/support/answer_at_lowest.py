@@ -1,4 +1,4 @@
-"""What one environment answers, as JSON: `python answer_at_lowest.py PHOTO QUESTION BUNDLE...`.
+"""Answers of one environment as JSON: `python answer_at_lowest.py PHOTO QUESTION BUNDLE...`.
 
 It runs where little is installed: nothing of the tests is imported.
 """

@@ -1,4 +1,4 @@
-"""What the tests of `apply` compare with: sequences put together by hand for the inner model."""
+"""Expected values for the tests of `apply`: sequences put together by hand for the inner model."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def logits_by_hand(model: Any, ids: torch.Tensor, pixel_values: torch.Tensor) ->
 
 
 def greedy(model: Any, ids: torch.Tensor, pixel_values: torch.Tensor, new: int) -> list[int]:
-    """Greedy tokens behind one row of ids, the whole sequence anew for every token."""
+    """Greedy tokens after one row of ids, the whole sequence anew for every token."""
     for _ in range(new):
         ids = torch.cat([ids, logits_by_hand(model, ids, pixel_values)[-1:].argmax(-1)])
     return ids[-new:].tolist()
 
 
 def new_tokens(model: Any, given: dict[str, Any], new: int = 8, **settings: Any) -> list[list[int]]:
-    """What `generate` puts behind the prompt, with end tokens like any others."""
+    """Tokens that `generate` puts after the prompt, with end tokens like any others."""
     free = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     tokens = model.generate(**given, max_new_tokens=new, **{**free, **settings})
     return tokens[:, given["input_ids"].shape[1] :].tolist()

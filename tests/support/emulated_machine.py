@@ -31,7 +31,7 @@ def build_caller(compiler: str, folder: Path) -> Path:
 
 
 class _Elsewhere:
-    """What a runner asks of the library before a call, answered for the CPU form without loading it."""
+    """Answers to what a runner asks of the library before a call, given for the CPU form without loading it."""
 
     def workspace_bytes(self, *_arguments: object) -> tuple[Status, int]:
         return Status.OK, 0

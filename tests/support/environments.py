@@ -64,7 +64,7 @@ def run(command: list[str], cwd: Path, **variables: str) -> str:
 
 
 def requirements(groups: Iterable[str], minor: int) -> list[Requirement]:
-    """What pyproject.toml asks for on Python 3.`minor`; the group "" is the base installation."""
+    """Requirements of pyproject.toml on Python 3.`minor`; the group "" is the base installation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [Requirement(line) for group in groups for line in (extras[group] if group else project["dependencies"])]
@@ -149,7 +149,7 @@ def install(into: Environment, packages: Iterable[str], *options: str) -> None:
 
 
 def cache() -> Path:
-    """Where environments are kept."""
+    """The folder in which environments are kept."""
     named = os.environ.get("XDG_CACHE_HOME")
     return (Path(named) if named else Path.home() / ".cache") / "vtexport-tests"
 
@@ -170,7 +170,7 @@ def _remove_old(folder: Path) -> None:
 
 @functools.cache
 def _links(name: str) -> dict[str, str]:
-    """What to link for a package and all it needs: name in site-packages -> path."""
+    """Links for a package and all it needs: name in site-packages -> path."""
     links: dict[str, str] = {}
     waiting, seen = [name], set()
     while waiting:

@@ -1,4 +1,4 @@
-"""What the tests of the greedy methods share: features that leave no choice to rounding, and hostile ones."""
+"""Cases for the tests of the greedy methods: features that leave no choice to rounding, and hostile ones."""
 
 from __future__ import annotations
 

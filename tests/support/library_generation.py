@@ -11,7 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 
 class Asked(GenerationMixin):
-    """What of a model that method asks."""
+    """A stand-in for a model, as far as that method asks it."""
 
     def __init__(self, vocabulary: int):
         text = SimpleNamespace(vocab_size=vocabulary)

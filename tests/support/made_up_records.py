@@ -22,12 +22,12 @@ class FakeManifest:
 
 @dataclasses.dataclass
 class FakeBundle:
-    """What a report looks at of a bundle."""
+    """A stand-in for a bundle, as far as a report looks at it."""
 
     folder: Path
     manifest: FakeManifest
 
-    def plan_or_route(self, name: str) -> Plan:
+    def plan_or_adaptive(self, name: str) -> Plan:
         return next(plan for plan in self.manifest.plans if plan.name == name)
 
 

@@ -44,7 +44,7 @@ _OF_FEATURE_TYPE = ("features", "kept_features", "hidden_states", "keys", "query
 
 
 def node_attributes(call: Call) -> dict[str, Any]:
-    """What the node of a call carries, but for what means nothing to a native form."""
+    """Attributes of the node of a call, but for what means nothing to a native form."""
     words = _WORDS.get(call.op_type, {})
     own: dict[str, Any] = {}
     for name, *_ in call.parameters._fields_ if call.parameters is not None else ():

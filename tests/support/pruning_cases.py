@@ -1,4 +1,4 @@
-"""What the pruning tests run with: stock ONNX Runtime, and random features with a spectrum that decides the groups."""
+"""Parts of the pruning tests: stock ONNX Runtime, and random features with a spectrum that decides the groups."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ def remembered_vision() -> Iterator[None]:
     from vtexport.export import graphs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "VisionTower", _RememberedTower)
+        patch.setattr(graphs, "TracedTower", _RememberedTower)
         yield
 
 
 class _RememberedTower:
-    """`VisionTower`, exporting what is not remembered yet."""
+    """`TracedTower`, exporting what is not remembered yet."""
 
     _made: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 (it is shared)
 
@@ -36,10 +36,10 @@ class _RememberedTower:
     def graph(self, opset: int) -> Any:
         import onnx_ir as ir
 
-        from vtexport.export.vision import VisionTower
+        from vtexport.export.vision import TracedTower
 
         key = (*self._key, opset)
         if key not in self._made:
-            self._tower = self._tower or VisionTower(*self._arguments)
+            self._tower = self._tower or TracedTower(*self._arguments)
             self._made[key] = ir.serde.serialize_model(self._tower.graph(opset))
         return ir.serde.deserialize_model(self._made[key])

@@ -20,7 +20,7 @@ class TensorRT:
 
     Attributes:
         version: (major, minor).
-        told: What it logged as an error since the last build.
+        logged: What it logged as an error since the last build.
     """
 
     def __init__(self, plugins: Path, device: Device) -> None:
@@ -29,8 +29,8 @@ class TensorRT:
         self.trt, self.device = trt, device
         major, minor = trt.__version__.split(".")[:2]
         self.version = int(major), int(minor)
-        self.told: list[str] = []
-        told = self.told
+        self.logged: list[str] = []
+        logged = self.logged
 
         class Logger(trt.ILogger):
             def __init__(self) -> None:
@@ -38,12 +38,12 @@ class TensorRT:
 
             def log(self, severity: Any, text: str) -> None:
                 if severity <= trt.ILogger.ERROR:
-                    told.append(text)
+                    logged.append(text)
 
         self.logger = Logger()
         self.builder = trt.Builder(self.logger)  # registers the logger, which a plugin's sentences go to
         self.library = trt.get_plugin_registry().load_library(str(plugins))
-        assert self.library is not None, self.told
+        assert self.library is not None, self.logged
 
     def build(self, model: bytes, folder: Path, profile: Profile | None = None) -> tuple[Any, list[str]]:
         """An engine, or None where TensorRT refuses the model, and the names of its plugins' layers.
@@ -51,12 +51,12 @@ class TensorRT:
         `folder` is where the model's external data lies.
         """
         trt = self.trt
-        self.told.clear()
+        self.logged.clear()
         flags = trt.NetworkDefinitionCreationFlag
         network = self.builder.create_network(1 << int(flags.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self.logger)
         if not parser.parse(model, path=str(folder / "model.onnx")):
-            self.told += [str(parser.get_error(number)) for number in range(parser.num_errors)]
+            self.logged += [str(parser.get_error(number)) for number in range(parser.num_errors)]
             return None, []
         layers = [network.get_layer(number) for number in range(network.num_layers)]
         plugins = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
@@ -83,11 +83,11 @@ class TensorRT:
         try:
             for name, array in given.items():
                 assert array.dtype == NUMPY[engine.get_tensor_dtype(name).name], name
-                assert context.set_input_shape(name, array.shape), (name, self.told)
+                assert context.set_input_shape(name, array.shape), (name, self.logged)
                 addresses.append(device.allocate(array.nbytes))
                 device.upload(addresses[-1], array)
                 context.set_tensor_address(name, addresses[-1])
-            assert not context.infer_shapes(), self.told
+            assert not context.infer_shapes(), self.logged
             outputs = {
                 name: np.empty(tuple(context.get_tensor_shape(name)), NUMPY[engine.get_tensor_dtype(name).name])
                 for name in names
@@ -98,7 +98,7 @@ class TensorRT:
                 places[name] = device.allocate(array.nbytes)
                 addresses.append(places[name])
                 context.set_tensor_address(name, places[name])
-            assert context.execute_async_v3(device.stream), self.told
+            assert context.execute_async_v3(device.stream), self.logged
             device.synchronize()
             for name, array in outputs.items():
                 device.download(array, places[name])

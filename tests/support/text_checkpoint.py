@@ -38,7 +38,7 @@ def processor_of(folder: Path) -> Any:
 def read_files(
     folder: Path, familys_own: str | None = CHAT_TEMPLATE, image_token_id: int = IMAGE_TOKEN_ID
 ) -> TextFiles:
-    """What a build makes of them."""
+    """Settings that a build makes of them."""
     return read_text_files(folder, load_tokenizer(folder), image_token_id, familys_own)
 
 

@@ -27,7 +27,7 @@ NAMESPACE = ("unshare", "--map-root-user", "--mount", "--")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended; `code` is negative for a signal, as in subprocess."""
+    """End of a command; `code` is negative for a signal, as in subprocess."""
 
     code: int
     out: str

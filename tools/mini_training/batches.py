@@ -22,7 +22,7 @@ from vtexport.eval.questions import TASKS, Asked, ask, ask_side
 from vtexport.eval.scenes import HELD_OUT_SEED
 
 PATCH, GRID = 14, 24
-SIDE = "side"  # the training-only step towards relations, beside TASKS
+SIDE = "side"  # the training-only step towards relations, in addition to TASKS
 ASKED = (*TASKS, SIDE)
 # How often a task is drawn; a digit or word that is there is asked about once in every picture anyway.
 Weights = dict[str, float]
@@ -44,7 +44,7 @@ class Layout:
 
 @dataclass
 class Batch:
-    """What one training step sees, for B pictures of N patches and T text tokens.
+    """Data of one training step, for B pictures of N patches and T text tokens.
 
     `pixels` [B, S, S, 3] uint8; `origins` B x (x, y) in patches; `colour`, `kind` [B, N] int64 (the last class is none,
     -100 unsure); `box` [B, N, 4] steps, -100 off the items; `centre` [B, N] float, 1 where an item's centre is;
@@ -70,7 +70,7 @@ class Batch:
 
 @dataclass
 class Turns:
-    """Packed turns of one picture. Each sees the picture and itself only, and its positions restart behind the picture,
+    """Packed turns of one picture. Each sees the picture and itself only, and its positions restart after the picture,
     so that a packed picture equals as many pictures with one question each."""
 
     ids: list[int]

@@ -1,4 +1,4 @@
-"""What training saves to go on from, and the trained model in the layout of Hugging Face's LLaVA."""
+"""The checkpoint that training goes on from, and the trained model in the layout of Hugging Face's LLaVA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mini` is trained for: answers, and on the way there what patches show, what CLS saw, where nouns point."""
+"""Losses of `mini`: answers, and on the way there what patches show, what CLS saw, where nouns point."""
 
 from __future__ import annotations
 

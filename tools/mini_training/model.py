@@ -23,7 +23,7 @@ EPSILON, ROPE_BASE = 1e-5, 10000.0
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # preprocessor_config.json
 PRECISION = torch.bfloat16  # of activations; weights are float32, cast for each product by autocast
 MASKED = -1e4
-POINTING_LAYER = 5  # behind this many decoder layers nouns are asked where their item is
+POINTING_LAYER = 5  # after this many decoder layers nouns are asked where their item is
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -182,7 +182,7 @@ class _Rms(torch.autograd.Function):
 
 
 def rms(x: Tensor) -> Tensor:
-    """RMSNorm without its weight, which is multiplied into the matrices behind it."""
+    """RMSNorm without its weight, which is multiplied into the matrices after it."""
     return _Rms.apply(x)
 
 
@@ -217,7 +217,7 @@ class DecoderLayer(nn.Module):
 
 
 class Heads(nn.Module):
-    """What training alone needs: it is not part of the shipped model."""
+    """Heads for training alone; they are not part of the shipped model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class Mini(nn.Module):
         return [*seen, (keys, values)]
 
     def read(self, ids: Tensor, turn: Tensor, place: Tensor, seen: list[KeysValues]) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, T, W] of packed turns behind the picture: after `POINTING_LAYER` layers, and after all."""
+        """Hidden states [B, T, W] of packed turns after the picture: after `POINTING_LAYER` layers, and after all."""
         count, length = ids.shape
         before = seen[0][0].shape[2]
         own = (turn[:, :, None] == turn[:, None]) & torch.ones(length, length, dtype=torch.bool).tril()

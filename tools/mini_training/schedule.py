@@ -1,4 +1,4 @@
-"""When training does what: phases by progress, and clocks that say how far it is."""
+"""Schedule of training: phases by progress, and clocks that say how far it is."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def phase_at(progress: float, phases: tuple[Phase, ...] = PHASES) -> tuple[int, 
 
 
 class Clock(Protocol):
-    """How much of training is left, in a unit of its own."""
+    """A measure of how much of training is left, in a unit of its own."""
 
     def spend(self, seconds: float) -> float:
         """Takes one step that took so long; its size in the clock's unit."""
 
     def left(self) -> float:
-        """What is left before that step, in the same unit; 0 or less where training is over."""
+        """The rest of training before that step, in the same unit; 0 or less where training is over."""
 
 
 class Steps:

@@ -8,7 +8,7 @@ import make_mini_tokenizer
 from tokenizers import Tokenizer
 
 from vtexport.eval.drawing import COLOURS, DIGITS, SHAPES, WORDS, Box
-from vtexport.eval.questions import Question
+from vtexport.eval.questions import SceneQuestion
 
 STEPS = make_mini_tokenizer.COORDINATE_STEPS
 END, IGNORED = 2, -100  # </s>, and a label that no loss looks at
@@ -47,7 +47,7 @@ def question_ids(question: str) -> list[int]:
     return _ids(f"{question} ASSISTANT:")
 
 
-def answer_ids(question: Question) -> list[int]:
+def answer_ids(question: SceneQuestion) -> list[int]:
     """The token ids of an answer, without the one that ends it. Boxes are rounded to half patches."""
     if question.box is None:
         return [_one(f" {question.answer}")]

@@ -74,7 +74,7 @@ def as_dtype(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def widened(values: np.ndarray, dtype: str) -> np.ndarray:
-    """What `as_dtype` holds, exactly, as float32."""
+    """The values of `as_dtype`, exactly, as float32."""
     if dtype != "bfloat16":
         return values.astype(np.float32)
     return (values.astype(np.uint32) << 16).view(np.float32)
@@ -150,7 +150,7 @@ def step_call(
 
 
 def single_images(call: Call) -> list[Call]:
-    """A batch's call as one call an image, for an op behind the vision tower."""
+    """A batch's call as one call an image, for an op after the vision tower."""
     sizes = type(call.sizes).from_buffer_copy(call.sizes)
     sizes.batch = 1
     outputs = output_shapes(call.op_type, sizes, call.parameters)

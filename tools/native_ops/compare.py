@@ -1,4 +1,4 @@
-"""Whether the outputs of a native op are the right ones: exactly, wherever more than float32's rounding decides them.
+"""Comparison of a native op's outputs with the right ones: exactly, wherever more than float32's rounding decides them.
 
 A `Case` holds what the float64 reference (or the authors' code) gives and which parts of it are *sure*: decided by
 margins beyond the arithmetic's error. `problems` lists what is wrong with the outputs of a call. Every selection has to
@@ -58,7 +58,7 @@ class Case:
 
 
 def check(runner: Runner, case: Case) -> list[str]:
-    """What is wrong with a library's answer to a case, two runs of which have to be the same to the last bit."""
+    """Problems of a library's answer to a case, two runs of which have to be the same to the last bit."""
     try:
         found, changed = runner.run_twice(case.call)
     except (AssertionError, RuntimeError) as error:
@@ -68,7 +68,7 @@ def check(runner: Runner, case: Case) -> list[str]:
 
 
 def check_batch(runner: Runner, name: str, call: Call) -> list[str]:
-    """Whether a batch's outputs are those of its images one by one, bit for bit."""
+    """Checks that a batch's outputs are those of its images one by one, bit for bit."""
     together = runner.run(call)
     wrong = []
     for image, single in enumerate(single_images(call)):
@@ -143,7 +143,7 @@ def _membership(call: Call, kept: np.ndarray) -> np.ndarray:
 
 
 def _invalid_selection(call: Call, found: Mapping[str, np.ndarray]) -> list[str]:
-    """What every input has to give: N different tokens in range and in order, and their rows' bits."""
+    """Problems by what every input has to give: N different tokens in range and in order, and their rows' bits."""
     slot = int(call.parameter("cls_slot"))
     keep, tokens = call.sizes.keep, call.sizes.grid_rows * call.sizes.grid_columns
     by_group = call.op_type == "VtxPruneSID" and call.parameter("order") == 0

@@ -17,7 +17,7 @@ WIDTHS = (24, 64, 72, 100, 128, 200, 256)
 
 @dataclass(frozen=True)
 class Draw:
-    """The sizes of a case behind the vision tower."""
+    """The sizes of a case after the vision tower."""
 
     grid: tuple[int, int]
     width: int

@@ -1,4 +1,4 @@
-"""Which of a bundle's graphs a version of ONNX Runtime answers rightly with.
+"""Choice among a bundle's graphs: those that a version of ONNX Runtime answers rightly with.
 
 The table holds what was seen: each version's answers, logits and kept tokens on bundles in float32 and float16 with
 several shares of key heads, and its `Attention` alone against float64, on the CPU. From 1.18.0 to 1.32.0 every minor
@@ -45,7 +45,7 @@ RUNS_IN = tuple(_LIMITS["classic"].right)
 
 
 def why_not(dialect: str, version: str, precision: str) -> str | None:
-    """Why ONNX Runtime of this version must not run these graphs, as half a sentence; None where it may.
+    """The reason not to run these graphs in ONNX Runtime of this version, as half a sentence; None where there is none.
 
     Args:
         dialect: One of `DIALECTS`.
@@ -62,7 +62,7 @@ def why_not(dialect: str, version: str, precision: str) -> str | None:
 
 
 def loads(dialect: str, version: str) -> bool:
-    """Whether ONNX Runtime of this version takes the graphs at all, whatever it answers with them."""
+    """True where ONNX Runtime of this version takes the graphs at all, whatever it answers with them."""
     return _number(version) >= _number(_LIMITS[dialect].loads)
 
 

@@ -32,7 +32,7 @@ def repository_of(path: Path) -> Path | None:
 
 
 def leads_out(file: Path, folder: Path) -> bool:
-    """Whether `file` of the bundle `folder` lies elsewhere, by a link.
+    """True where `file` of the bundle `folder` lies elsewhere, by a link.
 
     A link as huggingface_hub makes it, from a snapshot to a file among the blobs of the same repository, is none that
     leads out.
@@ -43,7 +43,7 @@ def leads_out(file: Path, folder: Path) -> bool:
 
 
 def _is_own_blob(file: Path, real: Path, inside: Path) -> bool:
-    """Whether `file` is one plain link `../../blobs/HASH`, without a further link on the way."""
+    """True where `file` is one plain link `../../blobs/HASH`, without a further link on the way."""
     repository = repository_of(inside)
     beside = Path(os.path.realpath(file.parent))
     if repository is None or not inside.is_relative_to(repository / "snapshots") or not beside.is_relative_to(inside):

@@ -28,13 +28,13 @@ _SETTLED = re.compile(r".+\.vtx-[0-9a-f]{12}\.(onnx|json|jinja)")
 
 
 class InPlace:
-    """What a writer may do in `folder` while it holds it; see `in_place`."""
+    """Writer of a bundle's files into `folder` while it holds that; see `in_place`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def unfinished(self, name: str) -> Path:
-        """Where to write something that `settle` will name, or that goes when the writer ends."""
+        """A path for something that `settle` will name, or that goes when the writer ends."""
         return self.folder / f"{UNFINISHED}{name}"
 
     def settle(self, path: Path, name: str, below: str = "") -> tuple[str, File]:

@@ -23,6 +23,15 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+# Schema 3's words for `Decoder`
+_DECODER_KEYS = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "vocab_size": "vocabulary",
+    "max_position_embeddings": "max_positions",
+}
 
 
 class Tensor(msgspec.Struct, kw_only=True):
@@ -67,19 +76,19 @@ class Segment(msgspec.Struct, kw_only=True):
 class Step(msgspec.Struct, kw_only=True):
     """Pruning inside the language model, between two segments, in prefill only.
 
-    `positions` are the position ids of the layers behind it: "original" keeps each row's own; "compacted" numbers rows
+    `positions` are the position ids of the layers after it: "original" keeps each row's own; "compacted" numbers rows
     through, and decoding goes on from there; "official" are the rows' places before the step, in prefill alone.
     """
 
-    layer: Positive  # the first layer behind it
+    layer: Positive  # the first layer after it
     tokens: Positive  # visual tokens before
     keep: Positive  # and after
     op: str
     positions: Literal["original", "compacted", "official"]
 
 
-class Limit(msgspec.Struct, kw_only=True):
-    """What a reported number has to hold; where an image's does not, a runtime shows `warning`."""
+class ReportLimit(msgspec.Struct, kw_only=True):
+    """Bounds of a reported number; where an image's is outside, a runtime shows `warning`."""
 
     warning: str
     least: float | None = None
@@ -98,10 +107,10 @@ class Plan(msgspec.Struct, kw_only=True):
     segments: Annotated[list[Segment], msgspec.Meta(min_length=1)]  # of the decoder, cut at the steps
     steps: list[Step] = []
     positions: Literal["contiguous", "original"]
-    position_span: Positive  # position ids that the image takes; the text after it starts behind them
+    position_span: Positive  # position ids that the image takes; the text after it starts after them
     graphs: dict[str, PlanGraphs]  # by dialect
     # Outputs [1] of the prune graph that tell of an image. `count` is how many rows from the front a runtime uses.
-    reports: dict[str, list[Limit]] = {}
+    reports: dict[str, list[ReportLimit]] = {}
     command: str  # that added the plan
     created_at: str
 
@@ -119,18 +128,18 @@ class Plan(msgspec.Struct, kw_only=True):
         return [count for count, segment in zip(counts, self.segments, strict=True) for _ in range(segment.layers)]
 
 
-class Route(msgspec.Struct, kw_only=True):
-    """Plans of one method at several budgets, of which each image gets one (`vtexport.runtime.routing`)."""
+class AdaptivePlan(msgspec.Struct, kw_only=True):
+    """Plans of one method at several budgets, of which each image gets one (`vtexport.runtime.adaptive`)."""
 
     name: str
     plans: Annotated[list[str], msgspec.Meta(min_length=2)]  # by ascending budget
-    mean: Positive  # what the budgets of a calibration's images come to on average, as near as they can
+    mean: Positive  # that the budgets of the images it is set by come to on average, as near as they can
     command: str
     created_at: str
 
 
 class StoredTensor(msgspec.Struct, kw_only=True):
-    """Where a tensor's bytes lie, for readers that map the file."""
+    """Place of a tensor's bytes, for readers that map the file."""
 
     file: str
     offset: Count  # bytes from the start of the file
@@ -138,7 +147,7 @@ class StoredTensor(msgspec.Struct, kw_only=True):
     dtype: WeightType
 
 
-class Vision(msgspec.Struct, kw_only=True):
+class Vision(msgspec.Struct, kw_only=True, rename={"hidden_size": "width"}):
     """The vision tower's grid, in patches and pixels."""
 
     image_size: Positive
@@ -146,7 +155,7 @@ class Vision(msgspec.Struct, kw_only=True):
     grid_height: Positive
     grid_width: Positive
     tokens: Positive
-    width: Positive
+    hidden_size: Positive
 
 
 class Image(msgspec.Struct, kw_only=True):
@@ -187,7 +196,7 @@ class Text(msgspec.Struct, kw_only=True):
 
 
 class Generation(msgspec.Struct, kw_only=True):
-    """What transformers' `generate()` does with the checkpoint when nothing else is asked: its GenerationConfig.
+    """The checkpoint's GenerationConfig: what transformers' `generate()` does when nothing else is asked.
 
     The first block are logits processors, which the runtime applies by default, too; the second is sampling, which it
     does only when asked (`sampling="checkpoint"`). Names and meanings are those of transformers.GenerationConfig, after
@@ -225,7 +234,7 @@ class Generation(msgspec.Struct, kw_only=True):
 
 
 class SelfCheck(msgspec.Struct, kw_only=True):
-    """What the build compared between transformers and the bundle's own runtime, before it wrote anything else.
+    """Comparison of the bundle's own runtime with transformers, made by the build before it wrote anything else.
 
     Token ids were equal, and pixels equal to the processor's Pillow form; otherwise there would be no bundle.
     """
@@ -236,16 +245,16 @@ class SelfCheck(msgspec.Struct, kw_only=True):
     torchvision_levels: float | None = None
 
 
-class Decoder(msgspec.Struct, kw_only=True):
+class Decoder(msgspec.Struct, kw_only=True, rename=_DECODER_KEYS):
     """Sizes of the language model, for the KV cache and the limits of a prompt."""
 
-    layers: Positive
-    width: Positive
-    heads: Positive
-    kv_heads: Positive
+    num_hidden_layers: Positive
+    hidden_size: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
     head_dim: Positive
-    vocabulary: Positive
-    max_positions: Positive
+    vocab_size: Positive
+    max_position_embeddings: Positive
 
 
 class Source(msgspec.Struct, kw_only=True):
@@ -267,7 +276,7 @@ class File(msgspec.Struct, kw_only=True):
     sha256: Sha256
 
 
-class Manifest(msgspec.Struct, kw_only=True):
+class Manifest(msgspec.Struct, kw_only=True, rename={"adaptive_plans": "routes"}):
     """Everything a runtime or a person needs to know about a bundle. It is never changed in place.
 
     `command`, `created_at` and `versions` are those of the last build; each plan has its own command and time.
@@ -291,7 +300,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
     files: dict[str, File]
-    routes: list[Route] = []
+    adaptive_plans: list[AdaptivePlan] = []
 
 
 class _Version(msgspec.Struct):

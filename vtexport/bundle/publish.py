@@ -185,7 +185,7 @@ def _finish(staging: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """What was written to a file, or renamed in a folder, is on the disk afterwards."""
+    """Waits until what was written to a file, or renamed in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -206,7 +206,7 @@ def _exchange(staging: Path, destination: Path) -> None:
 
 
 def _aside(staging: Path) -> Path:
-    """Where the old bundle waits while `staging` takes its place."""
+    """The path at which the old bundle waits while `staging` takes its place."""
     before, _, token = staging.name.rpartition(".building-")
     return staging.with_name(f"{before}.previous-{token}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import leads_out, repository_of
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, Plan, Route, decode
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdaptivePlan, Manifest, Plan, decode
 from vtexport.bundle.publish import recover
 from vtexport.errors import BundleError, InputError, UsageError
 
@@ -39,7 +39,7 @@ class Bundle:
             UsageError: no such plan, or several to choose from.
         """
         plans = self.manifest.plans
-        names = ", ".join([plan.name for plan in plans] + [route.name for route in self.manifest.routes])
+        names = ", ".join([each.name for each in plans] + [each.name for each in self.manifest.adaptive_plans])
         if name is None:
             if len(plans) == 1:
                 return plans[0]
@@ -49,18 +49,18 @@ class Bundle:
                 return plan
         raise UsageError(f"{self.folder} has no plan {name!r}; it has {names}")
 
-    def plan_or_route(self, name: str | None = None) -> Plan | Route:
-        """The plan or the route of that name; without a name, the only plan, or the only route if it has all plans.
+    def plan_or_adaptive(self, name: str | None = None) -> Plan | AdaptivePlan:
+        """The plan of that name, adaptive ones included; without a name the only plan, or the adaptive one over all.
 
         Raises:
-            UsageError: no such plan or route, or several to choose from.
+            UsageError: no such plan, or several to choose from.
         """
-        routes = self.manifest.routes
-        if name is None and len(routes) == 1 and {plan.name for plan in self.manifest.plans} == set(routes[0].plans):
-            return routes[0]
-        for route in routes:
-            if route.name == name:
-                return route
+        adaptive, plans = self.manifest.adaptive_plans, {plan.name for plan in self.manifest.plans}
+        if name is None and len(adaptive) == 1 and plans == set(adaptive[0].plans):
+            return adaptive[0]
+        for each in adaptive:
+            if each.name == name:
+                return each
         return self.plan(name)
 
     def verify(self, progress: Callable[[str, int], object] | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a manifest's parts say of each other: files that are listed, graphs and plans that exist, sizes that fit."""
+"""References between a manifest's parts: files that are listed, graphs and plans that exist, sizes that fit."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import TYPE_CHECKING
 from vtexport.errors import BundleError, quoted
 
 if TYPE_CHECKING:
-    from vtexport.bundle.manifest import Manifest, Plan, Route
+    from vtexport.bundle.manifest import AdaptivePlan, Manifest, Plan
 
 
 def is_inside(path: str) -> bool:
-    """Whether a stored path is a plain relative path that cannot leave the bundle's folder."""
+    """True where a stored path is a plain relative path that cannot leave the bundle's folder."""
     parts = path.split("/")
     plain = path.isprintable() and "\\" not in path  # a NUL is not printable
     return bool(path) and plain and not any(part in {"", ".", ".."} for part in parts)
 
 
-def _check_route(manifest: Manifest, route: Route, refuse: Callable[[str], None]) -> None:
+def _check_adaptive(manifest: Manifest, adaptive: AdaptivePlan, refuse: Callable[[str], None]) -> None:
     plans = {plan.name: plan for plan in manifest.plans}
-    for name in route.plans:
+    for name in adaptive.plans:
         if name not in plans:
-            refuse(f"has the route {route.name!r} use the plan {name!r}, which it does not have")
-    budgets = [plans[name].keep for name in route.plans]
-    if budgets != sorted(set(budgets)) or not budgets[0] <= route.mean <= budgets[-1]:
-        refuse(f"has the route {route.name!r} with budgets {budgets} and a mean of {route.mean}")
+            refuse(f"has the adaptive plan {adaptive.name!r} use the plan {name!r}, which it does not have")
+    budgets = [plans[name].keep for name in adaptive.plans]
+    if budgets != sorted(set(budgets)) or not budgets[0] <= adaptive.mean <= budgets[-1]:
+        refuse(f"has the adaptive plan {adaptive.name!r} with budgets {budgets} and a mean of {adaptive.mean}")
     shared = [
         {dialect: (graphs.vision, *graphs.decoder) for dialect, graphs in plans[name].graphs.items()}
-        for name in route.plans
+        for name in adaptive.plans
     ]
     if any(each != shared[0] for each in shared):
-        refuse(f"has the route {route.name!r} over plans with other graphs than the prune graph apart")
+        refuse(f"has the adaptive plan {adaptive.name!r} over plans with other graphs than the prune graph apart")
 
 
 def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) -> None:
     """Segments follow each other through the whole decoder, with a step between two of them."""
-    edges = [0, *(step.layer for step in plan.steps), manifest.decoder.layers]
+    edges = [0, *(step.layer for step in plan.steps), manifest.decoder.num_hidden_layers]
     wanted = [(start, end - start) for start, end in itertools.pairwise(edges)]
     if [(segment.first_layer, segment.layers) for segment in plan.segments] != wanted:
         refuse(f"has plan {plan.name!r} with decoder segments that do not fit its steps and layers")
@@ -78,10 +78,11 @@ def check_references(manifest: Manifest, where: str) -> None:
     names = [plan.name for plan in manifest.plans]
     if len(set(names)) != len(names):
         refuse("has two plans of one name")
-    for route in manifest.routes:
-        _check_route(manifest, route, refuse)
-    if len({*names, *(route.name for route in manifest.routes)}) != len(names) + len(manifest.routes):
-        refuse("has two routes, or a plan and a route, of one name")
+    for adaptive in manifest.adaptive_plans:
+        _check_adaptive(manifest, adaptive, refuse)
+        names.append(adaptive.name)
+    if len(set(names)) != len(names):
+        refuse("has two adaptive plans, or a plan and an adaptive plan, of one name")
     for plan in manifest.plans:
         for name in plan.graph_names():
             if name not in manifest.graphs:
@@ -93,5 +94,5 @@ def check_references(manifest: Manifest, where: str) -> None:
     itemsize = 4 if table.dtype == "float32" else 2
     if table.offset + table.shape[0] * table.shape[1] * itemsize > manifest.files[table.file].bytes:
         refuse(f"has an embedding that ends behind {table.file!r}")
-    if table.shape != [manifest.decoder.vocabulary, manifest.decoder.width]:
+    if table.shape != [manifest.decoder.vocab_size, manifest.decoder.hidden_size]:
         refuse(f"has an embedding of shape {table.shape} that its decoder's vocabulary and width do not have")

@@ -25,7 +25,7 @@ from vtexport.models.wrappers import WRAPPERS
 
 @dataclass(frozen=True)
 class Binding:
-    """What a checkpoint's files hold of a model, by canonical name, and how its tied tensors are stored."""
+    """A model's tensors as a checkpoint's files hold them, by canonical name, and how its tied ones are stored."""
 
     tensors: dict[str, TensorEntry]  # in the model's order
     head: str  # name of the output matrix; the embedding's where both are one

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says before any library interprets it."""
+"""A checkpoint's config.json as it stands, before any library interprets it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from vtexport.models.neighbours import NEIGHBOURS
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-LORA_LEFTOVERS = "non_lora_trainables.bin"  # what the original code's LoRA training saves beside the adapter
+LORA_LEFTOVERS = "non_lora_trainables.bin"  # what the original code's LoRA training saves with the adapter
 PROJECTOR_ALONE = "mm_projector.bin"
 
 _PARTS = {"llava": ("text_config", "vision_config")}  # without which transformers takes LLaVA-1.5-7B's own sizes
@@ -130,7 +130,7 @@ def adapter_sentence(folder: Path, name: str) -> str:
 
 
 def _original(content: dict[str, Any]) -> str | None:
-    """What shows the original code's layout, or None."""
+    """The tensor that shows the original code's layout, or None."""
     model_type = content.get("model_type")
     if isinstance(model_type, str) and model_type.startswith("llava_") and model_type not in NEIGHBOURS:
         return f"model_type {quoted(model_type, limit=40)}"

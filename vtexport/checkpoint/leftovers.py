@@ -99,7 +99,7 @@ def refuse_foreign_layers(extras: Iterable[str], model: ModelConfig, folder: Pat
 
 
 def common_prefix(missing: Collection[str], extras: Iterable[str], canonical_name: Callable[[str], str]) -> str | None:
-    """What stands in front of every missing tensor's stored name among the extras, where that is the same for all."""
+    """The prefix of every missing tensor's stored name among the extras, where it is the same for all."""
     prefixes: dict[str, str] = {}
     for stored in extras:
         at = stored.find(".")
@@ -133,7 +133,7 @@ def shown(name: str) -> str:
 
 
 def _replaces(stored: str, entry: TensorEntry, modules: Collection[str], model: ModelConfig) -> bool:
-    """Whether an extra stands in the module of a missing weight and is no float: `qweight`, `weight_packed`, ..."""
+    """True where an extra stands in the module of a missing weight and is no float: `qweight`, `weight_packed`, ..."""
     if entry.dtype in _FLOATS:
         return False
     name = model.family.canonical_name(stored)

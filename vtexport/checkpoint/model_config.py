@@ -14,7 +14,7 @@ from vtexport.models import family_of
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a folder's config.json describes. Reading it imports the family's libraries, which takes seconds."""
+    """The model of a folder's config.json. Reading it imports the family's libraries, which takes seconds."""
 
     file: ConfigFile
     family: ModuleType

@@ -29,7 +29,7 @@ _FIRST_BYTE_ID = 3  # as in Llama's vocabulary, after <unk>, <s> and </s>
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds a tokenizer in any of the layouts that transformers reads."""
+    """True where the folder holds a tokenizer in any of the layouts that transformers reads."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 

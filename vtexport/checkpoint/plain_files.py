@@ -1,4 +1,4 @@
-"""What in a checkpoint's folder only looks like a file: a pipe, a device, a link to nothing.
+"""Entries of a checkpoint's folder that only look like files: a pipe, a device, a link to nothing.
 
 Reading a pipe waits for ever and a device has no end; a link to nothing is no file to transformers, which then answers
 without what it should have held.

@@ -32,7 +32,7 @@ class Distribution:
 
 
 def distribution_of(name: str, shape: tuple[int, ...], *, tied_head: bool) -> Distribution:
-    """How a tensor is filled so that activations neither die out nor blow up and every tensor leaves a trace.
+    """The distribution of a tensor's values: activations neither die out nor blow up, and every tensor leaves a trace.
 
     Norm weights lie around 1, biases are small and not zero, embedding rows have unit scale, and matrices and
     convolutions keep the scale of their input (standard deviation 1 / sqrt(fan_in)). Query matrices are larger:

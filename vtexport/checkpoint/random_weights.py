@@ -25,7 +25,7 @@ RECIPE_VERSION = 1  # raised whenever the same configuration and seed give other
 
 _HEADER_ALIGNMENT = 8
 _PARTIAL_PREFIX = ".partial-"
-# What belongs to a checkpoint beside its weights. `*.json` would take shard indices and adapters with it.
+# What belongs to a checkpoint apart from its weights. `*.json` would take shard indices and adapters with it.
 _COPIED_FILES = (
     "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -78,7 +78,7 @@ def write_random_checkpoint(
 
 
 def write_small_files(config_folder: Path, folder: Path, config: Any) -> None:
-    """Copy what belongs to the model beside its weights into `folder`, with placeholders for what is missing.
+    """Copy what belongs to the model apart from its weights into `folder`, with placeholders for what is missing.
 
     Raises:
         InputError: the configuration's vocabulary has no room for a placeholder tokenizer.
@@ -89,7 +89,7 @@ def write_small_files(config_folder: Path, folder: Path, config: Any) -> None:
 
 
 def copied_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder that belong to the model beside its weights, in a fixed order."""
+    """The files of a checkpoint folder that belong to the model apart from its weights, in a fixed order."""
     return [folder / name for name in _COPIED_FILES if (folder / name).is_file()]
 
 

@@ -43,8 +43,8 @@ _NOTIFY_ABOVE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a checkpoint comes from, as a bundle's manifest records it."""
+class CheckpointSource:
+    """Origin of a checkpoint, as a bundle's manifest records it."""
 
     requested: str  # as the user wrote it
     kind: Literal["alias", "hub", "folder"]
@@ -55,7 +55,7 @@ class Source:
 
     @property
     def from_hub(self) -> bool:
-        """Whether the files are a snapshot of a repository on the hub."""
+        """True where the files are a snapshot of a repository on the hub."""
         return self.kind != "folder" and hub.HUB_ID.fullmatch(self.id) is not None
 
 
@@ -64,7 +64,7 @@ class Checkpoint:
     """An opened checkpoint: every tensor its configuration asks for is there, in the right shape and a float dtype."""
 
     folder: Path
-    source: Source
+    source: CheckpointSource
     family: ModuleType
     config: Any  # transformers' configuration object
     tensors: dict[str, TensorEntry]  # canonical name -> where it lies, in the model's order
@@ -79,7 +79,7 @@ class Located:
     """A model whose small files are on this machine: all that can be judged before weights are fetched or written."""
 
     folder: Path  # with config.json at least; for random weights, the one they take the configuration from
-    source: Source
+    source: CheckpointSource
     model: ModelConfig
 
     @property
@@ -221,7 +221,9 @@ def default_cache_dir() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "vtexport"
 
 
-def _find(model: str, weights: Weights, seed: int | None, notify: Callable[[str], None]) -> tuple[Path, Source]:
+def _find(
+    model: str, weights: Weights, seed: int | None, notify: Callable[[str], None]
+) -> tuple[Path, CheckpointSource]:
     """The folder of the small files, and where it comes from."""
 
     def fetch(hub_id: str, revision: str | None) -> Path:
@@ -230,20 +232,20 @@ def _find(model: str, weights: Weights, seed: int | None, notify: Callable[[str]
     if model in ALIASES:  # before folders: a bundle that stands here under the alias's name must not hide it
         alias = ALIASES[model]
         if alias.hub_id is None:
-            return alias.folder, Source(model, "alias", alias.name, None, weights, seed)
+            return alias.folder, CheckpointSource(model, "alias", alias.name, None, weights, seed)
         if weights == "random":
-            return alias.folder, Source(model, "alias", alias.hub_id, None, weights, seed)
+            return alias.folder, CheckpointSource(model, "alias", alias.hub_id, None, weights, seed)
         folder = fetch(alias.hub_id, None)
-        return folder, Source(model, "alias", alias.hub_id, hub.commit_of(folder), weights, seed)
+        return folder, CheckpointSource(model, "alias", alias.hub_id, hub.commit_of(folder), weights, seed)
     path = Path(model).expanduser()
     if path.is_dir():
-        return path, Source(model, "folder", path.resolve().name, None, weights, seed)
+        return path, CheckpointSource(model, "folder", path.resolve().name, None, weights, seed)
     if path.is_file():
         raise UsageError(f"{model} is a file; give the folder that holds {CONFIG_FILE}, the weights and the tokenizer")
     hub_id, _, revision = model.partition("@")
     if hub.HUB_ID.fullmatch(hub_id) and not model.endswith("@"):
         folder = fetch(hub_id, revision or None)
-        return folder, Source(model, "hub", hub_id, hub.commit_of(folder), weights, seed)
+        return folder, CheckpointSource(model, "hub", hub_id, hub.commit_of(folder), weights, seed)
     raise UsageError(_unknown(model))
 
 

@@ -1,4 +1,4 @@
-"""Where every tensor of a folder of safetensors files lies, read from the headers alone.
+"""Index of every tensor in a folder of safetensors files, read from the headers alone.
 
 The reader is strict, because what it returns is later mapped into memory and named as external data of ONNX graphs: a
 header may not claim anything that the file does not hold. The format is described at
@@ -103,7 +103,7 @@ def listed_names(folder: Path) -> list[str]:
 
 
 def has_weight_files(folder: Path) -> bool:
-    """Whether the folder has every shard that its index names; without an index, any safetensors file."""
+    """True where the folder has every shard that its index names; without an index, any safetensors file."""
     if (folder / SINGLE_FILE).is_file():
         return True
     index = folder / SHARD_INDEX

@@ -14,7 +14,7 @@ _CHUNK_VALUES = 1 << 18
 
 
 def same_values(first: TensorEntry, second: TensorEntry) -> bool:
-    """Whether two tensors in F16, BF16 or F32 hold the same numbers, as torch.equal has it: NaN equals nothing.
+    """True where two tensors in F16, BF16 or F32 hold the same numbers, as torch.equal has it: NaN equals nothing.
 
     Both are read in chunks, up to the first difference.
 

@@ -60,7 +60,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dynamic",
         action="store_true",
-        help="also a route, by which each image gets one of the budgets (`vtexport calibrate` sets it)",
+        help="also an adaptive plan, by which each image gets one of the budgets (`vtexport adapt` sets it)",
     )
     parser.add_argument(
         "--mean", type=int, metavar="N", help="the average budget --dynamic aims at; default: the middle one"
@@ -131,7 +131,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     progress = Progress(args.quiet)
     atexit.register(gc.freeze)  # or the ending process looks through all of PyTorch's modules for garbage, for a second
     progress.stage("loading the exporter")
-    from vtexport.build import Report, build
+    from vtexport.build import BuildProgress, build
 
     bundle = build(
         args.model,
@@ -147,7 +147,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         cache_dir=args.cache_dir,
         replace=args.replace,
         link_weights=args.link_weights,
-        report=Report(progress.stage, progress.note, progress.bytes_done),
+        report=BuildProgress(progress.stage, progress.note, progress.bytes_done),
         command=command_line(),
     )
     engines = None
@@ -158,24 +158,24 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     total = sum(file.bytes for file in manifest.files.values())
     if args.json:
         plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
-        routes = [{"name": route.name, "plans": route.plans, "mean": route.mean} for route in manifest.routes]
+        routes = [{"name": each.name, "plans": each.plans, "mean": each.mean} for each in manifest.adaptive_plans]
         result = {"bundle": str(bundle.folder), "plans": plans, "routes": routes, "bytes": total}
         say_json(result | ({"engines": sizes(engines)} if engines else {}))
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
     for plan in manifest.plans:
         say(f"  {plan.name}: {manifest.vision.tokens} -> {_tokens(plan)}")
-    for route in manifest.routes:
-        say(f"  {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
+    for each in manifest.adaptive_plans:
+        say(f"  {each.name}: each image to one of {', '.join(each.plans)}, mean {each.mean}")
     if engines is not None:
         say_engines(engines)
     if manifest.precision not in RUNS_IN:  # ONNX Runtime cannot run it
         say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")
         return 0
     if args.dynamic:
-        say(f"next: vtexport calibrate {shlex.quote(str(bundle.folder))} --images FOLDER")
+        say(f"next: vtexport adapt {shlex.quote(str(bundle.folder))} --images FOLDER")
         return 0
-    built = manifest.plans[-max(1, len(args.keep or ()))]  # the plans of this build stand behind those it found
+    built = manifest.plans[-max(1, len(args.keep or ()))]  # the plans of this build stand after those it found
     plan_flag = f" --plan {built.name}" if len(manifest.plans) > 1 else ""
     if engines is not None:
         say("the engines are for TensorRT-RTX in an application; vtexport run uses ONNX Runtime and the graphs")

@@ -1,4 +1,4 @@
-"""What the verbs share: results on stdout, progress on stderr, numbers for people."""
+"""Output of the verbs: results on stdout, progress on stderr, numbers for people."""
 
 from __future__ import annotations
 

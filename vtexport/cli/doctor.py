@@ -70,7 +70,7 @@ def export_packages() -> list[Finding]:
 
 
 def hub() -> Finding:
-    """Whether models are fetched from the hub; it is not asked."""
+    """The setting by which models are fetched from the hub or not; the hub is not asked."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
     state = "used where a model is not cached (HF_HUB_OFFLINE is not set); not tried here"
     return Finding(

@@ -1,4 +1,4 @@
-"""Ask a bundle the questions of a dataset and say how many it answers right, beside the unpruned model.
+"""Ask a bundle the questions of a dataset and say how many it answers right, next to the unpruned model.
 
 The dataset is `scenes` (pictures that vtexport renders, with questions; no training of mini has seen them) or a JSONL
 file with a line a question: `image` (a path relative to the file), `question`, and `answer`, `answers` or `box`;
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=lambda text: text.split(","),
         metavar="NAME[,NAME...]",
-        help="plans or routes to ask; default: every plan. The unpruned plan is asked too, where the bundle has one",
+        help="plans to ask; default: every plan. The unpruned plan is asked too, where the bundle has one",
     )
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not ask the unpruned plan unless --plan names it"

@@ -1,4 +1,4 @@
-"""Say what a bundle holds: source, image and text processing, plans with budgets, routes, engines, graphs, files.
+"""Say what a bundle holds: source, image and text processing, plans with budgets, engines, graphs, files.
 
 With --verify every file is read and its SHA-256 compared with the manifest; damage ends with exit code 4.
 
@@ -13,10 +13,10 @@ import argparse
 
 import msgspec
 
-from vtexport.bundle.calibration import read_calibration
+from vtexport.bundle.adaptive import read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.cli.calibrate import say_calibration
+from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, say, say_json, size, table
 from vtexport.dtypes import DTYPES
@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
             for plan in plans
         }
         engines = [msgspec.to_builtins(record) for record in read_engines(bundle)]
-        calibrated = read_calibration(bundle.folder, bundle.manifest)
-        calibration = {name: msgspec.to_builtins(each) for name, each in calibrated.items()}
+        adaptations = read_adaptations(bundle.folder, bundle.manifest)
+        adaptive = {name: msgspec.to_builtins(each) for name, each in adaptations.items()}
         found = {"manifest": manifest, "image_kv_bytes": kv, "by_layer": layers, "engines": engines}
         verified = None if problems is None else not problems
-        say_json(found | {"calibration": calibration, "verified": verified, "problems": problems})
+        say_json(found | {"adaptive": adaptive, "verified": verified, "problems": problems})
     else:
         _describe(bundle)
     if problems:
@@ -75,7 +75,7 @@ def kv_bytes(manifest: Manifest, plan: Plan) -> int:
 def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
     """Bytes that the image takes in the key-value cache of each decoder layer."""
     decoder = manifest.decoder
-    row = 2 * decoder.kv_heads * decoder.head_dim * DTYPES[manifest.precision].itemsize
+    row = 2 * decoder.num_key_value_heads * decoder.head_dim * DTYPES[manifest.precision].itemsize
     return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
@@ -89,9 +89,9 @@ def _describe(bundle: Bundle) -> None:
     say(f"  source   {source.id}{revision} ({source.kind}, {weights})")
     say(f"  made     {manifest.created_at} by vtexport {manifest.versions.get('vtexport')}: {manifest.command}")
     grid = f"{vision.grid_height} x {vision.grid_width}"
-    say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.width}")
-    heads = f"{decoder.heads} heads, {decoder.kv_heads} of keys and values"
-    say(f"  decoder  {decoder.layers} layers of {decoder.width}, {heads}")
+    say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.hidden_size}")
+    heads = f"{decoder.num_attention_heads} heads, {decoder.num_key_value_heads} of keys and values"
+    say(f"  decoder  {decoder.num_hidden_layers} layers of {decoder.hidden_size}, {heads}")
     _describe_processing(manifest)
     say()
     rows = []
@@ -109,14 +109,14 @@ def _describe(bundle: Bundle) -> None:
             by_layer = plan.tokens_by_layer(), kv_bytes_by_layer(manifest, plan)
             layers = [(str(n), str(tokens), size(kv)) for n, (tokens, kv) in enumerate(zip(*by_layer, strict=True))]
             say(table(layers, ("layer", "visual tokens", "image KV")))
-    calibrations = read_calibration(bundle.folder, manifest)
-    for route in manifest.routes:
+    adaptations = read_adaptations(bundle.folder, manifest)
+    for each in manifest.adaptive_plans:
         say()
-        say(f"route {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
-        if route.name in calibrations:
-            say_calibration(calibrations[route.name])
+        say(f"adaptive plan {each.name}: each image to one of {', '.join(each.plans)}, mean {each.mean}")
+        if each.name in adaptations:
+            say_adaptation(adaptations[each.name])
         else:
-            say(f"  not calibrated: vtexport calibrate {bundle.folder} --images FOLDER")
+            say(f"  not set by images yet: vtexport adapt {bundle.folder} --images FOLDER")
     for record in read_engines(bundle):
         say()
         say_engines(record)
@@ -129,7 +129,7 @@ def _describe(bundle: Bundle) -> None:
 
 
 def _describe_processing(manifest: Manifest) -> None:
-    """What transformers decided about images, text and generation, what was compared with it, and the build's notes."""
+    """Prints transformers' decisions on images, text and generation, the comparison with it, and the build's notes."""
     text, generation = manifest.text, manifest.generation
     say(f"  images   {manifest.image.processor}: {_image_steps(manifest.image)}")
     source = "vtexport's own for the family" if text.chat_template_source == "vtexport" else text.chat_template_source

@@ -16,13 +16,14 @@ import vtexport
 from vtexport.bundle.publish import discard_unfinished
 from vtexport.cli.console import prepare_streams, say, silence, tell
 from vtexport.cli.explain import INTERRUPTED, explain
+from vtexport.errors import UsageError
 from vtexport.eval.workers import end_workers
 
 VERBS = (
-    *("build", "export", "compile", "calibrate", "run", "show", "eval", "sweep"),
+    *("build", "export", "compile", "adapt", "run", "show", "eval", "sweep"),
     *("inspect", "list", "plugins", "doctor"),
 )
-
+FORMER_VERBS = {"calibrate": "adapt"}  # to what they are called now
 
 _DESCRIPTION = """\
 Prune a vision-language model's visual tokens to an exact budget, as ONNX graphs in a bundle that runs on the device.
@@ -67,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     debug = False
     try:
+        given = sys.argv[1:] if arguments is None else arguments
+        if given and given[0] in FORMER_VERBS:
+            now = FORMER_VERBS[given[0]]
+            raise UsageError(f"`vtexport {given[0]}` is called `vtexport {now}` now; give that the same arguments")
         try:
             args = make_parser().parse_args(arguments)
         finally:

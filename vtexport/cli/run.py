@@ -60,7 +60,7 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every verb that runs a bundle on an image."""
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF")
-    parser.add_argument("--plan", metavar="NAME", help="which plan or route, of several (`vtexport inspect`)")
+    parser.add_argument("--plan", metavar="NAME", help="which plan, of several (`vtexport inspect`)")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
     parser.add_argument("--dialect", metavar="NAME", help=DIALECT_HELP)
@@ -91,7 +91,7 @@ def tell_dialect(precision: str) -> None:
 
 
 def tell_warnings(warnings: Sequence[str]) -> None:
-    """What the method reports of an image that is not as it should be."""
+    """Prints what the method reports of an image that is not as it should be."""
     for warning in warnings:
         tell(f"warning: {warning}")
 
@@ -120,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
     times = answer.timings_ms
     stages = ", ".join(f"{name} {times[name]:.1f}" for name in ("preprocess", "vision", "prune", "prefill"))
     count = len(answer.token_ids)
-    route = answer.route
-    chosen = f"; {route.route}: rho {route.redundancy:.3f} wants {route.wanted:.1f}" if route else ""
+    choice = answer.route
+    chosen = f"; {choice.route}: rho {choice.redundancy:.3f} wants {choice.wanted:.1f}" if choice else ""
     tell(
         f"{answer.visual_tokens} visual tokens, {answer.prompt_tokens} in the prompt; {stages} ms; "
         f"first token after {times['first_token']:.1f} ms, {count} tokens, {times['total']:.1f} ms in all "

@@ -93,8 +93,7 @@ def builder(args: argparse.Namespace) -> Builder:
     """The exporter for `args.model` and `args.bundle`, with progress on stderr."""
     progress = Progress(args.quiet)
     progress.stage("loading the exporter")
-    from vtexport.build import Report as BuildReport
-    from vtexport.build import build
+    from vtexport.build import BuildProgress, build
     from vtexport.cli.explain import explain
     from vtexport.eval.sweep import Builder
     from vtexport.export.plan import bundle_shape, make_plans
@@ -106,7 +105,7 @@ def builder(args: argparse.Namespace) -> Builder:
         return plan.name
 
     def add(method: str, keep: Sequence[int] | None, precision: str) -> Bundle:
-        report, command = BuildReport(progress.stage, progress.note, progress.bytes_done), command_line()
+        report, command = BuildProgress(progress.stage, progress.note, progress.bytes_done), command_line()
         return build(
             args.model, args.bundle, method=method, keep=keep, precision=precision, report=report, command=command
         )

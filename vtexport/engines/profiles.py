@@ -33,7 +33,7 @@ def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -
     Args:
         manifest: of the bundle, whose plans give the budgets.
         graph: one of its graphs.
-        text_tokens: the longest text that a prefill takes beside the image, and so the longest question; cut to the
+        text_tokens: the longest text that a prefill takes with the image, and so the longest question; cut to the
             model's positions.
 
     Raises:
@@ -44,7 +44,7 @@ def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -
     lengths = {dim for tensor in graph.inputs for dim in tensor.shape if isinstance(dim, str)}
     if not lengths:
         return []
-    most = manifest.decoder.max_positions
+    most = manifest.decoder.max_position_embeddings
     if lengths == {"M"}:
         last = min(text_tokens, most)
         return [Profile(name="question", shapes=_shapes(graph, M=(1, min(_USUAL_QUESTION, last), last)))]

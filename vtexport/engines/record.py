@@ -1,4 +1,4 @@
-"""What a bundle's folder `engines/TARGET/` holds, in its own file: the bundle's manifest never changes."""
+"""Record of a bundle's folder `engines/TARGET/`, in a file of its own: the bundle's manifest never changes."""
 
 from __future__ import annotations
 

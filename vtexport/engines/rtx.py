@@ -140,9 +140,9 @@ def build_engine(job: Job, name: str) -> Outcome:
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe) as process, written_by(process):
-        answer, told = process.communicate(msgspec.json.encode(job))
+        answer, output = process.communicate(msgspec.json.encode(job))
     if process.returncode != 0:
-        raise VtexportError(describe_ending(name, process.returncode, told.decode(errors="replace").strip()))
+        raise VtexportError(describe_ending(name, process.returncode, output.decode(errors="replace").strip()))
     outcome = msgspec.json.decode(answer, type=Outcome)
     if outcome.problems:
         first = _PLACES.sub("", outcome.problems[0])
@@ -156,19 +156,19 @@ def build_engine(job: Job, name: str) -> Outcome:
     return outcome
 
 
-def describe_ending(name: str, returncode: int, told: str) -> str:
+def describe_ending(name: str, returncode: int, output: str) -> str:
     """The sentence about a process that ended without an outcome."""
-    last = quoted((told.splitlines() or ["it said nothing"])[-1], limit=100)
+    last = quoted((output.splitlines() or ["it said nothing"])[-1], limit=100)
     ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     if returncode == -signal.SIGKILL:
         return _lack_of_memory(name, f"{ended}, which is how Linux ends a process when memory is short")
-    if _is_out_of_memory(told):
+    if _is_out_of_memory(output):
         return _lack_of_memory(name, f"{ended}: {last}")
     return f"the process that built the engine of {name} ended with {ended}: {last}; run it again, and report this"
 
 
-def _is_out_of_memory(told: str) -> bool:
-    return any(words in told.lower() for words in _OUT_OF_MEMORY)
+def _is_out_of_memory(output: str) -> bool:
+    return any(words in output.lower() for words in _OUT_OF_MEMORY)
 
 
 def _lack_of_memory(name: str, how: str) -> str:

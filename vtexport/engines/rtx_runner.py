@@ -29,7 +29,7 @@ def _logger() -> tuple[Any, list[str]]:
     """A logger and the errors it has heard: one for the process, because TensorRT keeps the first it is given."""
     import tensorrt_rtx as trt
 
-    told: list[str] = []
+    logged: list[str] = []
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -37,9 +37,9 @@ def _logger() -> tuple[Any, list[str]]:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
-                told.append(message)
+                logged.append(message)
 
-    return Logger(), told
+    return Logger(), logged
 
 
 def choose_profile(profiles: Sequence[Ranges], shapes: Mapping[str, Sequence[int]]) -> int:
@@ -79,8 +79,8 @@ class EngineRunner:
         import tensorrt_rtx as trt
 
         self._trt, self._device, self.path = trt, device, path
-        logger, self._told = _logger()
-        self._told.clear()
+        logger, self._logged = _logger()
+        self._logged.clear()
         self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         self._check(self._engine is not None, "load")
@@ -108,7 +108,7 @@ class EngineRunner:
             InputError: an input has another type than the engine's.
             VtexportError: TensorRT-RTX or the driver failed.
         """
-        self._told.clear()
+        self._logged.clear()
         given = {name: np.ascontiguousarray(inputs[name]) for name in self.input_names}
         for name, array in given.items():
             if array.dtype != self._dtype(name):
@@ -158,7 +158,7 @@ class EngineRunner:
 
     def _check(self, succeeded: bool, what: str) -> None:
         if not succeeded:
-            words = " ".join(self._told) or "it gave no reason"
+            words = " ".join(self._logged) or "it gave no reason"
             version = f"tensorrt_rtx {self._trt.__version__}"
             raise VtexportError(
                 f"{version} could not {what} {self.path} on this GPU: {quoted(words, self.path, limit=150)}; build the "

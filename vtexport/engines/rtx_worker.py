@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """What to build."""
+    """One engine to build."""
 
     graph: str  # path of the ONNX file, its weights beside it
     engine: str  # path to write
@@ -42,7 +42,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     peak_memory_bytes: int = 0  # the largest resident memory of the process
 
 
-def build(job: Job) -> Outcome:
+def run_job(job: Job) -> Outcome:
     """Parses, builds and writes one engine. Types are the graph's own (strongly typed), without TF32."""
     import tensorrt_rtx as trt
 
@@ -63,8 +63,8 @@ def build(job: Job) -> Outcome:
     version = f"tensorrt_rtx {trt.__version__}"
     if not parser.parse_from_file(job.graph):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
-        told = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
-        return Outcome(problems=told or logged or ["the file cannot be parsed"], version=version)
+        refused = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
+        return Outcome(problems=refused or logged or ["the file cannot be parsed"], version=version)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it changes which tokens a pruning op keeps
     if job.compute_capabilities:
@@ -107,6 +107,6 @@ def peak_memory() -> int:
 if __name__ == "__main__":
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     end_with(wanted.parent)
-    outcome = build(wanted)
+    outcome = run_job(wanted)
     outcome.peak_memory_bytes = peak_memory()
     sys.stdout.buffer.write(msgspec.json.encode(outcome))

@@ -25,7 +25,7 @@ ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d$")]
 
 
 class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a device runs. `buildable` says whether this version of vtexport can build for it."""
+    """Target recipe: what a device runs. `buildable` says whether this version of vtexport can build for it."""
 
     title: str
     runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -39,7 +39,7 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def default_precision(self) -> Precision:
-        """What is built where no precision is named."""
+        """The precision to build in where none is named."""
         return self.precisions[0]
 
 

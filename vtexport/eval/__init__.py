@@ -1,1 +1,1 @@
-"""What pruning costs in answers: scenes with known answers, and measuring a bundle on them and on other datasets."""
+"""Cost of pruning in answers: scenes with known answers, and measuring a bundle on them and on other datasets."""

@@ -29,7 +29,7 @@ MAX_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """How a bundle is asked. Answers are greedy."""
+    """Settings of an evaluation's answers, which are greedy."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     device: str = "cpu"
@@ -63,7 +63,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class PlanRun:
-    """What one plan or route answered, in the dataset's order."""
+    """Answers of one plan, in the dataset's order."""
 
     plan: str
     answered: tuple[Answered, ...]
@@ -80,7 +80,7 @@ def answer_all(
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
 ) -> PlanRun:
-    """Asks one plan or route what has no record yet, and gives all of its records.
+    """Asks one plan what has no record yet, and gives all of its records.
 
     Args:
         bundle, plan: as for `Pipeline`.
@@ -103,22 +103,22 @@ def answer_all(
         schema_version=SCHEMA_VERSION, digest=digest, plan=plan, settings=described, machine=describe_machine()
     )
     with Records(folder, header) as records:
-        asking = _Asking(bundle, plan, settings, records)
+        asker = _PlanAsker(bundle, plan, settings, records)
         for group in dataset.groups():
             if isinstance(group, BadLine):
-                asking.bad.append(group)
+                asker.bad.append(group)
                 progress(1)
             else:
-                asking.ask(group)
+                asker.ask(group)
                 progress(len(group.questions))
-        if not asking.answered:
-            reason = f"; line {asking.bad[0].number}: {asking.bad[0].reason}" if asking.bad else ""
+        if not asker.answered:
+            reason = f"; line {asker.bad[0].number}: {asker.bad[0].reason}" if asker.bad else ""
             raise InputError(f"{plan} answered none of the questions of {dataset.name}{reason}")
-        return PlanRun(plan, tuple(asking.answered), tuple(asking.bad), records.path, records.machine)
+        return PlanRun(plan, tuple(asker.answered), tuple(asker.bad), records.path, records.machine)
 
 
-class _Asking:
-    """The work on one plan: its pipeline is opened when a question has no record."""
+class _PlanAsker:
+    """Asks one plan: its pipeline is opened when a question has no record."""
 
     def __init__(self, bundle: Bundle, plan: str, settings: Settings, records: Records):
         self._bundle, self._plan, self._settings, self._records = bundle, plan, settings, records

@@ -1,4 +1,4 @@
-"""What a bundle is asked: the rendered scenes, or a JSONL file with a question a line.
+"""Questions to a bundle: the rendered scenes, or a JSONL file with a question a line.
 
 A line is an object with `image` (a path, relative to the file), `question`, and one of `answer` (a text to match),
 `answers` (several people's, for VQA accuracy) or `box` (x0, y0, x1, y1 as shares of the image's width and height).
@@ -191,7 +191,7 @@ def _files(folder: Path, questions: list[tuple[str, Question]]) -> Iterator[Imag
 
 
 class _BadLineError(Exception):
-    """Why a line cannot be used."""
+    """The reason why a line cannot be used."""
 
 
 def _parse(number: int, line: bytes) -> tuple[str, Question]:

@@ -34,7 +34,7 @@ _KILLED = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a plan could not be asked."""
+    """The reason why a plan could not be asked."""
 
     plan: str
     error: VtexportError
@@ -53,13 +53,13 @@ def evaluate(
     progress: Progress = lambda plan, count: None,
     command: str = "",
 ) -> Report:
-    """Asks plans and routes what they have no record of yet, and reports on all of it.
+    """Asks plans what they have no record of yet, and reports on all of it.
 
     A plan that cannot be asked is named in the report and does not keep others from being asked.
 
     Args:
         bundle: an opened bundle.
-        plans: names of plans and routes; retention is against the first whose method is `none`.
+        plans: names of plans, adaptive ones included; retention is against the first whose method is `none`.
         dataset: what to ask.
         settings: how; with `jobs` above 1 so many plans are asked at the same time, a process each.
         folder: where records are kept and found again.
@@ -75,7 +75,7 @@ def evaluate(
         raise UsageError("there is no plan to ask; name one")
     plans = list(dict.fromkeys(plans))
     for plan in plans:
-        bundle.plan_or_route(plan)
+        bundle.plan_or_adaptive(plan)
     if not 1 <= settings.jobs <= MOST_JOBS:
         raise UsageError(f"jobs is {settings.jobs}; give a whole number from 1 to {MOST_JOBS}")
     if settings.jobs > 1 and settings.threads is None:  # or each process would start a thread for every core
@@ -110,7 +110,7 @@ def unpruned_plan(bundle: Bundle) -> str | None:
 
 
 def plans_to_ask(bundle: Bundle, named: Sequence[str] = (), *, with_unpruned: bool = True) -> list[str]:
-    """Names of plans and routes, each once: those that are named, else every plan; the unpruned one is added first."""
+    """Names of plans, each once: those that are named, else every plan; the unpruned one is added first."""
     plans = list(dict.fromkeys(named or [plan.name for plan in bundle.manifest.plans]))
     unpruned = unpruned_plan(bundle)
     if with_unpruned and unpruned is not None and unpruned not in plans:
@@ -121,7 +121,7 @@ def plans_to_ask(bundle: Bundle, named: Sequence[str] = (), *, with_unpruned: bo
 def _spread(
     bundle: Bundle, plans: Sequence[str], dataset: Dataset, settings: Settings, folder: Path, progress: Progress
 ) -> list[Outcome]:
-    """What became of each plan. Those whose records another process writes come last: by then it may have ended."""
+    """Outcomes of all plans. Those whose records another process writes come last: by then it may have ended."""
     done: dict[str, Outcome] = {}
     for outcome in _asked(bundle, plans, dataset, settings, folder, progress):
         done[outcome.plan] = outcome
@@ -145,10 +145,10 @@ def _asked(
         plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, described["dialect"], described)))
         for plan in plans
     }
-    told = dict.fromkeys(plans, 0)
+    reported = dict.fromkeys(plans, 0)
 
     def tell(plan: str, count: int) -> None:
-        told[plan] += count
+        reported[plan] += count
         progress(plan, count)
 
     with worker_pool(processes) as pool:
@@ -165,7 +165,7 @@ def _asked(
                 except BrokenExecutor:  # and with it the processes of all other plans are gone
                     outcome = Failure(plan, VtexportError(_KILLED))
                 if isinstance(outcome, PlanRun):  # what had a record before is done as well
-                    tell(plan, len(outcome.answered) + len(outcome.bad) - told[plan])
+                    tell(plan, len(outcome.answered) + len(outcome.bad) - reported[plan])
                 yield outcome
 
 

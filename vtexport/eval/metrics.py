@@ -1,4 +1,4 @@
-"""How an answer is scored: exact match, VQA accuracy, boxes, yes or no; and the interval of a share.
+"""Scores of answers: exact match, VQA accuracy, boxes, yes or no; and the interval of a share.
 
 Every score is from 0 to 1.
 """
@@ -71,7 +71,7 @@ def _area(box: Box) -> float:
 
 
 def says_yes(text: str) -> bool:
-    """Whether POPE (Li et al., arXiv 2305.10355) takes an answer for a yes: its evaluate.py, step by step.
+    """True where POPE (Li et al., arXiv 2305.10355) takes an answer for a yes: its evaluate.py, step by step.
 
     Only the first sentence counts, and everything that holds none of the words No, no and not is a yes. It is given
     answers without the space around them (LLaVA's model_vqa_loader.py), or "no" and a line end would be a yes.

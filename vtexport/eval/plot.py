@@ -24,7 +24,7 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def label(plan: PlanReport) -> str:
-    """What a plan is one budget of: its name without the budget, so that other parameters are another line."""
+    """A plan's name without the budget: plans of one label are a line, other parameters another."""
     return plan.plan.replace(f"-{plan.keep}", "", 1) if plan.keep is not None else plan.plan
 
 

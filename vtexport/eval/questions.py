@@ -13,7 +13,7 @@ APART = 0.12  # of the frame; centres nearer than this along an axis are not ask
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question about a scene.
 
     `box` is x0, y0, x1, y1 in 0..1 for grounding, None for the other tasks; `answer` is then the box as text in LLaVA's
@@ -30,7 +30,7 @@ class Question:
 class Asked:
     """A question, and the items that its nouns name in their order (None for one that is not in the scene)."""
 
-    question: Question
+    question: SceneQuestion
     named: tuple[Item | None, ...] = ()
 
 
@@ -53,7 +53,7 @@ def _existence(rng: random.Random, shapes: list[Item]) -> Asked:
         absent = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in present]
         colour, name = rng.choice(mixed if mixed and rng.random() < 0.6 else absent)
     found = present.get((colour, name))
-    return Asked(Question("existence", f"Is there a {colour} {name}?", "yes" if found else "no"), (found,))
+    return Asked(SceneQuestion("existence", f"Is there a {colour} {name}?", "yes" if found else "no"), (found,))
 
 
 def _colour(rng: random.Random, shapes: list[Item]) -> Asked | None:
@@ -62,7 +62,7 @@ def _colour(rng: random.Random, shapes: list[Item]) -> Asked | None:
     if not single:
         return None
     item = rng.choice(single)
-    return Asked(Question("colour", f"What colour is the {item.name}?", str(item.colour)), (item,))
+    return Asked(SceneQuestion("colour", f"What colour is the {item.name}?", str(item.colour)), (item,))
 
 
 def _shape(rng: random.Random, shapes: list[Item]) -> Asked | None:
@@ -71,7 +71,7 @@ def _shape(rng: random.Random, shapes: list[Item]) -> Asked | None:
     if not single:
         return None
     item = rng.choice(single)
-    return Asked(Question("shape", f"What shape is the {item.colour} object?", item.name), (item,))
+    return Asked(SceneQuestion("shape", f"What shape is the {item.colour} object?", item.name), (item,))
 
 
 def _counting(rng: random.Random, shapes: list[Item]) -> Asked:
@@ -83,13 +83,13 @@ def _counting(rng: random.Random, shapes: list[Item]) -> Asked:
     numbers = sorted({number for _, number in kinds})
     number = numbers[min(rng.randint(0, len(numbers)), len(numbers) - 1)]
     what = rng.choice([what for what, n in kinds if n == number])
-    return Asked(Question("counting", f"How many {what} are there?", str(number)))
+    return Asked(SceneQuestion("counting", f"How many {what} are there?", str(number)))
 
 
 def _text(kind: str, items: tuple[Item, ...]) -> Asked | None:
     for item in items:
         if item.kind == kind:
-            return Asked(Question(kind, f"What {kind} is written?", item.name))
+            return Asked(SceneQuestion(kind, f"What {kind} is written?", item.name))
     return None
 
 
@@ -113,12 +113,12 @@ def _relation(rng: random.Random, shapes: list[Item]) -> Asked | None:
     if found is None:
         return None
     text = f"Is the {one.colour} {one.name} {found[0]} the {other.colour} {other.name}?"
-    return Asked(Question("relation", text, found[1]), (one, other))
+    return Asked(SceneQuestion("relation", text, found[1]), (one, other))
 
 
 def _grounding(rng: random.Random, shapes: list[Item]) -> Asked:
     item = rng.choice(shapes)
-    question = Question("grounding", f"Where is the {item.colour} {item.name}?", box_text(item.box), item.box)
+    question = SceneQuestion("grounding", f"Where is the {item.colour} {item.name}?", box_text(item.box), item.box)
     return Asked(question, (item,))
 
 
@@ -129,7 +129,7 @@ def ask_side(rng: random.Random, items: tuple[Item, ...]) -> Asked | None:
     if found is None:
         return None
     text = f"Is the {item.colour} {item.name} {found[0]} the centre?"
-    return Asked(Question("relation", text, found[1]), (item,))
+    return Asked(SceneQuestion("relation", text, found[1]), (item,))
 
 
 def ask(rng: random.Random, items: tuple[Item, ...], task: str) -> Asked | None:

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from vtexport.bundle.calibration import read_calibration
-from vtexport.bundle.manifest import Route
+from vtexport.bundle.adaptive import read_adaptations
+from vtexport.bundle.manifest import AdaptivePlan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError, quoted
 
@@ -45,7 +45,7 @@ class Record(msgspec.Struct, kw_only=True):
     tokens_per_layer: float  # the same, on average over its layers
     new_tokens: int
     finish_reason: str
-    plan: str  # that a route chose, or the plan itself
+    plan: str  # that an adaptive plan chose, or the plan itself
     answered_box: list[float] | None = None  # in shares of the whole image, where a box was asked for and given
     warnings: list[str] = []
     # The stages of an answer whose image nobody looked at before, its file already decoded
@@ -137,7 +137,7 @@ class Records:
 
 
 def records_path(folder: Path, plan: str, digest: str) -> Path:
-    """Where the records of a plan are."""
+    """The file of a plan's records."""
     name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in plan)
     return folder / f"{name}.{digest[:_DIGITS]}.jsonl"
 
@@ -168,10 +168,10 @@ class LineCounter:
 
 
 def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of what the answers of a plan or route, and their times, follow from; files by the manifest's hashes."""
+    """SHA-256 of what the answers of a plan, and their times, follow from; files by the manifest's hashes."""
     manifest = bundle.manifest
-    chosen = bundle.plan_or_route(name)
-    plans = [bundle.plan(each) for each in chosen.plans] if isinstance(chosen, Route) else [bundle.plan(name)]
+    chosen = bundle.plan_or_adaptive(name)
+    plans = [bundle.plan(each) for each in chosen.plans] if isinstance(chosen, AdaptivePlan) else [bundle.plan(name)]
     files = {path for path in manifest.files if path.endswith(".safetensors")}
     files |= {manifest.text.tokenizer, manifest.text.chat_template, manifest.text.embedding.file}
     described = []
@@ -181,12 +181,12 @@ def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, 
         files |= {manifest.graphs[each].file for each in used}
         without = {"command", "created_at", "graphs"}
         described.append({key: value for key, value in msgspec.to_builtins(plan).items() if key not in without})
-    calibration = read_calibration(bundle.folder, manifest) if isinstance(chosen, Route) else {}
+    adaptations = read_adaptations(bundle.folder, manifest) if isinstance(chosen, AdaptivePlan) else {}
     text = msgspec.to_builtins(manifest.text)
     parts = {
         "schema": SCHEMA_VERSION,
         "plans": described,
-        "route": msgspec.to_builtins(calibration.get(chosen.name)),
+        "route": msgspec.to_builtins(adaptations.get(chosen.name)),
         "files": sorted(manifest.files[path].sha256 for path in files),
         "image": msgspec.to_builtins(manifest.image),
         # end tokens and special tokens; the files count by what is in them

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vtexport.bundle.manifest import Plan, Route
+from vtexport.bundle.manifest import AdaptivePlan, Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.eval.answering import Answered, PlanRun
 from vtexport.eval.dataset import BadLine, Metric
@@ -75,11 +75,11 @@ class Times(msgspec.Struct, kw_only=True):
 
 
 class PlanReport(msgspec.Struct, kw_only=True):
-    """What one plan or route answered."""
+    """Figures of one plan."""
 
     plan: str
     method: str
-    keep: int | None  # None for a route
+    keep: int | None  # None for an adaptive plan
     paper: str | None
     tasks: dict[str, Task]
     all_tasks: Summary
@@ -155,7 +155,7 @@ def make_report(
         bad_lines=[{"line": number, "reason": reason} for number, reason in sorted(reasons.items())],
         plans=[
             _plan_report(
-                bundle.plan_or_route(run.plan),
+                bundle.plan_or_adaptive(run.plan),
                 run,
                 answered[run.plan],
                 tables[run.plan],
@@ -169,7 +169,7 @@ def make_report(
 
 
 def _plan_report(
-    chosen: Plan | Route, run: PlanRun, answered: list[Answered], table: _Table, against: _Table | None
+    chosen: Plan | AdaptivePlan, run: PlanRun, answered: list[Answered], table: _Table, against: _Table | None
 ) -> PlanReport:
     plan = chosen if isinstance(chosen, Plan) else None
     of_boxes = [task for task, metric in table.metrics.items() if metric == BOXES]
@@ -177,7 +177,7 @@ def _plan_report(
     records = [each.record for each in answered]
     return PlanReport(
         plan=run.plan,
-        method=plan.method if plan else "route",
+        method=plan.method if plan else "adaptive",
         keep=plan.keep if plan else None,
         paper=plan.paper if plan else None,
         tasks={
@@ -203,7 +203,7 @@ def _plan_report(
 
 
 class _Draws:
-    """How often each image is drawn: `weights()` gives [draws, images] in chunks, the same at every call."""
+    """Numbers of draws of each image: `weights()` gives [draws, images] in chunks, the same at every call."""
 
     def __init__(self, answered: Sequence[Answered]):
         self.images: dict[str, int] = {}

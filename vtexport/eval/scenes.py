@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vtexport.eval.drawing import draw
-from vtexport.eval.questions import TASKS, Question, ask
+from vtexport.eval.questions import TASKS, SceneQuestion, ask
 
-__all__ = ["HELD_OUT_SEED", "TASKS", "Question", "Scene", "held_out_scenes", "render_scene"]
+__all__ = ["HELD_OUT_SEED", "TASKS", "Scene", "SceneQuestion", "held_out_scenes", "render_scene"]
 
 HELD_OUT_SEED = 2**40  # the first seed that no training ever uses
 
@@ -25,7 +25,7 @@ class Scene:
     """A picture (RGB) and questions about it, at most one a task, in the order of `TASKS`."""
 
     image: Image.Image
-    questions: tuple[Question, ...]
+    questions: tuple[SceneQuestion, ...]
 
 
 def render_scene(seed: int, *, size: int = 336, max_shapes: int = 6) -> Scene:

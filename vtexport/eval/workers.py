@@ -1,4 +1,4 @@
-"""Processes that work beside this one and end with it, however it ends and whatever they are at.
+"""Processes that work alongside this one and end with it, however it ends and whatever they are at.
 
 An interrupted run says so and leaves at once (`vtexport.cli.main`), so nothing of it can tell its workers to stop
 later. They are joblib's (loky) and look for work alone: one that has none waits for more, and one that is still
@@ -113,7 +113,7 @@ def _interrupted_afterwards() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_cleaner() -> Iterator[None]:
-    """The process that cleans up behind an ended one starts in the block, and does it without a warning."""
+    """The process that cleans up after an ended one starts in the block, and does it without a warning."""
     before = os.environ.get("PYTHONWARNINGS")
     rule = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
     os.environ["PYTHONWARNINGS"] = f"{before},{rule}" if before else rule

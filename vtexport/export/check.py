@@ -1,4 +1,4 @@
-"""What every exported graph must pass before it is published."""
+"""Checks that every exported graph must pass before it is published."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _check_rules(model: onnx.ModelProto) -> None:
 
 
 def _needs_plugin(model: onnx.ModelProto) -> bool:
-    """Whether a node of ours stands in the graph without its function: that file is for TensorRT with the plugin."""
+    """True where a node of ours stands in the graph without its function: that file is for TensorRT with the plugin."""
     bodies = {(function.domain, function.name) for function in model.functions}
     return any(node.domain == DOMAIN and (node.domain, node.op_type) not in bodies for node in model.graph.node)
 

@@ -34,14 +34,14 @@ def decoder_segment(
     Inputs: `inputs_embeds` [1, S, W] (`hidden_states` for all but the first segment), `position_ids` [1, S] int64, and
     the past keys and values of every layer, numbered as in the whole model. Outputs: `logits` [1, 1, V] of the last
     position (for all but the last segment `hidden_states_out` [1, S, W], and `query` [1, heads, D], that of the last
-    row in the last of these layers, with which a pruning step behind the segment chooses) and the new keys and values.
+    row in the last of these layers, with which a pruning step after the segment chooses) and the new keys and values.
     """
     g = GraphWriter(weights, folder)
-    is_first, is_last = first == 0, first + layers == spec.layers
+    is_first, is_last = first == 0, first + layers == spec.num_hidden_layers
     name_in = "inputs_embeds" if is_first else "hidden_states"
-    embeds = g.input(name_in, [1, "S", spec.width], dtype)
+    embeds = g.input(name_in, [1, "S", spec.hidden_size], dtype)
     position_ids = g.input("position_ids", [1, "S"], "int64")
-    cache_shape: list[int | str] = [1, "P", spec.kv_heads, spec.head_dim]
+    cache_shape: list[int | str] = [1, "P", spec.num_key_value_heads, spec.head_dim]
     past = {
         (layer, kind): g.input(f"past_key_values.{layer}.{kind}", cache_shape, dtype)
         for layer in range(first, first + layers)
@@ -52,9 +52,9 @@ def decoder_segment(
     new: dict[tuple[int, str], ir.Value] = {}
 
     def norm(x: ir.Value, name: str) -> ir.Value:
-        return dialect.rms_norm(g, x, g.weight(name), spec.norm_epsilon, dtype)
+        return dialect.rms_norm(g, x, g.weight(name), spec.rms_norm_eps, dtype)
 
-    hidden = g.op("Reshape", embeds, g.constant(np.array([-1, spec.width])))  # [S, W]: Gemm takes matrices
+    hidden = g.op("Reshape", embeds, g.constant(np.array([-1, spec.hidden_size])))  # [S, W]: Gemm takes matrices
     for layer in range(first, first + layers):
         prefix = spec.layer_prefix.format(layer)
         normed = norm(hidden, prefix + "input_layernorm.weight")
@@ -62,9 +62,9 @@ def decoder_segment(
             g.op("Unsqueeze", linear(g, normed, f"{prefix}self_attn.{part}_proj", spec.attention_bias), _axes(g, 0))
             for part in ("q", "k", "v")
         )  # [1, S, heads * D]
-        query = dialect.rotate(g, query, rotation, spec.heads, spec.head_dim)
-        key = dialect.rotate(g, key, rotation, spec.kv_heads, spec.head_dim)
-        by_head = g.constant(np.array([0, 0, spec.kv_heads, spec.head_dim]))
+        query = dialect.rotate(g, query, rotation, spec.num_attention_heads, spec.head_dim)
+        key = dialect.rotate(g, key, rotation, spec.num_key_value_heads, spec.head_dim)
+        by_head = g.constant(np.array([0, 0, spec.num_key_value_heads, spec.head_dim]))
         new[layer, "key"] = g.op("Reshape", key, by_head)
         new[layer, "value"] = g.op("Reshape", value, by_head)
         keys, values = (_with_past(g, spec, past[layer, kind], x) for kind, x in (("key", key), ("value", value)))
@@ -81,13 +81,13 @@ def decoder_segment(
         # Only the last position predicts the next token.
         last = g.op("Slice", hidden, _axes(g, -1), _axes(g, np.iinfo(np.int64).max), _axes(g, 0))
         logits = linear(g, norm(last, spec.final_norm), spec.head.removesuffix(".weight"), bias=False)
-        outputs.append((g.op("Unsqueeze", logits, _axes(g, 0)), "logits", [1, 1, spec.vocabulary], dtype))
+        outputs.append((g.op("Unsqueeze", logits, _axes(g, 0)), "logits", [1, 1, spec.vocab_size], dtype))
     else:
-        outputs.append((g.op("Unsqueeze", hidden, _axes(g, 0)), "hidden_states_out", [1, "S", spec.width], dtype))
+        outputs.append((g.op("Unsqueeze", hidden, _axes(g, 0)), "hidden_states_out", [1, "S", spec.hidden_size], dtype))
         row = g.op("Slice", query, _axes(g, -1), _axes(g, np.iinfo(np.int64).max), _axes(g, 1))
-        row = g.op("Reshape", row, g.constant(np.array([1, spec.heads, spec.head_dim])))
-        outputs.append((row, "query", [1, spec.heads, spec.head_dim], dtype))
-    new_shape: list[int | str] = [1, "S", spec.kv_heads, spec.head_dim]
+        row = g.op("Reshape", row, g.constant(np.array([1, spec.num_attention_heads, spec.head_dim])))
+        outputs.append((row, "query", [1, spec.num_attention_heads, spec.head_dim], dtype))
+    new_shape: list[int | str] = [1, "S", spec.num_key_value_heads, spec.head_dim]
     outputs += [(value, f"new_key_values.{layer}.{kind}", new_shape, dtype) for (layer, kind), value in new.items()]
     return g.model("decoder", [embeds, position_ids, *past.values()], outputs, dialect.opset)
 
@@ -104,9 +104,9 @@ def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool) -> ir.Value:
 
 def rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Value, ir.Value]:
     """cos and sin [max_positions, D / 2], computed in float32 as transformers does."""
-    positions = np.arange(spec.max_positions, dtype=np.float32)
-    angles = positions[:, None] * spec.inverse_frequencies.astype(np.float32)[None]
-    tables = (np.cos(angles) * np.float32(spec.rope_scale), np.sin(angles) * np.float32(spec.rope_scale))
+    positions = np.arange(spec.max_position_embeddings, dtype=np.float32)
+    angles = positions[:, None] * spec.inv_freq.astype(np.float32)[None]
+    tables = (np.cos(angles) * np.float32(spec.attention_scaling), np.sin(angles) * np.float32(spec.attention_scaling))
     cos, sin = (table.astype(DTYPES[dtype].numpy()) for table in tables)
     return g.constant(cos, "rope_cos"), g.constant(sin, "rope_sin")
 
@@ -128,7 +128,7 @@ def _causal_mask(g: GraphWriter, embeds: ir.Value, past_key: ir.Value) -> ir.Val
 
 def _with_past(g: GraphWriter, spec: DecoderSpec, past: ir.Value, new: ir.Value) -> ir.Value:
     """[1, P + S, H_kv * D] from the cache's rows and the new ones."""
-    flat = g.op("Reshape", past, g.constant(np.array([0, 0, spec.kv_heads * spec.head_dim])))
+    flat = g.op("Reshape", past, g.constant(np.array([0, 0, spec.num_key_value_heads * spec.head_dim])))
     return g.op("Concat", flat, new, axis=1)
 
 

@@ -14,14 +14,14 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
-from vtexport.export.plan import Plan, Route
+from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
 from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ModelSpec
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
-def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str, created_at: str) -> schema.Plan:
+def describe_plan(plan: PlanSpec, graphs: dict[str, schema.PlanGraphs], command: str, created_at: str) -> schema.Plan:
     """A plan with the graphs it runs, by dialect."""
     return schema.Plan(
         name=plan.name,
@@ -44,7 +44,7 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
         positions=plan.first.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
         reports={
-            name: [schema.Limit(least=each.least, most=each.most, warning=each.warning) for each in limits]
+            name: [schema.ReportLimit(least=each.least, most=each.most, warning=each.warning) for each in limits]
             for name, limits in plan.reports.items()
         },
         graphs=graphs,
@@ -53,10 +53,10 @@ def describe_plan(plan: Plan, graphs: dict[str, schema.PlanGraphs], command: str
     )
 
 
-def describe_route(route: Route, command: str, created_at: str) -> schema.Route:
-    """A route over plans."""
-    return schema.Route(
-        name=route.name, plans=list(route.plans), mean=route.mean, command=command, created_at=created_at
+def describe_adaptive_plan(adaptive: AdaptivePlanSpec, command: str, created_at: str) -> schema.AdaptivePlan:
+    """An adaptive plan over others."""
+    return schema.AdaptivePlan(
+        name=adaptive.name, plans=list(adaptive.plans), mean=adaptive.mean, command=command, created_at=created_at
     )
 
 
@@ -117,7 +117,7 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
         grid_height=vision.grid_height,
         grid_width=vision.grid_width,
         tokens=vision.tokens,
-        width=vision.width,
+        hidden_size=vision.hidden_size,
     )
 
 
@@ -136,13 +136,13 @@ def describe_decoder(spec: ModelSpec) -> schema.Decoder:
     """The language model's sizes."""
     decoder = spec.decoder
     return schema.Decoder(
-        layers=decoder.layers,
-        width=decoder.width,
-        heads=decoder.heads,
-        kv_heads=decoder.kv_heads,
+        num_hidden_layers=decoder.num_hidden_layers,
+        hidden_size=decoder.hidden_size,
+        num_attention_heads=decoder.num_attention_heads,
+        num_key_value_heads=decoder.num_key_value_heads,
         head_dim=decoder.head_dim,
-        vocabulary=decoder.vocabulary,
-        max_positions=decoder.max_positions,
+        vocab_size=decoder.vocab_size,
+        max_position_embeddings=decoder.max_position_embeddings,
     )
 
 

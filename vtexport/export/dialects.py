@@ -21,7 +21,7 @@ from vtexport.models.spec import DecoderSpec
 
 @dataclass(frozen=True)
 class Rotation:
-    """What turns queries and keys: as the dialect prepared it, once a graph."""
+    """Rotary positions of queries and keys, as the dialect prepared them once a graph."""
 
     cos: ir.Value
     sin: ir.Value
@@ -29,7 +29,7 @@ class Rotation:
 
 
 class Dialect(ABC):
-    """How a decoder layer's three special operations are written. All tensors have batch 1."""
+    """Spelling of a decoder layer's three special operations. All tensors have batch 1."""
 
     name: str
     opset: int
@@ -72,7 +72,7 @@ class Modern(Dialect):
         self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
         # Without softmax_precision, which TensorRT's parser refuses: its fused kernels choose for themselves.
-        heads: dict[str, Any] = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads}
+        heads: dict[str, Any] = {"q_num_heads": spec.num_attention_heads, "kv_num_heads": spec.num_key_value_heads}
         return g.op("Attention", q, k, v, mask, **heads)
 
 
@@ -106,10 +106,12 @@ class Classic(Dialect):
     def attend(
         self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
-        groups = spec.heads // spec.kv_heads
+        groups = spec.num_attention_heads // spec.num_key_value_heads
         # The query heads of one key head stand together: [1, H_kv, groups, S, D] against [1, H_kv, 1, L, D].
-        q = g.op("Reshape", q, g.constant(np.array([0, -1, spec.kv_heads, groups, spec.head_dim])))
-        k, v = (g.op("Reshape", x, g.constant(np.array([0, 0, spec.kv_heads, 1, spec.head_dim]))) for x in (k, v))
+        q = g.op("Reshape", q, g.constant(np.array([0, -1, spec.num_key_value_heads, groups, spec.head_dim])))
+        k, v = (
+            g.op("Reshape", x, g.constant(np.array([0, 0, spec.num_key_value_heads, 1, spec.head_dim]))) for x in (k, v)
+        )
         q = g.op("Transpose", q, perm=[0, 2, 3, 1, 4])
         k, v = g.op("Transpose", k, perm=[0, 2, 3, 4, 1]), g.op("Transpose", v, perm=[0, 2, 3, 1, 4])
         logits = _cast(g, g.op("MatMul", g.op("Mul", q, g.constant(_scale(spec, dtype))), k), dtype, "float32")
@@ -118,7 +120,7 @@ class Classic(Dialect):
         logits = g.op("Where", g.op("Unsqueeze", mask, g.constant(np.array([2]))), logits, lowest)
         weights = _cast(g, g.op("Softmax", logits, axis=-1), "float32", dtype)
         attended = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 3, 1, 2, 4])
-        return g.op("Reshape", attended, g.constant(np.array([0, 0, spec.heads * spec.head_dim])))
+        return g.op("Reshape", attended, g.constant(np.array([0, 0, spec.num_attention_heads * spec.head_dim])))
 
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (Modern(), Classic())}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import vtexport
 from vtexport.bundle import manifest as schema
-from vtexport.bundle.calibration import read_calibration, write_calibration
+from vtexport.bundle.adaptive import read_adaptations, write_adaptations
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError, quoted
-from vtexport.export.plan import Plan
+from vtexport.export.plan import PlanSpec
 from vtexport.export.weights import Weight, stored_weight
 
 
@@ -121,7 +121,7 @@ def take_over(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, 
 
 
 def kept_plans(
-    earlier: schema.Manifest, plans: Iterable[Plan], graphs: Mapping[str, schema.Graph]
+    earlier: schema.Manifest, plans: Iterable[PlanSpec], graphs: Mapping[str, schema.Graph]
 ) -> tuple[list[schema.Plan], dict[str, schema.Graph]]:
     """The earlier plans that no new one of `plans` replaces, and the graphs they use that are not among `graphs`."""
     kept = [plan for plan in earlier.plans if plan.name not in {new.name for new in plans}]
@@ -130,7 +130,7 @@ def kept_plans(
 
 
 def checked(earlier: Bundle, names: Iterable[str]) -> dict[str, schema.File]:
-    """What the earlier manifest says of files that stay where they are, once they have been read.
+    """Sizes and hashes of files that stay where they are, from the earlier manifest, once they have been read.
 
     Raises:
         BundleError: a file is not what it says.
@@ -142,22 +142,22 @@ def checked(earlier: Bundle, names: Iterable[str]) -> dict[str, schema.File]:
     return files
 
 
-def carry_calibration(earlier: Bundle, folder: Path, manifest: schema.Manifest, note: Callable[[str], object]) -> None:
-    """Puts the earlier bundle's calibration.json into `folder` for the routes that are as they were; tells of others.
+def carry_adaptations(earlier: Bundle, folder: Path, manifest: schema.Manifest, note: Callable[[str], object]) -> None:
+    """Puts the earlier adaptive.json into `folder` for the adaptive plans that are as they were; tells of others.
 
-    It is read at the last moment, so a calibration made during the build is not lost.
+    It is read at the last moment, so what `vtexport adapt` sets during the build is not lost.
     """
     try:
-        found = read_calibration(earlier.folder, earlier.manifest)
+        found = read_adaptations(earlier.folder, earlier.manifest)
     except BundleError as error:
-        note(f"the earlier calibration is not taken over ({quoted(error)})")
+        note(f"what images had set is not taken over ({quoted(error)})")
         return
-    routes = {route.name: route for route in manifest.routes}
-    kept = {name: each for name, each in found.items() if name in routes and each.fits(manifest, routes[name])}
+    present = {each.name: each for each in manifest.adaptive_plans}
+    kept = {name: each for name, each in found.items() if name in present and each.fits(manifest, present[name])}
     if kept:
-        write_calibration(folder, manifest, kept)
+        write_adaptations(folder, manifest, kept)
     for name in sorted(set(found) - set(kept)):
-        note(f"the route {name} has changed, so its calibration goes; run `vtexport calibrate` afterwards")
+        note(f"the adaptive plan {name} has changed, so what images had set goes; run `vtexport adapt` afterwards")
 
 
 def _damaged(earlier: Bundle, name: str) -> BundleError:

@@ -1,4 +1,4 @@
-"""Whether weights are numbers: NaN and infinity are found on the way through, with the tensor's name."""
+"""Check that weights are numbers: NaN and infinity are found on the way through, with the tensor's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXPONENTS = {name: infinity_bits(dtype) for name, dtype in WEIGHT_DTYPES.items(
 
 
 def is_finite(data: bytes | memoryview, dtype: str) -> bool:
-    """Whether little-endian `data` of that type holds neither infinity nor NaN."""
+    """True where little-endian `data` of that type holds neither infinity nor NaN."""
     exponent = _EXPONENTS[dtype]
     return not (np.frombuffer(data, exponent.dtype) & exponent == exponent).any()
 

@@ -13,10 +13,10 @@ from vtexport.export.check import check_graphs
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS, Dialect
 from vtexport.export.graph import WEIGHTS_FOLDER, interface, save
-from vtexport.export.plan import Plan
+from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
-from vtexport.export.vision import VisionTower
+from vtexport.export.vision import TracedTower
 from vtexport.export.weights import Weight
 from vtexport.models.spec import ModelSpec
 
@@ -43,9 +43,9 @@ class GraphExporter:
         self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
         self._weights_base, self._prefix = weights_base, prefix
         self.graphs: dict[str, schema.Graph] = {}
-        self._towers: dict[tuple[str, ...], VisionTower] = {}  # by signals
+        self._towers: dict[tuple[str, ...], TracedTower] = {}  # by signals
 
-    def plan(self, plan: Plan) -> dict[str, schema.PlanGraphs]:
+    def plan(self, plan: PlanSpec) -> dict[str, schema.PlanGraphs]:
         """All graphs of one plan, by dialect."""
         prune, without_function = self._prune(plan)
         steps = [self._prune_llm(plan, number) for number in range(len(plan.steps))]
@@ -70,13 +70,13 @@ class GraphExporter:
         name = ".".join(("vision", *signals, dialect.name))
         return self._once(name, lambda: self._tower(signals).graph(dialect.opset))
 
-    def _tower(self, signals: tuple[str, ...]) -> VisionTower:
+    def _tower(self, signals: tuple[str, ...]) -> TracedTower:
         if signals not in self._towers:
             config, spec = self._config.vision_config, self._spec.vision
-            self._towers[signals] = VisionTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
+            self._towers[signals] = TracedTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
         return self._towers[signals]
 
-    def _prune(self, plan: Plan) -> tuple[str, str | None]:
+    def _prune(self, plan: PlanSpec) -> tuple[str, str | None]:
         """The plan's pruning op and the projector, with and without the op's function; one for every dialect."""
 
         def export() -> ir.Model:
@@ -87,7 +87,7 @@ class GraphExporter:
             return self._once(whole, export), None
         return self._with_and_without_functions(whole, f"{plan.name}.prune_plugin", export)
 
-    def _prune_llm(self, plan: Plan, number: int) -> tuple[str, str]:
+    def _prune_llm(self, plan: PlanSpec, number: int) -> tuple[str, str]:
         """The op between two segments, with and without its function; one for every dialect."""
 
         def export() -> ir.Model:
@@ -101,7 +101,7 @@ class GraphExporter:
     def _decoder(self, first: int, layers: int, dialect: Dialect) -> str:
         """A run of decoder layers, shared by every plan that is cut there; the whole decoder is `decoder_0`."""
         decoder = self._spec.decoder
-        name = "decoder_0" if layers == decoder.layers else f"decoder_{first}-{first + layers - 1}"
+        name = "decoder_0" if layers == decoder.num_hidden_layers else f"decoder_{first}-{first + layers - 1}"
         return self._once(
             f"{name}.{dialect.name}",
             lambda: decoder_segment(decoder, self._weights, self._weights_base, self._dtype, first, layers, dialect),

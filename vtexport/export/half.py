@@ -1,4 +1,4 @@
-"""What keeps a graph in a half-wide type exact enough, and in float16's range: where float32 is used, what is scaled.
+"""Float16 and bfloat16 policy of exported graphs: where float32 is used, what is scaled.
 
 The policy, for the vision tower and the projector: residual stream, normalisation, softmax and activation functions are
 float32; only the operands of matrix products are float16 or bfloat16. In float16 a product that is added to the stream
@@ -32,7 +32,7 @@ def wide_gemm(g: GraphWriter, x: ir.Value, weight: ir.Value, bias: ir.Value | No
 
 
 def wide_scale(dtype: str) -> float:
-    """What operands of `dtype` are scaled by so that their product does not overflow."""
+    """The factor on operands of `dtype` so that their product does not overflow."""
     return WIDE_SCALE if dtype == "float16" else 1.0
 
 
@@ -48,7 +48,7 @@ def softmax_in_float32(model: ir.Model) -> None:
 
 
 def _widen(graph: ir.Graph, node: ir.Node) -> None:
-    """Cast to float32 before `node` and back behind it."""
+    """Cast to float32 before `node` and back after it."""
     source, result = node.inputs[0], node.outputs[0]
     assert source is not None
     assert result.dtype is not None

@@ -1,4 +1,4 @@
-"""SHA-256 beside the work that it is taken of: hashlib lets go of the interpreter, so a thread hashes meanwhile."""
+"""SHA-256 alongside the work that it is taken of: hashlib lets go of the interpreter, so a thread hashes meanwhile."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def reflink_weights(
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
 ) -> CopiedWeights:
-    """What `copy_weights` gives for tensors that need no conversion, by reflinks; their content is read and hashed.
+    """Does what `copy_weights` does for tensors that need no conversion, by reflinks; their content is read and hashed.
 
     Raises:
         UsageError: the file system has no reflinks, or the checkpoint lies on another.

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vtexport.bundle.manifest import Manifest
 from vtexport.errors import InputError, UsageError
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, ModelShape, Options, PlacedOp, Schedule, list_methods
@@ -15,7 +16,7 @@ from vtexport.pruning.types import Limit
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanSpec:
     """One method at one budget in one model: a schedule, cut into what the exporters write."""
 
     name: str
@@ -67,10 +68,23 @@ class Plan:
 def shape_of(spec: ModelSpec) -> ModelShape:
     """The facts of a model that methods plan by."""
     vision = spec.vision
-    return ModelShape((vision.grid_height, vision.grid_width), spec.decoder.layers, has_cls=vision.cls_rows > 0)
+    return ModelShape(
+        (vision.grid_height, vision.grid_width), spec.decoder.num_hidden_layers, has_cls=vision.cls_rows > 0
+    )
 
 
-def make_plans(method: Method, budgets: Sequence[int] | None, options: Options, shape: ModelShape) -> tuple[Plan, ...]:
+def bundle_shape(manifest: Manifest) -> ModelShape:
+    """The same of the model in a bundle, for plans that are to be added to it."""
+    vision = manifest.vision
+    outputs = (tensor for graph in manifest.graphs.values() for tensor in graph.outputs)
+    features = next(tensor for tensor in outputs if tensor.name == "features")
+    has_cls = features.shape[1] != vision.tokens
+    return ModelShape((vision.grid_height, vision.grid_width), manifest.decoder.num_hidden_layers, has_cls=has_cls)
+
+
+def make_plans(
+    method: Method, budgets: Sequence[int] | None, options: Options, shape: ModelShape
+) -> tuple[PlanSpec, ...]:
     """A plan for each budget.
 
     Raises:
@@ -86,7 +100,7 @@ def make_plans(method: Method, budgets: Sequence[int] | None, options: Options, 
     return tuple(_plan(method, options, shape, budget) for budget in wanted)
 
 
-def _plan(method: Method, options: Options, shape: ModelShape, budget: int | None) -> Plan:
+def _plan(method: Method, options: Options, shape: ModelShape, budget: int | None) -> PlanSpec:
     schedule = method.plan(options, shape, budget)
     for name in schedule.signals:
         if SIGNALS[name].source == "caller":
@@ -96,7 +110,7 @@ def _plan(method: Method, options: Options, shape: ModelShape, budget: int | Non
             )
     edges = [0, *(step.layer for step in schedule.steps), shape.layers]
     contiguous = schedule.first.positions == "contiguous"
-    return Plan(
+    return PlanSpec(
         name=_plan_name(method, options, schedule.keep),
         method=method,
         options=options,
@@ -106,7 +120,7 @@ def _plan(method: Method, options: Options, shape: ModelShape, budget: int | Non
     )
 
 
-def check_stored(plans: Sequence[Plan], spec: ModelSpec, absent: Sequence[str]) -> None:
+def check_stored(plans: Sequence[PlanSpec], spec: ModelSpec, absent: Sequence[str]) -> None:
     """Refuses plans that read what the checkpoint lacks: `absent` are its missing tensors that not every graph reads.
 
     Raises:
@@ -126,7 +140,7 @@ def check_stored(plans: Sequence[Plan], spec: ModelSpec, absent: Sequence[str]) 
 
 
 @dataclass(frozen=True)
-class Route:
+class AdaptivePlanSpec:
     """Plans of one method at several budgets, of which each image gets one; `mean` is the average to aim at."""
 
     name: str
@@ -134,8 +148,8 @@ class Route:
     mean: int
 
 
-def make_route(plans: Sequence[Plan], mean: int | None) -> Route:
-    """A route over these plans, which differ in their budgets; the mean is the middle budget when left out.
+def make_adaptive_plan(plans: Sequence[PlanSpec], mean: int | None) -> AdaptivePlanSpec:
+    """An adaptive plan over these plans, which differ in their budgets; the mean is the middle budget when left out.
 
     Raises:
         UsageError: the method has no rule for it, there is one budget, or the mean lies outside the budgets.
@@ -154,11 +168,14 @@ def make_route(plans: Sequence[Plan], mean: int | None) -> Route:
     mean = int(statistics.median(budgets)) if mean is None else mean
     if isinstance(mean, bool) or not isinstance(mean, int) or not budgets[0] <= mean <= budgets[-1]:
         raise UsageError(f"--mean {mean} is not between the budgets; give a number from {budgets[0]} to {budgets[-1]}")
-    return Route(_plan_name(first.method, first.options, "dynamic"), tuple(plan.name for plan in ordered), mean)
+    return AdaptivePlanSpec(
+        _plan_name(first.method, first.options, "dynamic"), tuple(plan.name for plan in ordered), mean
+    )
 
 
 def _plan_name(method: Method, options: Options, keep: int | str) -> str:
-    """`prunesid-64`, or `prunesid-64-order-raster` where an option is not left at its default; of a route, `dynamic`
+    """`prunesid-64`, or `prunesid-64-order-raster` where an option is not left at its default; of an adaptive plan,
+    `dynamic`
     stands for the budget.
     """
     if method.name == "none":

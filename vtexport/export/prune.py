@@ -34,15 +34,15 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     `visual_positions` [1, N] int64, counted from the image's place in the prompt; then the op's own outputs beyond
     these: `merged` [1, N] bool where the op merges, `Op.reports` [1] each and `Op.further_outputs`.
     """
-    vision, width_out, op, keep = spec.vision, spec.projector.width_out, placed.op, placed.keep
+    vision, width_out, op, keep = spec.vision, spec.projector.out_features, placed.op, placed.keep
     projected_space = placed.place == AFTER_CONNECTOR
     sizes = Sizes(
         batch=1,
         grid=(vision.grid_height, vision.grid_width),
-        width=width_out if projected_space else vision.width,
+        width=width_out if projected_space else vision.hidden_size,
         keep=keep,
-        heads=vision.heads,
-        head_dim=vision.width // vision.heads,
+        heads=vision.num_attention_heads,
+        head_dim=vision.hidden_size // vision.num_attention_heads,
         embedding_width=width_out,
     )
     model = ir.from_proto(model_of_op(op, sizes, dtype=FEATURES))
@@ -52,7 +52,7 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
     after.initializers = before.initializers
     rows = vision.cls_rows + vision.tokens
-    whole = before.input("features", [1, rows, vision.width], FEATURES)
+    whole = before.input("features", [1, rows, vision.hidden_size], FEATURES)
     given = whole
     if vision.cls_rows and not op.takes_cls:
         given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))
@@ -88,11 +88,11 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
 def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: str) -> ir.Value:
     """[1, rows, W] float32 of x [1, rows, D] float32; `dtype` is that of the weights."""
     projector = spec.projector
-    x = g.op("Reshape", x, g.constant(np.array([rows, projector.width_in])))
-    x = _linear(g, x, projector.first, dtype)
+    x = g.op("Reshape", x, g.constant(np.array([rows, projector.in_features])))
+    x = _linear(g, x, projector.linear_1, dtype)
     x = g.op("Gelu", x, approximate="tanh" if projector.activation == "gelu_tanh" else "none")
-    x = _linear(g, x, projector.second, dtype)
-    return g.op("Reshape", x, g.constant(np.array([1, rows, projector.width_out])))
+    x = _linear(g, x, projector.linear_2, dtype)
+    return g.op("Reshape", x, g.constant(np.array([1, rows, projector.out_features])))
 
 
 def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:

@@ -32,10 +32,10 @@ def prune_llm_graph(
     sizes = Sizes(
         batch=1,
         grid=(1, step.tokens),
-        width=spec.width,
+        width=spec.hidden_size,
         keep=step.keep,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
+        heads=spec.num_attention_heads,
+        kv_heads=spec.num_key_value_heads,
         head_dim=spec.head_dim,
     )
     model = ir.from_proto(model_of_op(step.op, sizes, dtype=dtype))
@@ -70,7 +70,7 @@ def prune_llm_graph(
     for value in before.initializers.values():
         graph.register_initializer(value)
     described: list[tuple[ir.Value, str, list[int | str], str]] = [
-        (hidden, "hidden_states_out", [1, "R", spec.width], dtype),
+        (hidden, "hidden_states_out", [1, "R", spec.hidden_size], dtype),
         (left, "position_ids_out", [1, "R"], "int64"),
         (kept, "keep_indices", [1, step.keep], "int64"),
     ]
@@ -93,17 +93,17 @@ def _projected(
 ) -> tuple[ir.Value, ir.Value]:
     """Keys [1, S, kv_heads, D] and the last row's query [1, heads, D] of the layer that the step stands before."""
     dialect, prefix = DIALECTS["classic"], spec.layer_prefix.format(step.layer)
-    hidden = g.op("Reshape", inputs["hidden_states"], g.constant(np.array([-1, spec.width])))
+    hidden = g.op("Reshape", inputs["hidden_states"], g.constant(np.array([-1, spec.hidden_size])))
     norm = g.weight(prefix + "input_layernorm.weight")
-    normed = dialect.rms_norm(g, hidden, norm, spec.norm_epsilon, dtype)
+    normed = dialect.rms_norm(g, hidden, norm, spec.rms_norm_eps, dtype)
     first, last, end = (g.constant(np.array([value])) for value in (0, -1, np.iinfo(np.int64).max))
     cos, sin = rope_tables(g, spec, dtype)
     projected = []
     for part, heads, x, at in (
-        ("k", spec.kv_heads, normed, positions),
+        ("k", spec.num_key_value_heads, normed, positions),
         (
             "q",
-            spec.heads,
+            spec.num_attention_heads,
             g.op("Slice", normed, last, end, first),
             g.op("Slice", positions, last, end, g.constant(np.array([1]))),
         ),

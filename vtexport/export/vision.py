@@ -40,11 +40,11 @@ class ClipFeatures(torch.nn.Module):
     of the CLS token in block L to every patch, summed over heads, or the mean attention that every patch receives from
     all patches there, summed likewise; `keys` [B, T, heads, D / heads], the patches' key
     projections in block L; `similarity_features` [B, T, D], the mean of the outputs of the tower's last third of
-    blocks, for which the blocks behind L run too. All are float32, whatever the tower is.
+    blocks, for which the blocks after L run too. All are float32, whatever the tower is.
 
     The residual stream, LayerNorm and the MLP's activation are float32 too. A tower in float16 or bfloat16 keeps that
     type for the operands of its matrix products only: vision transformers grow single channels of the stream beyond
-    65504, and bfloat16 would round the small ones away beside them.
+    65504, and bfloat16 would round the small ones away next to them.
     """
 
     def __init__(self, tower: CLIPVisionModel, spec: VisionSpec, signals: tuple[str, ...]):
@@ -66,7 +66,7 @@ class ClipFeatures(torch.nn.Module):
         outputs: list[torch.Tensor] = []
         late: list[torch.Tensor] = []
         with_late = "similarity_features" in self.signals
-        last = self.spec.layers if with_late else self.spec.feature_layer
+        last = self.spec.num_hidden_layers if with_late else self.spec.feature_layer
         for number, block in enumerate(self.tower.encoder.layers[:last], 1):
             normed = self._norm(block.layer_norm1, stream).to(self.dtype)
             attended, _ = block.self_attn(normed)
@@ -125,7 +125,7 @@ def _wide_convolution(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Te
     return torch.nn.functional.conv2d(x.float(), convolution.weight.float(), bias, convolution.stride)
 
 
-class VisionTower:
+class TracedTower:
     """The tower with one set of signals, traced once, from which the graph of each dialect is made.
 
     The arguments are the model's vision configuration and its spec, the signals that the tower gives, the stored

@@ -1,7 +1,7 @@
 """A checkpoint's weights in the bundle: safetensors files copied once, in the target precision, hashed on the way.
 
 Nothing is read whole: a file passes through in chunks, and the SHA-256 of what was read and of what was written are
-taken from the same chunks, by threads beside the reading and writing. A file whose tensors already have the target
+taken from the same chunks, by threads alongside the reading and writing. A file whose tensors already have the target
 precision is copied byte for byte, so its hash is the source's. (File format: the safetensors header is an 8-byte
 little-endian length and JSON; tensors follow.)
 """
@@ -218,7 +218,7 @@ def _convert(
         if largest:
             raise InputError(_out_of_range(key, float(largest), precision))
         placed[key] = Weight(name, start, target.tell() - start, tuple(entry.shape), precision)
-    while data := source.read(_CHUNK):  # what lies behind the last tensor wanted still belongs to the file's hash
+    while data := source.read(_CHUNK):  # what lies after the last tensor wanted still belongs to the file's hash
         read.update(data)
         progress(len(data))
     return placed

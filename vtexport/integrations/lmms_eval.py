@@ -27,12 +27,12 @@ _KNOWN = {"max_new_tokens", "temperature", "top_p", "do_sample", "until", "num_b
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval's registry loads: the name `vtexport` for `VtexportModel`."""
+    """Entry that lmms-eval's registry loads: the name `vtexport` for `VtexportModel`."""
     return ModelManifest(model_id="vtexport", simple_class_path=f"{__name__}.VtexportModel")
 
 
 class VtexportModel(lmms):
-    """A plan or route of a bundle behind lmms-eval's model interface: one image a question, one at a time.
+    """A plan of a bundle behind lmms-eval's model interface: one image a question, one at a time.
 
     Args:
         bundle: the bundle's folder.
@@ -126,7 +126,7 @@ class VtexportModel(lmms):
 
 
 def _options(given: Mapping[str, Any], task: str, max_new_tokens: int) -> tuple[dict[str, Any], list[str]]:
-    """What to pass to `Pipeline.generate`, and the texts before which an answer ends."""
+    """Arguments for `Pipeline.generate`, and the texts before which an answer ends."""
     if (given.get("num_beams") or 1) != 1:
         raise UsageError(
             f"{task} asks for num_beams={given['num_beams']} and a bundle searches no beams; give "

@@ -72,7 +72,7 @@ def hub_name(canonical: str) -> str:
 
 
 def is_harmless(canonical: str) -> bool:
-    """Whether a tensor that the model has no place for may be passed over: buffers that older versions saved."""
+    """True where a tensor that the model has no place for may be passed over: buffers that older versions saved."""
     return canonical.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids"))
 
 
@@ -116,14 +116,14 @@ def stored_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, s
 
 
 def optional_tensors(config: Any) -> tuple[str, ...]:
-    """Prefixes of the canonical names that not every graph reads: what stands behind the vision feature layer."""
+    """Prefixes of the canonical names that not every graph reads: what stands after the vision feature layer."""
     layer, layers = _feature_layer(config), config.vision_config.num_hidden_layers
     behind = range(layer, layers) if layer is not None and layer > 0 else ()
     return ("vision_tower.post_layernorm.", *map(_VISION_BLOCK.format, behind))
 
 
 def model_spec(config: Any, folder: Path) -> ModelSpec:
-    """What the model is made of; head and embedding as a checkpoint holds them that does what the configuration says.
+    """Parts of the model; head and embedding as a checkpoint holds them that does what the configuration says.
 
     What is stored decides in the end: `ModelSpec.with_head`.
 
@@ -138,7 +138,7 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
         decoder=_decoder(config, where),
         image_token_id=int(config.image_token_index),
     )
-    token, behind = spec.image_token_id, spec.decoder.vocabulary
+    token, behind = spec.image_token_id, spec.decoder.vocab_size
     _require(0 <= token < behind, where, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})")
     return spec
 
@@ -170,10 +170,10 @@ def _vision(config: Any, where: Path) -> VisionSpec:
         grid_height=side,
         grid_width=side,
         cls_rows=1,
-        width=vision.hidden_size,
-        layers=vision.num_hidden_layers,
+        hidden_size=vision.hidden_size,
+        num_hidden_layers=vision.num_hidden_layers,
         feature_layer=layer,
-        heads=vision.num_attention_heads,
+        num_attention_heads=vision.num_attention_heads,
         block_prefix=_VISION_BLOCK,
     )
 
@@ -197,11 +197,11 @@ def _projector(config: Any, where: Path) -> ProjectorSpec:
         return f"{prefix}{layer}.weight", f"{prefix}{layer}.bias" if bias else None
 
     return ProjectorSpec(
-        first=names("linear_1"),
-        second=names("linear_2"),
+        linear_1=names("linear_1"),
+        linear_2=names("linear_2"),
         activation=_ACTIVATIONS[activation],
-        width_in=config.vision_config.hidden_size,
-        width_out=config.text_config.hidden_size,
+        in_features=config.vision_config.hidden_size,
+        out_features=config.text_config.hidden_size,
     )
 
 
@@ -230,16 +230,16 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
     turned = 2 * rope.inv_freq.numel()
     _require(turned == head_dim, where, "the width of rotary positions", turned, f"head_dim, which is {head_dim}")
     return DecoderSpec(
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        heads=heads,
-        kv_heads=text.num_key_value_heads or heads,
+        num_hidden_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=text.num_key_value_heads or heads,
         head_dim=head_dim,
-        vocabulary=text.vocab_size,
-        norm_epsilon=epsilon,
-        max_positions=text.max_position_embeddings,
-        inverse_frequencies=rope.inv_freq.numpy(),
-        rope_scale=float(rope.attention_scaling),
+        vocab_size=text.vocab_size,
+        rms_norm_eps=epsilon,
+        max_position_embeddings=text.max_position_embeddings,
+        inv_freq=rope.inv_freq.numpy(),
+        attention_scaling=float(rope.attention_scaling),
         attention_bias=bool(text.attention_bias),
         mlp_bias=bool(text.mlp_bias),
         embedding=EMBEDDING,

@@ -1,6 +1,6 @@
 """Vision-language models that are no LLaVA-1.5, by the `model_type` of their config.json, so that errors name them.
 
-The names are those of transformers 5's models, and of code in repositories that people meet beside them.
+The names are those of transformers 5's models, and of code in repositories that people meet along with them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a model is made of, as the exporters need it: sizes and weight names, no tensors and no framework objects."""
+"""Parts of a model as the exporters need them: sizes and weight names, no tensors and no framework objects.
+
+Sizes have the names of transformers' configurations, rotary positions those of its modules.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ class VisionSpec:
     grid_height: int  # patches
     grid_width: int
     cls_rows: int  # 1 where row 0 is a CLS token, 0 where there is none
-    width: int
-    layers: int
+    hidden_size: int
+    num_hidden_layers: int
     feature_layer: int  # index into hidden_states: 0 = embeddings, k = output of block k - 1
-    heads: int
+    num_attention_heads: int
     block_prefix: str  # of a block's weight names, formatted with its number
 
     @property
@@ -31,38 +34,38 @@ class VisionSpec:
     @property
     def similarity_layer(self) -> int:
         """The first hidden state of the tower's last third; Nüwa averages those from 16 on of CLIP-L's 24."""
-        return round(2 * self.layers / 3)
+        return round(2 * self.num_hidden_layers / 3)
 
     def blocks_run(self, signals: Collection[str]) -> int:
-        """How many blocks a graph with these signals (`vtexport.pruning.signals`) runs, from the first on."""
-        return self.layers if "similarity_features" in signals else self.feature_layer
+        """Number of blocks that a graph with these signals (`vtexport.pruning.signals`) runs, from the first on."""
+        return self.num_hidden_layers if "similarity_features" in signals else self.feature_layer
 
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """Two linear layers with an activation between them; `names` are (weight, bias or None) of each."""
+    """Two linear layers with an activation between them, each as the names of its weight and bias (None: no bias)."""
 
-    first: tuple[str, str | None]
-    second: tuple[str, str | None]
+    linear_1: tuple[str, str | None]
+    linear_2: tuple[str, str | None]
     activation: str  # "gelu", "gelu_tanh"
-    width_in: int
-    width_out: int
+    in_features: int
+    out_features: int
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
     """A Llama-type decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
 
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
     head_dim: int
-    vocabulary: int
-    norm_epsilon: float
-    max_positions: int
-    inverse_frequencies: np.ndarray  # [head_dim / 2] float64
-    rope_scale: float  # factor on cos and sin (1.0 for plain RoPE)
+    vocab_size: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    inv_freq: np.ndarray  # [head_dim / 2] float64
+    attention_scaling: float  # factor on cos and sin (1.0 for plain RoPE)
     attention_bias: bool
     mlp_bias: bool
     embedding: str  # weight names

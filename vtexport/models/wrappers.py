@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-# In front of every name, one behind the other.
+# In front of every name, one after the other.
 _IN_FRONT = {
     "module.": "DistributedDataParallel or DeepSpeed",
     "base_model.model.": "peft",

@@ -1,1 +1,1 @@
-"""What transformers makes of a checkpoint's small files, read once at build time."""
+"""A checkpoint's small files as transformers takes them, read once at build time."""

@@ -146,7 +146,7 @@ def render(tokenizer: Any, template: str, conversation: list[dict[str, Any]]) ->
 
 
 def trouble(rendered: Callable[[list[dict[str, Any]]], str], image_token: str) -> str | None:
-    """What is wrong with a template for one question about an image, None where nothing is."""
+    """The fault of a template for one question about an image, None where nothing is."""
     try:
         text = rendered([_question(_ASKED)])
     except Exception as error:  # a template computes: it raises anything
@@ -159,7 +159,7 @@ def trouble(rendered: Callable[[list[dict[str, Any]]], str], image_token: str) -
 
 
 def trouble_with_turns(rendered: Callable[[list[dict[str, Any]]], str], image_token: str) -> str | None:
-    """What is wrong with a template for a further question, None where nothing is.
+    """The fault of a template for a further question, None where nothing is.
 
     The answer in between may be a string or parts, whichever the template knows.
     """
@@ -212,7 +212,7 @@ def _holds(text: str, word: str) -> bool:
 
 
 def _is_dump(text: str) -> bool:
-    """Whether parts were printed as Python or JSON write them, in whatever case."""
+    """True where parts were printed as Python or JSON write them, in whatever case."""
     return "'type'" in text.lower() or '"type"' in text.lower()
 
 

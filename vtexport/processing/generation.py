@@ -1,4 +1,4 @@
-"""What transformers' `generate()` does with a checkpoint by default: its generation configuration and end tokens.
+"""A checkpoint's generation configuration and end tokens: what transformers' `generate()` does by default.
 
 The library itself reads it, as `from_pretrained` and `generate()` do: generation_config.json, or else what config.json
 says of generation, with the library's defaults for what is left out. Every key is in one of three classes: honoured by
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError, printable
+from vtexport.errors import InputError, quoted
 from vtexport.processing.library import quiet
 
 GENERATION_FILE, CONFIG_FILE = "generation_config.json", "config.json"
@@ -57,20 +57,19 @@ NO_EFFECT: dict[str, tuple[str, ...]] = {
         "use_cache", "cache_config", "max_cache_len", "compile_config", "disable_compile",
         "continuous_batching_config", "prefill_chunk_size",
     ),
-    "what generate() gives back beside tokens": (
+    "what generate() gives back with tokens": (
         "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     ),
     "for batches, empty prompts and encoders": ("pad_token_id", "bos_token_id", "decoder_start_token_id"),
     "about the file": ("transformers_version", "_from_model_config", "_commit_hash"),
 }  # fmt: skip
 _KNOWN = HONOURED.union(NOTED, *NO_EFFECT.values())
-_MOST_LETTERS = 100  # of a value or of the library's reason, in a sentence
 
 
 def read_generation(
     folder: Path, config: Any, note: Callable[[str], None]
 ) -> tuple[schema.Generation, tuple[int, ...]]:
-    """What `generate()` does with a checkpoint when nothing else is asked, and the ids of its end tokens.
+    """Reads what `generate()` does with a checkpoint when nothing else is asked, and the ids of its end tokens.
 
     Args:
         folder: the checkpoint's.
@@ -88,7 +87,7 @@ def read_generation(
             own = asked.generation_config
             settings = asked._prepare_generation_config(None)[0]
         except Exception as error:  # the library raises whatever its checks and constructors trip over
-            raise InputError(f"{where} is refused by transformers ({_reason(error)}); correct it") from error
+            raise InputError(f"{where} is refused by transformers ({quoted(error, limit=130)}); correct it") from error
         eos = _end_tokens(settings, config, where, note)
         generation = _honoured(_Checks(asked, eos, config.get_text_config().vocab_size), settings, own, where, note)
     _tell_sampling(generation, where, note)
@@ -106,14 +105,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # transformers would pass over a damaged file
-        raise InputError(f"{path} is not readable as JSON ({_reason(error)}); correct it or fetch it again") from error
+        raise InputError(
+            f"{path} is not readable as JSON ({quoted(error, path)}); correct it or fetch it again"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; correct it or fetch it again")
     return content
 
 
 def _asked(folder: Path, config: Any) -> Any:
-    """What of a model `generate()` asks for its settings, loaded as `from_pretrained` loads it, without weights."""
+    """A stand-in for the model that `generate()` asks for settings, made as `from_pretrained` does, without weights."""
     from transformers import GenerationMixin
 
     class Asked(GenerationMixin):
@@ -206,7 +207,9 @@ def _honoured(checks: _Checks, settings: Any, own: Any, where: Path, note: Calla
         except Exception as error:  # as above
             unused = name in WARPERS and settings.do_sample is not True
             if not unused:
-                raise InputError(f"{where} has {name} = {_shown(value)} ({_reason(error)}); correct it") from error
+                raise InputError(
+                    f"{where} has {name} = {_shown(value)} ({quoted(error, where, limit=100)}); correct it"
+                ) from error
             note(
                 f"{where.name} has {name} = {_shown(value)}, which transformers refuses when it samples; sampling from "
                 "the bundle does without it"
@@ -232,7 +235,7 @@ def _plain(name: str, value: Any, vocabulary: int) -> Any:
 
 
 def _check_numbers(value: Any) -> None:
-    """What JSON can hold in every reader."""
+    """Refuses numbers that not every reader of JSON takes."""
     if isinstance(value, (list, tuple)):
         for each in value:
             _check_numbers(each)
@@ -268,11 +271,11 @@ def _tell_unknown(said: Mapping[str, Any], where: Path, note: Callable[[str], No
     """Keys that are in none of the classes: a later transformers' or misspelt ones, which it never reads."""
     unknown = [name for name, value in said.items() if value is not None and name not in _KNOWN]
     if unknown := sorted(name for name in unknown if not name.startswith("_")):
-        note(f"{where.name} has {_cut(printable(', '.join(unknown)))}, which a bundle does not know and passes over")
+        note(f"{where.name} has {quoted(', '.join(unknown), limit=100)}, which a bundle does not know and passes over")
 
 
 def _tell_passed_over(described: Mapping[str, Any], settings: Any, note: Callable[[str], None]) -> None:
-    """What config.json says of generation otherwise than generation_config.json, which the library follows."""
+    """Notes what config.json says of generation otherwise than generation_config.json, which the library follows."""
     from transformers import GenerationConfig
 
     defaults = GenerationConfig._get_default_generation_params()
@@ -298,13 +301,4 @@ def _listed(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """A value for a sentence."""
-    return _cut(repr(value))
-
-
-def _reason(error: Exception) -> str:
-    """An error's first line for a sentence."""
-    return _cut((str(error).strip().splitlines() or [""])[0] or type(error).__name__)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
+    return quoted(repr(value), limit=100)

@@ -24,7 +24,7 @@ _KNOWN_OVERRIDES = {"LlavaImageProcessor": {"pad_to_square", "_preprocess"}}
 
 
 def image_settings(processor: Any, image_size: int, where: str) -> schema.Image:
-    """What an image processor does to pixels, as the manifest has it.
+    """Steps of an image processor, as the manifest has them.
 
     Args:
         processor: transformers' image processor in its Pillow form.
@@ -133,7 +133,7 @@ def class_name(processor: Any) -> str:
 
 
 def _has_common_steps(processor: Any, name: str) -> bool:
-    """Whether nothing but the constructor differs from the Pillow form that transformers' processors have in common."""
+    """True where only the constructor differs from the Pillow form that transformers' processors have in common."""
     from transformers.image_processing_backends import PilBackend
 
     classes = type(processor).__mro__

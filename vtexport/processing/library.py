@@ -104,7 +104,7 @@ def _pillow_form(folder: Path) -> Any:
 
 
 def _asked(load: Callable[[], _T], folder: Path, what: str) -> _T:
-    """What the library gives, without what it says by the way; its exceptions as errors of ours."""
+    """The library's result, without what it says by the way; its exceptions as errors of ours."""
     try:
         with quiet():
             return load()

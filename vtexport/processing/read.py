@@ -40,7 +40,7 @@ _NO_EMBEDDING = schema.StoredTensor(file="", offset=0, shape=[1, 1], dtype="floa
 
 @dataclass(frozen=True)
 class Processing:
-    """What a checkpoint's small files come to, held to transformers by the self-check.
+    """A checkpoint's small files as the bundle has them, held to transformers by the self-check.
 
     `text` is without the place of the embedding, which `with_embedding` adds.
     """

@@ -18,7 +18,7 @@ _NO_LIMIT = 10**18  # transformers writes 1e30 for a tokenizer without a longest
 
 @dataclass(frozen=True)
 class TextFiles:
-    """What a bundle's files and manifest say about text, read from a checkpoint and not yet written.
+    """Text settings of a bundle's files and manifest, read from a checkpoint and not yet written.
 
     `tokenizer` is the whole tokenizer.json that transformers makes of the checkpoint's files.
     """

@@ -1,4 +1,4 @@
-"""What the pipeline gives back: the visual tokens of an image, an answer, a stream of its pieces; with their times."""
+"""Results of the pipeline: the visual tokens of an image, an answer, a stream of its pieces; with their times."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vtexport.runtime.sampling import FinishReason
 
 
 @dataclass(frozen=True)
-class RouteChoice:
-    """Why an image went to its budget."""
+class BudgetChoice:
+    """The budget that an adaptive plan gave an image, and why."""
 
-    route: str
+    route: str  # the adaptive plan's name
     redundancy: float  # rho, the mean cosine between two patches of the image
     wanted: float  # N', the tokens that the image would get if every budget were there
     budget: int
@@ -25,7 +25,7 @@ class RouteChoice:
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What an image became: the rows that enter the prompt, and which patches they stand for."""
+    """One encoded image: the rows that enter the prompt, and which patches they stand for."""
 
     embeddings: np.ndarray  # [1, N, W]
     keep_indices: np.ndarray  # [N] int64, raster index of the patch, -1 for CLS
@@ -38,9 +38,9 @@ class VisualTokens:
     timings_ms: dict[str, float]  # preprocess, vision, prune
     reports: dict[str, float] = field(default_factory=dict)  # what the method tells of the image, by name
     warnings: list[str] = field(default_factory=list)  # on reports and files that are not as they should be
-    route: RouteChoice | None = None  # where a route chose the plan
+    route: BudgetChoice | None = None  # where an adaptive plan chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
-    further: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
+    aux_outputs: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Answer:
     kept_by_layer: dict[int, list[int]] = field(default_factory=dict)
     reports: dict[str, float] = field(default_factory=dict)  # as in `VisualTokens`
     warnings: list[str] = field(default_factory=list)
-    route: RouteChoice | None = None
+    route: BudgetChoice | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ class KVCache:
     """Keys and values of a run of layers, token-major [1, capacity, H_kv, D].
 
     The first `length` rows are valid. A slice of the first rows of a token-major buffer is contiguous, so a graph reads
-    them where they lie; the rows it returns are written behind them.
+    them where they lie; the rows it returns are written after them.
     """
 
     def __init__(self, layers: range, capacity: int, kv_heads: int, head_dim: int, dtype: np.dtype):

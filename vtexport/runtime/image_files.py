@@ -188,7 +188,7 @@ def _upright(image: Image.Image, where: str, *, metadata_may_fail: bool) -> tupl
     try:
         image.load()
     except (ValueError, TypeError, KeyError, SyntaxError, struct.error):
-        # At metadata behind the pixels Pillow has decoded these, and `tile` is empty; those of TIFF it would turn then
+        # At metadata after the pixels Pillow has decoded these, and `tile` is empty; those of TIFF it would turn then
         if not metadata_may_fail or getattr(image, "tile", None) != [] or image.format == "TIFF":
             raise
     turn, problem = orientation(image)
@@ -199,7 +199,7 @@ def _upright(image: Image.Image, where: str, *, metadata_may_fail: bool) -> tupl
 
 
 def _transparency(image: Image.Image, tiles: Any) -> Any:
-    """What is transparent, in the samples that Pillow made of `tiles`; a PNG file's entry counts in its own."""
+    """The transparent part, in the samples that Pillow made of `tiles`; a PNG file's entry counts in its own."""
     transparency = image.info.get("transparency")
     scale = _TRANSPARENCY_SCALE.get(tiles[0][3]) if image.format == "PNG" and tiles else None
     if scale is not None and isinstance(transparency, int):
@@ -210,7 +210,7 @@ def _transparency(image: Image.Image, tiles: Any) -> Any:
 
 
 def _bits(image: Image.Image) -> int | None:
-    """How many bits a sample has in the file, where that is known and Pillow gives more than 8."""
+    """Bits of a sample in the file, where that is known and Pillow gives more than 8."""
     if image.mode.startswith("I;16"):
         stated = getattr(image, "tag_v2", {}).get(258)  # TIFF's BitsPerSample, which may be 12
         return stated[0] if isinstance(stated, tuple) and stated and 8 < stated[0] < 16 else 16

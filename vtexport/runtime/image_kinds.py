@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for sentences about files that are not taken as images."""
+"""Kinds of files by their first bytes, for sentences about files that are not taken as images."""
 
 from __future__ import annotations
 

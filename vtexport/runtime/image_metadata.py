@@ -28,7 +28,7 @@ _TURNS = {
 
 
 def orientation(image: Image.Image) -> tuple[Image.Transpose | None, str | None]:
-    """How to turn a loaded image upright as `ImageOps.exif_transpose` does, and a sentence's end where it is not known.
+    """The turn to an upright image, as of `ImageOps.exif_transpose`, and a sentence's end where it is not known.
 
     EXIF goes before XMP. What cannot be read, or is no orientation, turns nothing.
     """
@@ -152,7 +152,7 @@ _TIFF_TAGS = {
 
 
 def _tiff(data: bytes, exif: bool) -> bytes | None:
-    """With a new directory behind the file; the first image's pixels stay where they are."""
+    """With a new directory after the file; the first image's pixels stay where they are."""
     order = "<" if data[:2] == b"II" else ">"
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     offset_format, count_format, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)

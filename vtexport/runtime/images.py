@@ -161,7 +161,7 @@ def _with_border(image: Image.Image, settings: ImageSettings) -> tuple[Image.Ima
 
 
 def _resized_size(image: Image.Image, settings: ImageSettings) -> tuple[int, int]:
-    """Width and height behind the resize."""
+    """Width and height after the resize."""
     width, height = image.size
     if settings.resize_height and settings.resize_width:
         return settings.resize_width, settings.resize_height

@@ -16,8 +16,8 @@ from vtexport.runtime.vision import check_finite
 
 
 @dataclass
-class Conversation:
-    """One prompt with its answer so far: a cache a segment, whose lengths differ behind pruning steps.
+class Sequence:
+    """Generation state of one prompt and its answer so far: a cache a segment, whose lengths differ after steps.
 
     Attributes:
         caches: By segment.
@@ -52,39 +52,39 @@ class LanguageModel:
         self._segments = [load(name) for name in graphs.decoder]
         self._steps = [load(name, library) for name in graphs.prune_llm]
         for session, segment in zip(self._segments, plan.segments, strict=True):
-            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.kv_heads, sizes.head_dim)
+            session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.num_key_value_heads, sizes.head_dim)
 
-    def start(self, prompt_tokens: int, new_tokens: int) -> Conversation:
+    def start(self, prompt_tokens: int, new_tokens: int) -> Sequence:
         """Caches for a prompt of that many rows, all visual tokens that enter included, and its answer."""
         sizes, caches = self._manifest.decoder, []
         gone = [0, *(self._plan.visual_tokens - step.keep for step in self._plan.steps)]
         for segment, less in zip(self._plan.segments, gone, strict=True):
             layers = range(segment.first_layer, segment.first_layer + segment.layers)
             capacity = prompt_tokens - less + new_tokens
-            caches.append(KVCache(layers, capacity, sizes.kv_heads, sizes.head_dim, self._dtype))
-        return Conversation(caches, [0] * len(caches))
+            caches.append(KVCache(layers, capacity, sizes.num_key_value_heads, sizes.head_dim, self._dtype))
+        return Sequence(caches, [0] * len(caches))
 
     def prefill(
         self,
-        conversation: Conversation,
+        sequence: Sequence,
         embeddings: np.ndarray,
         positions: np.ndarray,
         visual_start: int,
-        further: Mapping[str, np.ndarray],
+        aux_outputs: Mapping[str, np.ndarray],
     ) -> np.ndarray:
         """Runs a prompt and returns the last position's logits [V] float32.
 
         Args:
-            conversation: From `start`; its caches are filled.
+            sequence: From `start`; its caches are filled.
             embeddings: [1, S, W].
             positions: [S] int64.
             visual_start: Row of the first visual token.
-            further: What the op behind the vision tower gave for the steps, such as `labels` [1, n].
+            aux_outputs: What the op after the vision tower gave for the steps, such as `labels` [1, n].
         """
         hidden, position_ids = embeddings, positions[None].astype(np.int64)
         outputs: dict[str, np.ndarray] = {}
         offset = 0
-        for number, (session, cache) in enumerate(zip(self._segments, conversation.caches, strict=True)):
+        for number, (session, cache) in enumerate(zip(self._segments, sequence.caches, strict=True)):
             outputs = self._run(session, cache, hidden, position_ids)
             hidden = outputs.get("hidden_states_out", hidden)
             if number == len(self._steps):
@@ -92,7 +92,7 @@ class LanguageModel:
             step, segment = self._plan.steps[number], self._plan.segments[number]
             chosen = self._steps[number].run(
                 {
-                    **further,
+                    **aux_outputs,
                     "hidden_states": hidden,
                     "position_ids": position_ids,
                     "visual_start": np.array([visual_start], np.int64),
@@ -103,16 +103,16 @@ class LanguageModel:
             hidden, left = chosen["hidden_states_out"], chosen["position_ids_out"]
             if step.positions == "compacted":
                 offset += int(position_ids[0, -1] - left[0, -1])
-            conversation.offsets[number + 1] = offset
+            sequence.offsets[number + 1] = offset
             position_ids = left
-            conversation.kept.append(chosen["keep_indices"][0])
+            sequence.kept.append(chosen["keep_indices"][0])
         return self._logits(outputs)
 
-    def decode(self, conversation: Conversation, embedding: np.ndarray, position: int) -> np.ndarray:
+    def decode(self, sequence: Sequence, embedding: np.ndarray, position: int) -> np.ndarray:
         """Runs one new token, embedded [1, 1, W], and returns its logits [V] float32."""
         hidden = embedding
         outputs: dict[str, np.ndarray] = {}
-        for session, cache, offset in zip(self._segments, conversation.caches, conversation.offsets, strict=True):
+        for session, cache, offset in zip(self._segments, sequence.caches, sequence.offsets, strict=True):
             outputs = self._run(session, cache, hidden, np.array([[position - offset]], np.int64))
             hidden = outputs.get("hidden_states_out", hidden)
         return self._logits(outputs)

@@ -25,7 +25,7 @@ _LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 def make_processors(
     settings: Generation, prompt: np.ndarray, eos: Sequence[int], max_new_tokens: int, vocabulary: int
 ) -> list[Processor]:
-    """What changes the scores before a token is chosen, in order; nothing for settings that change none.
+    """Processors that change the scores before a token is chosen, in order; none for settings that change nothing.
 
     Args:
         settings: the checkpoint's.
@@ -66,16 +66,16 @@ def make_processors(
     if settings.suppress_tokens:
         found.append(Suppress(_known(settings.suppress_tokens, vocabulary)))
     if settings.begin_suppress_tokens:
-        # A token that is forced behind a start token alone comes before what counts as the beginning
+        # A token that is forced after a start token alone comes before what counts as the beginning
         begin = length if length > 1 or settings.forced_bos_token_id is None else length + 1
         found.append(Suppress(_known(settings.begin_suppress_tokens, vocabulary), lambda count: count == begin))
-    if settings.renormalize_logits:  # transformers does it behind the warpers, which gives the same distribution
+    if settings.renormalize_logits:  # transformers does it after the warpers, which gives the same distribution
         found.append(lambda ids, scores: _log_softmax(scores))
     return found
 
 
 def make_warpers(settings: Generation) -> list[Warper]:
-    """What changes the distribution that tokens are drawn from, in order, behind the processors."""
+    """Warpers of the distribution that tokens are drawn from, in order, after the processors."""
     found: list[Warper] = []
     if settings.temperature != 1.0:
         found.append(lambda scores: scores / np.float32(settings.temperature))
@@ -182,7 +182,7 @@ class Suppress:
 
 
 class Force:
-    """Leaves these tokens alone, with a score of 0, behind `count` ids."""
+    """Leaves these tokens alone, with a score of 0, after `count` ids."""
 
     def __init__(self, tokens: np.ndarray, count: int):
         self._tokens, self._count = tokens, count
@@ -195,7 +195,7 @@ class Force:
 
 
 class ExponentialDecay:
-    """Raises the end tokens' scores by a share of their size that grows with each id behind `start`."""
+    """Raises the end tokens' scores by a share of their size that grows with each id after `start`."""
 
     def __init__(self, start: int, factor: float, eos: np.ndarray):
         self._start, self._factor, self._eos = start, factor, eos

@@ -30,13 +30,13 @@ _FORM = "a prompt is a string, or a list of messages with a role and content eac
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What an image part says its image is: a path, a URL, base64 text, a PIL image or an array."""
+    """Source of an image as its part of a message names it: a path, a URL, base64 text, a PIL image or an array."""
 
     key: str  # one of `SOURCES`
     value: Any
 
     @property
-    def shown(self) -> str:
+    def summary(self) -> str:
         """The source for a sentence, without the bytes of an image in it."""
         if not isinstance(self.value, (str, os.PathLike)):
             return f"an object of type {type(self.value).__name__}"
@@ -80,7 +80,7 @@ def image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def image_source(prompt: str | Messages | None) -> ImageSource | None:
-    """Which image the conversation's image part names, None where it names none.
+    """The source that the conversation's image part names, None where it names none.
 
     Raises:
         UsageError: as `normalised`, or there are several images, or one has several sources.
@@ -113,7 +113,7 @@ def choose_image(image: Any, prompt: str | Messages | None) -> tuple[Any, list[s
         return load_source(source), []
     if source is None or _is_same(image, source.value):
         return image, []
-    return image, [f"the image argument was used, not the image that the conversation names ({source.shown})"]
+    return image, [f"the image argument was used, not the image that the conversation names ({source.summary})"]
 
 
 def load_source(source: ImageSource) -> Any:
@@ -148,8 +148,8 @@ def load_source(source: ImageSource) -> Any:
         return f"data:image/*;base64,{value}"
     if value.lower().startswith(("http://", "https://")):
         raise UsageError(
-            f"the image part names {source.shown}, and vtexport fetches nothing; download the image first and give its "
-            "path or a data URL"
+            f"the image part names {source.summary}, and vtexport fetches nothing; download the image first and give "
+            "its path or a data URL"
         )
     return value
 

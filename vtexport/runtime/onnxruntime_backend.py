@@ -127,7 +127,7 @@ def dialect_here(precision: str, wanted: str | None = None) -> str:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """What ONNX Runtime says of a file, without its codes and without the path, which the sentence has already."""
+    """ONNX Runtime's words on a file, without its codes and without the path, which the sentence has already."""
     said = re.sub(r"^\s*\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error)).replace(str(path), path.name)
     return quoted(said.strip().rstrip(".") or type(error).__name__, path, limit=140)
 

@@ -13,29 +13,29 @@ from typing import Literal, overload
 import numpy as np
 
 from vtexport.bundle.dialects import DIALECTS, RUNS_IN
-from vtexport.bundle.manifest import Route, StoredTensor
+from vtexport.bundle.manifest import AdaptivePlan, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, UsageError
 from vtexport.plugins.libraries import Choice, choose_library
-from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
+from vtexport.runtime.adaptive import BudgetChooser
+from vtexport.runtime.answers import Answer, AnswerStream, BudgetChoice, Clock, VisualTokens, reported, timings
 from vtexport.runtime.language_model import LanguageModel
 from vtexport.runtime.messages import choose_image
 from vtexport.runtime.onnxruntime_backend import Session, check_device, dialect_here
 from vtexport.runtime.prompt import Messages, Prompt, PromptReader
-from vtexport.runtime.routing import Router
 from vtexport.runtime.sampling import Decoding, Sampling
-from vtexport.runtime.vision import ImageLike, VisionTower, check_finite
+from vtexport.runtime.vision import ImageLike, VisionStage, check_finite
 
-__all__ = ["DIALECTS", "Answer", "AnswerStream", "ImageLike", "Pipeline", "RouteChoice", "VisualTokens"]
+__all__ = ["DIALECTS", "Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
-FURTHER = ("labels",)  # outputs of the prune graph that steps inside the language model read
+AUX_OUTPUTS = ("labels",)  # outputs of the prune graph that steps inside the language model read
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 
 
 class Pipeline:
-    """One plan of a bundle, or a route over several, loaded. Make it with `Pipeline.open`.
+    """One plan of a bundle, or an adaptive one over several, loaded. Make it with `Pipeline.open`.
 
     `native` says which library runs the pruning ops, or why the function bodies do; `dialect` which graphs run.
     """
@@ -60,14 +60,14 @@ class Pipeline:
         check_device(device)
         self.dialect = dialect = dialect_here(manifest.precision, dialect)
         self.bundle = bundle
-        chosen = bundle.plan_or_route(plan)
+        chosen = bundle.plan_or_adaptive(plan)
         self.name = chosen.name
-        self._router = Router(bundle, chosen) if isinstance(chosen, Route) else None
-        self.plans = self._router.plans if self._router else [bundle.plan(chosen.name)]
+        self._adaptive = BudgetChooser(bundle, chosen) if isinstance(chosen, AdaptivePlan) else None
+        self.plans = self._adaptive.plans if self._adaptive else [bundle.plan(chosen.name)]
         if any(dialect not in each.graphs for each in self.plans):
             raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
         self._dtype = DTYPES[manifest.precision].numpy
-        graphs = self.plans[0].graphs[dialect]  # the plans of a route differ in the prune graph alone
+        graphs = self.plans[0].graphs[dialect]  # the plans of an adaptive one differ in the prune graph alone
 
         # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
         self.native = choose_library() if device == "cpu" else Choice(None, f"the device is {device}")
@@ -76,7 +76,7 @@ class Pipeline:
         def load(name: str) -> Session:
             return Session(bundle.path(manifest.graphs[name].file), device, threads, library)
 
-        self._vision = VisionTower(bundle, graphs.vision, device, threads)
+        self._vision = VisionStage(bundle, graphs.vision, device, threads)
         self._prune = {each.name: load(each.graphs[dialect].prune) for each in self.plans}
         self._language_model = LanguageModel(bundle, self.plans[0], dialect, self._dtype, device, threads, library)
         self._prompts = PromptReader(bundle)
@@ -92,19 +92,19 @@ class Pipeline:
         threads: int | None = None,
         dialect: str | None = None,
     ) -> Pipeline:
-        """Opens a bundle and loads the graphs of one plan or route.
+        """Opens a bundle and loads the graphs of one plan, or of all that an adaptive one chooses from.
 
         Args:
             bundle: the bundle's folder.
-            plan: the name of a plan or a route; may be left out where the bundle has one plan, or one route with all
-                its plans.
+            plan: the name of a plan, adaptive ones included; may be left out where the bundle has one plan, or one
+                adaptive plan over all others.
             device: "cpu", or "cuda" with onnxruntime-gpu.
             threads: threads for one operator; all cores when left out.
             dialect: "modern" graphs, or "classic" ones, which older runtimes take too; when left out, the first of them
                 that the installed version of ONNX Runtime answers rightly with.
 
         Raises:
-            InputError, BundleError: no such folder, not a whole bundle, or a route without calibration.
+            InputError, BundleError: no such folder, not a whole bundle, or an adaptive plan that no images have set.
             UsageError: no such plan, device or dialect, or a dialect that this ONNX Runtime gives wrong answers with.
             MissingDependencyError: ONNX Runtime or its CUDA provider is not there, or it is too old.
         """
@@ -112,7 +112,7 @@ class Pipeline:
 
     @property
     def takes_question(self) -> bool:
-        """Whether the plan picks visual tokens by the question."""
+        """True where the plan picks visual tokens by the question."""
         return any(TEXT_INPUT in session.input_names for session in self._prune.values())
 
     def encode(
@@ -138,31 +138,31 @@ class Pipeline:
         question, text = self._question(prompt, raw_prompt)
         clock = Clock()
         image, passed_over = choose_image(image, prompt)
-        seen = self._vision.look(image, clock)
-        plan, route = self._router.choose(self._vision.patches(seen)) if self._router else (self.plans[0], None)
-        kept = self._prune[plan.name].run({**seen.signals, **text})
+        vision = self._vision.run(image, clock)
+        plan, route = self._adaptive.choose(self._vision.patches(vision)) if self._adaptive else (self.plans[0], None)
+        kept = self._prune[plan.name].run({**vision.outputs, **text})
         check_finite(kept["image_features"], "the projector", self.bundle.manifest.precision)
         clock.lap("prune")
         reports, warnings = reported(plan, kept)
         rows = kept["keep_indices"].shape[1]
-        # The rows behind `count` only fill the budget.
+        # The rows after `count` only fill the budget.
         used = int(reports["count"]) if "count" in reports else rows
-        vision = self.bundle.manifest.vision
+        grid = self.bundle.manifest.vision
         return VisualTokens(
             embeddings=kept["image_features"][:, :used],
             keep_indices=kept["keep_indices"][0, :used],
             positions=kept["visual_positions"][0, :used],
             position_span=plan.position_span - (rows - used if plan.positions == "contiguous" else 0),
-            grid=(vision.grid_height, vision.grid_width),
-            image_size=seen.size,
-            crop=seen.crop,
+            grid=(grid.grid_height, grid.grid_width),
+            image_size=vision.image_size,
+            crop=vision.crop,
             plan=plan.name,
             timings_ms=clock.laps,
             reports=reports,
-            warnings=[*passed_over, *seen.warnings, *warnings],
+            warnings=[*passed_over, *vision.warnings, *warnings],
             route=route,
             question=question,
-            further={name: value for name, value in kept.items() if name in FURTHER},
+            aux_outputs={name: value for name, value in kept.items() if name in AUX_OUTPUTS},
         )
 
     def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
@@ -288,13 +288,13 @@ class Pipeline:
         clock.lap("encode")
         length = len(read.before) + len(visual.keep_indices) + len(read.after)
         end_position = len(read.before) + visual.position_span + len(read.after)
-        limit = self.bundle.manifest.decoder.max_positions
+        limit = self.bundle.manifest.decoder.max_position_embeddings
         if end_position + max_new_tokens > limit:
             raise UsageError(
                 f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
                 f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
-        conversation = self._language_model.start(length, max_new_tokens)
+        sequence = self._language_model.start(length, max_new_tokens)
         embeddings = np.concatenate(
             [self._embed(read.before), visual.embeddings.astype(self._dtype, copy=False), self._embed(read.after)],
             axis=1,
@@ -303,11 +303,11 @@ class Pipeline:
         positions = np.concatenate(
             [np.arange(start), start + visual.positions, start + visual.position_span + np.arange(len(read.after))]
         )
-        logits = self._language_model.prefill(conversation, embeddings, positions, start, visual.further)
+        logits = self._language_model.prefill(sequence, embeddings, positions, start, visual.aux_outputs)
         clock.lap("prefill")
 
         decoder = self._prompts.stream()
-        eos, vocabulary = self.bundle.manifest.text.eos_token_ids, self.bundle.manifest.decoder.vocabulary
+        eos, vocabulary = self.bundle.manifest.text.eos_token_ids, self.bundle.manifest.decoder.vocab_size
         choose = decoding.start(unpruned, max_new_tokens, eos, vocabulary, self._prompts.tokenizer)
         token_ids: list[int] = []
         while True:
@@ -319,7 +319,7 @@ class Pipeline:
             if choose.finish_reason is not None:
                 break
             position = end_position + len(token_ids) - 1
-            logits = self._language_model.decode(conversation, self._embed(np.array([token])), position)
+            logits = self._language_model.decode(sequence, self._embed(np.array([token])), position)
         yield decoder.finish()
         clock.lap("decode")
         yield Answer(
@@ -330,7 +330,7 @@ class Pipeline:
             visual_tokens=len(visual.keep_indices),
             keep_indices=visual.keep_indices.tolist(),
             kept_by_layer={
-                step.layer: kept.tolist() for step, kept in zip(self.plans[0].steps, conversation.kept, strict=True)
+                step.layer: kept.tolist() for step, kept in zip(self.plans[0].steps, sequence.kept, strict=True)
             },
             timings_ms=timings(visual, clock.laps, encoded_here=visual is not image),
             plan=visual.plan,

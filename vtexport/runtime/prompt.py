@@ -162,7 +162,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        # Spaces depend on what stands before, so new tokens are decoded behind those that came out last.
+        # Spaces depend on what stands before, so new tokens are decoded after those that came out last.
         self._silent = {number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self._before: list[int] = []
         self._new: list[int] = []
@@ -184,7 +184,7 @@ class StreamDecoder:
         return piece
 
     def finish(self) -> str:
-        """What is still held back at the end, an unfinished character included."""
+        """The text still held back at the end, an unfinished character included."""
         piece = self._piece()
         self._before, self._new = self._new, []
         self.text += piece

@@ -80,7 +80,7 @@ class WarpedSampler:
         self._draw = Sampler(1.0, 1.0, seed)
 
     def warped(self, logits: np.ndarray) -> np.ndarray:
-        """Scores [V] float32 behind the warpers."""
+        """Scores [V] float32 after the warpers."""
         scores = logits.astype(np.float32, copy=False)
         for warp in self._warpers:
             scores = warp(scores)
@@ -92,7 +92,7 @@ class WarpedSampler:
 
 
 class Decoding:
-    """How answers are decoded: what the caller asks for, and the checkpoint's generation configuration where it counts.
+    """Rules of decoding: what the caller asks for, and the checkpoint's generation configuration where it counts.
 
     Args:
         settings: of the bundle's manifest.
@@ -138,7 +138,7 @@ class Decoding:
             self._sampler = WarpedSampler(make_warpers(msgspec.structs.replace(settings, **over)), seed)
 
     def new_tokens(self, prompt_tokens: int) -> int:
-        """How many tokens an answer to an unpruned prompt of so many may have.
+        """The limit on new tokens of an answer to an unpruned prompt of so many.
 
         transformers' own limit for checkpoints that state none, 20 new tokens, is not taken over.
 

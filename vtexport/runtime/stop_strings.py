@@ -16,10 +16,10 @@ _NO_TEXT = b"\xff"  # in no UTF-8
 
 
 class StopStrings:
-    """Whether the last token completes one of the strings, which need not end where the token does.
+    """Stop strings of an answer: a call tells whether the last token completes one, which may end inside the token.
 
     Texts are compared as bytes, so that characters of several tokens are found, and token by token, as each decodes
-    behind others: special tokens count with their text. A string may begin in the prompt.
+    after others: special tokens count with their text. A string may begin in the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]):
@@ -34,7 +34,7 @@ class StopStrings:
         self._seen: dict[int, bytes] = {}
 
     def __call__(self, ids: np.ndarray) -> bool:
-        """Whether the last of ids [L] int64 completes a string."""
+        """True where the last of ids [L] int64 completes a string."""
         if not self._strings:
             return False
         # transformers looks at a token a byte, more of which only tokens without text could take
@@ -50,7 +50,7 @@ class StopStrings:
 
     def _decoded(self, token: int) -> bytes:
         name = self._tokenizer.id_to_token(token)
-        if name is None:  # a row of the embedding that the tokenizer does not use: no string goes on behind it
+        if name is None:  # a row of the embedding that the tokenizer does not use: no string goes on after it
             return _NO_TEXT
         if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(name)):
             return bytes([int(match[1], 16)])

@@ -1,4 +1,4 @@
-"""The first half of what runs on an image: preprocessing and the vision graph."""
+"""The vision stage: preprocessing of an image and the vision graph."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One image's `features` and signals by name, what part of it they show, and what was passed over in its file."""
+class VisionOutput:
+    """One image after the vision graph.
 
-    signals: dict[str, np.ndarray]
-    size: tuple[int, int]  # width and height of the upright image, pixels
+    Attributes:
+        outputs: `features` and the signals by name.
+        image_size: Width and height of the upright image, pixels.
+        crop: The part of it that they are of.
+        warnings: What was passed over in its file.
+    """
+
+    outputs: dict[str, np.ndarray]
+    image_size: tuple[int, int]
     crop: Crop
     warnings: list[str]
 
 
-class VisionTower:
+class VisionStage:
     """One vision graph of a bundle, loaded."""
 
     def __init__(self, bundle: Bundle, graph: str, device: str, threads: int | None):
@@ -37,7 +44,7 @@ class VisionTower:
         self._session = Session(bundle.path(manifest.graphs[graph].file), device, threads)
         self._session.check_input("pixel_values", 3, *output_size(manifest.image))
 
-    def look(self, image: ImageLike, clock: Clock) -> Seen:
+    def run(self, image: ImageLike, clock: Clock) -> VisionOutput:
         """Runs the graph on one image.
 
         Raises:
@@ -46,18 +53,18 @@ class VisionTower:
         loaded = read_image(image)
         pixels, crop = pixel_values(loaded.image, self._image)
         clock.lap("preprocess")
-        signals = self.run({"pixel_values": pixels})
-        check_finite(signals["features"], "the vision tower", self._precision)
+        outputs = self.run_graph({"pixel_values": pixels})
+        check_finite(outputs["features"], "the vision tower", self._precision)
         clock.lap("vision")
-        return Seen(signals, loaded.image.size, crop, loaded.warnings)
+        return VisionOutput(outputs, loaded.image.size, crop, loaded.warnings)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The graph alone: `pixel_values` [1, 3, H, W] to the features and signals, as they come."""
+    def run_graph(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the graph alone: `pixel_values` [1, 3, H, W] to the features and signals, as they come."""
         return self._session.run(inputs)
 
-    def patches(self, seen: Seen) -> np.ndarray:
+    def patches(self, output: VisionOutput) -> np.ndarray:
         """[T, D]: the features without CLS."""
-        return seen.signals["features"][0, -self._tokens :]
+        return output.outputs["features"][0, -self._tokens :]
 
 
 def check_finite(values: np.ndarray, stage: str, precision: str) -> None:

@@ -1,4 +1,4 @@
-"""Setting the routes of a bundle by a folder of images: the vision graph alone runs, once an image."""
+"""Setting the adaptive plans of a bundle by a folder of images: the vision graph alone runs, once an image."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtexport.bundle.calibration import RouteCalibration, read_calibration, write_calibration
+from vtexport.bundle.adaptive import Adaptation, read_adaptations, refuse_former_name, write_adaptations
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, InputError, UsageError, quoted
+from vtexport.runtime.adaptive import fit, redundancy
 from vtexport.runtime.answers import Clock
 from vtexport.runtime.onnxruntime_backend import check_device, dialect_here
-from vtexport.runtime.routing import fit, redundancy
-from vtexport.runtime.vision import VisionTower
+from vtexport.runtime.vision import VisionStage
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """What a calibration saw and set."""
+class Adapted:
+    """The images of one run of `adapt`, and what they set."""
 
-    routes: dict[str, RouteCalibration]
+    adaptations: dict[str, Adaptation]  # by adaptive plan
     redundancies: dict[str, float]  # rho by file
     unreadable: dict[str, str]  # why, by file
 
 
-def calibrate(
+def adapt(
     bundle: Bundle,
     images: Path,
     *,
@@ -33,28 +33,29 @@ def calibrate(
     threads: int | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
     note: Callable[[str], object] = lambda text: None,
-) -> Calibrated:
-    """Sets the normaliser of every route of the bundle and writes calibration.json.
+) -> Adapted:
+    """Sets the normaliser of every adaptive plan of the bundle and writes adaptive.json.
 
     Args:
-        bundle: a bundle with a route; its manifest and files are not changed.
+        bundle: a bundle with an adaptive plan; its manifest and files are not changed.
         images: a folder; every file in it and in its folders is an image, hidden ones aside.
         device, threads: as for `Pipeline.open`.
         progress: called with the number of files done and of all.
-        note: called with a sentence for each file that cannot be read, and once where an older calibration goes.
+        note: called with a sentence for each file that cannot be read, and once where what was set before goes.
 
     Raises:
-        UsageError: the bundle has no route or lies in the hub's cache, or there is no such device.
+        UsageError: the bundle has no adaptive plan or lies in the hub's cache, or there is no such device.
         InputError: no such folder, nothing in it, nothing in it that can be read, or the bundle cannot be written.
         BundleError: the bundle has no graphs for this runtime.
         MissingDependencyError: ONNX Runtime is not installed, or too old.
     """
     manifest = bundle.manifest
-    if not manifest.routes:
+    if not manifest.adaptive_plans:
         raise UsageError(
-            f"{bundle.folder} has no route to calibrate; build one with `vtexport build --keep 32,64,128 --dynamic`"
+            f"{bundle.folder} has no adaptive plan to set; build one with `vtexport build --keep 32,64,128 --dynamic`"
         )
     refuse_to_write(bundle.folder)
+    refuse_former_name(bundle.folder, manifest)
     check_device(device)
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give a folder of images")
@@ -62,32 +63,32 @@ def calibrate(
     if not files:
         raise InputError(f"{images} holds no file; give a folder of images")
     try:
-        before = read_calibration(bundle.folder, manifest)
+        before = read_adaptations(bundle.folder, manifest)
     except BundleError as error:
-        note(f"the calibration that was there is replaced ({quoted(error)})")
+        note(f"what was set before is replaced ({quoted(error)})")
         before = {}
     plans = {plan.name: plan for plan in manifest.plans}
-    # The features are the same in every vision graph, whatever signals it gives beside them.
-    graphs = plans[manifest.routes[0].plans[0]].graphs
+    # The features are the same in every vision graph, whatever signals it gives with them.
+    graphs = plans[manifest.adaptive_plans[0].plans[0]].graphs
     dialect = dialect_here(manifest.precision)
     if dialect not in graphs:
         raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
-    tower = VisionTower(bundle, graphs[dialect].vision, device, threads)
+    stage = VisionStage(bundle, graphs[dialect].vision, device, threads)
     redundancies: dict[str, float] = {}
     unreadable: dict[str, str] = {}
     for done, path in enumerate(files):
         progress(done, len(files))
         try:
-            redundancies[str(path)] = redundancy(tower.patches(tower.look(path, Clock())))
+            redundancies[str(path)] = redundancy(stage.patches(stage.run(path, Clock())))
         except InputError as error:
             unreadable[str(path)] = str(error)
             note(f"not counted: {error}")
     progress(len(files), len(files))
     if not redundancies:
         raise InputError(f"none of the {len(files)} files in {images} can be read as an image; give photographs")
-    routes = {route.name: fit(bundle, route, list(redundancies.values())) for route in manifest.routes}
-    write_calibration(bundle.folder, manifest, before | routes)
-    return Calibrated(routes, redundancies, unreadable)
+    adaptations = {each.name: fit(bundle, each, list(redundancies.values())) for each in manifest.adaptive_plans}
+    write_adaptations(bundle.folder, manifest, before | adaptations)
+    return Adapted(adaptations, redundancies, unreadable)
 
 
 def _hidden(path: Path) -> bool:

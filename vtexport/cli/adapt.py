@@ -1,12 +1,12 @@
-"""Set a bundle's routes by a folder of images, so that the budgets come to the wanted mean on them.
+"""Set a bundle's adaptive plans by a folder of images, so that the budgets come to the wanted mean on them.
 
-A route (`vtexport build --keep 32,64,128 --dynamic`) gives every image one of its budgets. The vision tower runs once
-on every file of the folder and of the folders in it; the result goes to the bundle's calibration.json, and nothing else
-in the bundle changes.
+An adaptive plan (`vtexport build --keep 32,64,128 --dynamic`) gives every image one of its budgets. The vision tower
+runs once on every file of the folder and of the folders in it; the result goes to the bundle's adaptive.json, and
+nothing else in the bundle changes.
 
 examples:
-  vtexport calibrate mini --images photos
-  vtexport calibrate mini --images photos --json
+  vtexport adapt mini --images photos
+  vtexport adapt mini --images photos --json
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from vtexport.bundle.calibration import RouteCalibration
+from vtexport.bundle.adaptive import Adaptation
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, say, say_json
 
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrates, and says what the images got."""
-    from vtexport.runtime.calibrate import calibrate
+    """Sets the plans, and says what the images got."""
+    from vtexport.runtime.adapt import adapt
 
     progress = Progress(args.quiet)
     bundle = open_bundle(args.bundle)
@@ -45,30 +45,30 @@ def run(args: argparse.Namespace) -> int:
         if count * steps // total != (count - 1) * steps // total:
             progress.stage(f"{count} of {total} images")
 
-    found = calibrate(
+    found = adapt(
         bundle, Path(args.images), device=args.device, threads=args.threads, progress=done, note=progress.note
     )
     if args.json:
-        routes = {name: msgspec.to_builtins(each) for name, each in found.routes.items()}
+        routes = {name: msgspec.to_builtins(each) for name, each in found.adaptations.items()}
         result = {"bundle": str(bundle.folder), "routes": routes}
         say_json(result | {"redundancies": found.redundancies, "unreadable": found.unreadable})
         return 0
-    for name, each in found.routes.items():
-        say(f"route {name}")
-        say_calibration(each)
+    for name, each in found.adaptations.items():
+        say(f"adaptive plan {name}")
+        say_adaptation(each)
     if found.unreadable:
         say(f"{len(found.unreadable)} of {len(found.unreadable) + len(found.redundancies)} files were not counted")
     return 0
 
 
-def say_calibration(calibration: RouteCalibration) -> None:
-    """How many images got each budget, and the mean beside what was asked for."""
-    most = max(1, *calibration.images_by_budget.values())
-    for budget in calibration.budgets:
-        count = calibration.images_by_budget.get(str(budget), 0)
+def say_adaptation(adaptation: Adaptation) -> None:
+    """Prints how many images got each budget, and the mean next to what was asked for."""
+    most = max(1, *adaptation.images_by_budget.values())
+    for budget in adaptation.budgets:
+        count = adaptation.images_by_budget.get(str(budget), 0)
         say(f"  {budget:>5} tokens  {count:>6} images  {'#' * -(-_WIDTH * count // most)}".rstrip())
     say(
-        f"  mean {calibration.mean_budget:.1f} tokens over {calibration.images} images, asked for {calibration.mean}, "
-        f"with the normaliser {calibration.normaliser:.4f}; with their mean 1 - rho as the normaliser it would be "
-        f"{calibration.plain_mean_budget:.1f}"
+        f"  mean {adaptation.mean_budget:.1f} tokens over {adaptation.images} images, asked for {adaptation.mean}, "
+        f"with the normaliser {adaptation.normaliser:.4f}; with their mean 1 - rho as the normaliser it would be "
+        f"{adaptation.plain_mean_budget:.1f}"
     )
