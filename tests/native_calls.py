@@ -16,17 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vtexport.plugins.native import Library, output_shapes
-from vtexport.plugins.structures import (
-    DTYPES,
-    OPS,
-    Sizes,
-    Status,
-    StepSizes,
-    make_sizes,
-    make_step_sizes,
-    parameters_of,
-)
+from vtexport.plugins.native import Library
+from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
+from vtexport.plugins.structures import DTYPES, Status, make_sizes, make_step_sizes, parameters_of
 from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
 from vtexport.pruning.registry import get_method, make_parameters
 from vtexport.pruning.signals import SIGNALS
@@ -62,6 +54,34 @@ class Call:
     def parameter(self, name: str) -> Any:
         """A field of the parameters; 0 where the op has no such field."""
         return getattr(self.parameters, name, 0)
+
+
+def output_shapes(
+    op_type: str, sizes: Sizes | StepSizes, parameters: ctypes.Structure | None
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and NumPy type of every output of an op by its name in the C structures, intermediate values included.
+
+    bfloat16 is uint16 here; the batch of 1 inside the language model is no axis.
+    """
+    op = OPS[op_type]
+    kinds = {"float32": np.float32, "int64": np.int64, "bool": np.uint8}
+    kinds["features"] = (np.float32, np.float16, np.uint16)[sizes.dtype]
+
+    def length(letter: str) -> int:
+        axis = op.axes[letter]
+        if axis.parameter is not None:
+            return int(getattr(parameters, axis.parameter)) + axis.plus
+        if axis.size is not None:
+            return int(getattr(sizes, axis.size))
+        if isinstance(sizes, StepSizes):
+            return {"1": 1, "U": sizes.rows - sizes.visual_count + sizes.keep}[letter]
+        return int({"T": sizes.grid_rows * sizes.grid_columns}[letter])
+
+    return {
+        each.member: (tuple(map(length, each.axes.removeprefix("1"))), np.dtype(kinds[each.element]))
+        for each in (*op.outputs, *op.diagnostics)
+        if op.is_there(each, parameters)
+    }
 
 
 def as_dtype(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from vtexport.plugins import structures
+from vtexport.plugins import op_structures, structures
 from vtexport.plugins.native import Executor
 
 ROOT = Path(__file__).parents[2]
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "vtx_sizes": structures.Sizes,
-    "vtx_tensors": structures.Tensors,
-    "vtx_prunesid": structures.PruneSID,
-    "vtx_svdprune": structures.SVDPrune,
-    "vtx_vitcop": structures.ViTCoP,
-    "vtx_nuwa": structures.Nuwa,
-    "vtx_cdpruner": structures.CDPruner,
-    "vtx_step_sizes": structures.StepSizes,
-    "vtx_step_tensors": structures.StepTensors,
-    "vtx_cluster_merge": structures.ClusterMerge,
+    "vtx_sizes": op_structures.Sizes,
+    "vtx_tensors": op_structures.Tensors,
+    "vtx_prunesid": op_structures.PruneSID,
+    "vtx_svdprune": op_structures.SVDPrune,
+    "vtx_vitcop": op_structures.ViTCoP,
+    "vtx_nuwa": op_structures.Nuwa,
+    "vtx_cdpruner": op_structures.CDPruner,
+    "vtx_step_sizes": op_structures.StepSizes,
+    "vtx_step_tensors": op_structures.StepTensors,
+    "vtx_cluster_merge": op_structures.ClusterMerge,
     "vtx_parallel": Executor,
 }
 

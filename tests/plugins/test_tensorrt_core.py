@@ -16,7 +16,8 @@ from native_cases import RANDOM_KINDS, random_case
 from native_nodes import node_attributes, node_inputs, node_model
 from onnx import AttributeProto, TensorProto
 
-from vtexport.plugins.structures import OPS, make_sizes, make_step_sizes, parameters_of
+from vtexport.plugins.op_structures import OPS
+from vtexport.plugins.structures import make_sizes, make_step_sizes, parameters_of
 from vtexport.pruning import get_method, op_model
 from vtexport.pruning.llm.attention_topk import AttentionTopK
 from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters

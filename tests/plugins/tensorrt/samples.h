@@ -8,11 +8,12 @@
 #include <vector>
 
 #include "core/op.h"
+#include "ops_table.h"
 
 namespace samples {
 
-using vtexport::Field;
-using vtexport::FieldType;
+using vtx::Field;
+using vtx::FieldType;
 
 // A field with memory of its own, as long as its data and no byte longer, so that AddressSanitizer sees a read beyond
 // it.
@@ -85,8 +86,8 @@ inline std::vector<Sample> all() {
   return made;
 }
 
-inline const vtexport::OpType& type(const std::string& name) {
-  for (const vtexport::OpType* each : vtexport::op_types()) {
+inline const vtx::OpSchema& type(const std::string& name) {
+  for (const vtx::OpSchema* each : vtx::ops::kAll) {
     if (name == each->name) return *each;
   }
   throw std::logic_error("no op " + name);

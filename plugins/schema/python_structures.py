@@ -1,0 +1,102 @@
+"""vtexport/plugins/op_structures.py: the structures for ctypes, and what a node of each op has."""
+
+from __future__ import annotations
+
+from c_header import NOTE
+from schema import Attribute, Condition, Op, Place, Schema, Tensor
+
+_HEAD = '''"""The ops' C structures (plugins/include/vtx_structures.h) for ctypes, and what their nodes have.
+
+{note}
+"""
+
+# fmt: off
+from __future__ import annotations
+
+import ctypes
+
+from vtexport.plugins.op_table import Attribute, Axis, Op, Tensor
+
+_int, _float, _pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+'''
+_STRUCTURES = {"vtx_sizes": "Sizes", "vtx_tensors": "Tensors", "vtx_step_sizes": "StepSizes",
+               "vtx_step_tensors": "StepTensors"}  # fmt: skip
+
+
+def write(schema: Schema) -> str:
+    parts = [_HEAD.format(note=NOTE)]
+    for place in schema.places.values():
+        parts.append(_structure(_STRUCTURES[place.sizes_type], place.sizes_type, dict.fromkeys(place.sizes, "_int")))
+        members = [each.member for each in (*place.tensors["inputs"], *place.tensors["outputs"],
+                                            *place.tensors["diagnostics"])]  # fmt: skip
+        parts.append(_structure(_STRUCTURES[place.tensors_type], place.tensors_type, dict.fromkeys(members, "_pointer")))
+    for op in schema.ops:
+        if op.fields:
+            kinds = {str(each.field): "_float" if each.kind == "number" else "_int" for each in op.fields}
+            parts.append(_structure(structure_name(op), f"vtx_{op.function}", kinds))
+    for place in schema.places.values():
+        parts.append(_axes(place))
+    parts.append("\n".join(["\nOPS = {", *(_op(schema, op) for op in schema.ops), "}\n"]))
+    return "\n".join(parts)
+
+
+def structure_name(op: Op) -> str:
+    return op.name.removeprefix("Vtx")
+
+
+def _structure(name: str, c_name: str, fields: dict[str, str]) -> str:
+    lines = [f'\nclass {name}(ctypes.Structure):\n    """`{c_name}`."""\n\n    _fields_ = [']
+    lines += [f'        ("{field}", {kind}),' for field, kind in fields.items()]
+    return "\n".join([*lines, "    ]\n"])
+
+
+def _axes(place: Place) -> str:
+    lines = [f"\n{_axes_name(place)} = {{"]
+    for letter, axis in place.axes.items():
+        given = [f"size={axis.size!r}"] if axis.size else []
+        given += [f"parameter={axis.attribute!r}"] if axis.attribute else []
+        given += [f"plus={axis.plus}"] if axis.plus else []
+        lines.append(f"    {letter!r}: Axis({', '.join(given)}),")
+    return "\n".join([*lines, "}"])
+
+
+def _axes_name(place: Place) -> str:
+    return f"_{place.name.upper()}_AXES"
+
+
+def _op(schema: Schema, op: Op) -> str:
+    parameters = structure_name(op) if op.fields else "None"
+    lines = [f'    "{op.name}": Op(', f'        "{op.function}", "{op.name}", {parameters},']
+    lines.append(f"        is_step={op.place.name == 'llm'}, needs_grid={op.needs_grid is not None},")
+    lines.append(f"        axes={_axes_name(op.place)},")
+    lines.append("        attributes=(")
+    lines += [f"            {_attribute(schema, each)}," for each in op.all_attributes]
+    lines.append("        ),")
+    for role, tensors in op.tensors.items():
+        lines.append(f"        {role}=(")
+        lines += [f"            {_tensor(each)}," for each in tensors]
+        lines.append("        ),")
+    return "\n".join([*lines, "    ),"])
+
+
+def _attribute(schema: Schema, each: Attribute) -> str:
+    given = [repr(each.name), repr(each.kind)]
+    if each.field is not None:
+        given.append(repr(each.field))
+    if not each.read:
+        given.append("is_read=False")
+    if each.words:
+        numbers = {word: None if of is None else schema.number_of(of) for word, of in each.words.items()}
+        given.append(f"words={numbers!r}")
+    return f"Attribute({', '.join(given)})"
+
+
+def _tensor(each: Tensor) -> str:
+    given = [repr(each.name), repr(each.element), repr(each.axes), repr(each.member)]
+    if each.when:
+        given.append(f"when={_values(each.when)!r}")
+    return f"Tensor({', '.join(given)})"
+
+
+def _values(condition: Condition) -> dict[str, tuple[object, ...]]:
+    return dict(condition)
