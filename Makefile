@@ -53,7 +53,7 @@ benchmark: native
 
 # With the Python, PyTorch and nvcc that are on the machine; see docs/gpu-check.md. Options: make gpu-check ARGS=--quick
 gpu-check:
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests:$(CURDIR)/benchmarks $(PYTHON) -m gpu_check $(ARGS)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tools:$(CURDIR)/benchmarks $(PYTHON) -m gpu_check $(ARGS)
 
 clean:
 	rm -rf build dist

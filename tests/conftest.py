@@ -18,27 +18,10 @@ from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from warm_builds import WarmBuilds
 
-# What takes longest comes first, so that of several test processes none is left alone with it at the end.
-LONG = (
-    "tests/test_packaging.py",
-    "tests/test_bounds.py",
-    "tests/test_llm_pruning.py",
-    "tests/test_build.py",
-    "tests/plugins/test_sanitizers.py",
-    "tests/test_faults.py",
-    "tests/test_methods_in_bundles.py",
-    "tests/plugins/test_kernels_compile.py",
-    "tests/test_link_weights.py",
-    "tests/test_bfloat16.py",
-    "tests/plugins/test_emulated_kernels.py",
-    "tests/export/test_vision.py",
-    "tests/engines/test_rtx.py",
-    "tests/test_parity.py",
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: next((at for at, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG)))
+    """Puts files marked `long` first, so that of several test processes none is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 # No test is a matter of time: a loaded machine must not fail one.
@@ -48,7 +31,7 @@ hypothesis.settings.load_profile("vtexport")
 
 @pytest.fixture(scope="module", autouse=True)
 def _vision_is_remembered(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For modules that say REMEMBERS_VISION: nothing there is about PyTorch's exporter (see `remembered_vision.py`)."""
+    """For modules that say REMEMBERS_VISION: nothing there is about PyTorch's exporter (see `remembered_vision`)."""
     if getattr(request.module, "REMEMBERS_VISION", False):
         with remembered_vision():
             yield
@@ -93,7 +76,7 @@ def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def warm_builds(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmBuilds]:
-    """Commands on the tiny checkpoint that start at once (see `warm_builds.py`)."""
+    """Commands on the tiny checkpoint that start at once (see `warm_builds`)."""
     warm = WarmBuilds(tiny_checkpoint, tmp_path_factory.mktemp("warm"))
     yield warm
     warm.close()

@@ -15,6 +15,8 @@ from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import earlier
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 REMEMBERS_VISION = True
 
 

@@ -1,7 +1,7 @@
 """Builds the CUDA kernels for this machine's GPU, checks their answers and times them.
 
     make gpu-check
-    PYTHONPATH=.:tests:benchmarks python3 -m gpu_check --quick --only parity
+    PYTHONPATH=.:tools:benchmarks python3 -m gpu_check --quick --only parity
 
 Exit codes: 0 done; 1 an answer is wrong, or a part could not be finished; 3 there is no GPU, nvcc or PyTorch here, or
 the driver is too old for this nvcc.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from native_calls import Call
+from native_ops.calls import Call
 
 from gpu_check.measure import replay_us, summary
 

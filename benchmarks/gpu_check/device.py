@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from native_calls import GUARD, Call, Prepared, Runner, encoder_call
+from native_ops.calls import GUARD, Call, Prepared, Runner, encoder_call
 
 from vtexport.plugins.native import Library
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from native_calls import Call
+from native_ops.calls import Call
 
 from gpu_check.device import GpuRunner
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from native_calls import Call
-from native_compare import Case
+from native_ops.calls import Call
+from native_ops.compare import Case
 
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "zero": np.zeros_like,

@@ -11,10 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from native_calls import Call, Runner, encoder_call
-from native_cases import LARGE, RANDOM_KINDS, STEPS, golden_case, golden_names, golden_types, large_case, random_case
-from native_compare import Case, check, check_batch
-from native_inputs import fields
+from native_ops.calls import Call, Runner, encoder_call
+from native_ops.cases import (
+    LARGE,
+    RANDOM_KINDS,
+    STEPS,
+    golden_case,
+    golden_names,
+    golden_types,
+    large_case,
+    random_case,
+)
+from native_ops.compare import Case, check, check_batch
+from native_ops.inputs import fields
 
 from gpu_check.hostile import hostile_cases
 

@@ -26,7 +26,7 @@ def sanitize(sanitizer: Path | None, library: Path, tools: tuple[str, ...] = TOO
 def _run(sanitizer: Path, tool: str, library: Path) -> dict[str, Any]:
     driver = [sys.executable, "-m", "gpu_check.tiny_driver", str(library)]
     command = [str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), *driver]
-    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tools"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     start = time.perf_counter()
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from native_calls import Call, Prepared
+from native_ops.calls import Call, Prepared
 
 from gpu_check import torch_style
 from gpu_check.ceilings import floor_of

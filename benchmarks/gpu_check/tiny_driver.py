@@ -17,8 +17,8 @@ from gpu_check import array_api
 
 array_api.install()  # before what imports the references
 
-from native_calls import Runner  # noqa: E402
-from native_compare import check  # noqa: E402
+from native_ops.calls import Runner  # noqa: E402
+from native_ops.compare import check  # noqa: E402
 
 from gpu_check.parity import small_cases  # noqa: E402
 from vtexport.engines.cuda_driver import Device  # noqa: E402

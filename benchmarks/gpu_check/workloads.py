@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from native_calls import Call, encoder_call, step_call
+from native_ops.calls import Call, encoder_call, step_call
 from ops import generated_images
 
 from vtexport.errors import UsageError

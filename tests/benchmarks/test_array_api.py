@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_check import array_api
-from native_cases import RANDOM_KINDS, STEPS, random_case
+from native_ops.cases import RANDOM_KINDS, STEPS, random_case
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -37,7 +37,7 @@ def digests() -> dict[str, str]:
 
 
 def test_references_answer_the_same_without_the_package() -> None:
-    paths = [ROOT, ROOT / "tests", ROOT / "benchmarks", ROOT / "tests" / "benchmarks"]
+    paths = [ROOT, ROOT / "tools", ROOT / "benchmarks", ROOT / "tests" / "benchmarks"]
     script = f"import sys; sys.path[:0] = {[str(path) for path in paths]!r}\n{SCRIPT}"
     script = script.replace("benchmark_cases", Path(__file__).stem)
     runs = [

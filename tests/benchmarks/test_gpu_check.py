@@ -31,8 +31,8 @@ from gpu_check.report import (
 from gpu_check.sanitize import outcome_of, sanitize
 from gpu_check.targets import targets
 from gpu_check.workloads import ENCODER, Workload, encoder_workload_call, encoder_workloads, step_workloads
-from native_calls import Call
-from native_cases import random_case
+from native_ops.calls import Call
+from native_ops.cases import random_case
 
 ROOT = Path(__file__).parents[2]
 
@@ -374,7 +374,7 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path, paths: None) -> N
 
 @pytest.fixture
 def paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", ":".join(str(each) for each in (ROOT, ROOT / "tests", ROOT / "benchmarks")))
+    monkeypatch.setenv("PYTHONPATH", ":".join(str(each) for each in (ROOT, ROOT / "tools", ROOT / "benchmarks")))
 
 
 def test_sanitizer_outcomes() -> None:

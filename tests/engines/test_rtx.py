@@ -35,6 +35,8 @@ from vtexport.export.weights import Weight
 from vtexport.models.spec import DecoderSpec
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def compiled(mini_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

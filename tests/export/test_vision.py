@@ -15,6 +15,8 @@ from vtexport.export.vision import VisionTower
 from vtexport.export.weights import Weight, stored_weight
 from vtexport.models import llava
 
+pytestmark = pytest.mark.long
+
 
 def tower(config: Any, checkpoint: Path, dtype: str) -> VisionTower:
     entries = open_checkpoint(str(checkpoint)).tensors

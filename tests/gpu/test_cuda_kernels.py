@@ -14,8 +14,8 @@ from gpu_check.environment import NotHereError, Tools, check_driver, check_gpu, 
 from gpu_check.hostile import hostile_cases
 from gpu_check.parity import BATCH, common_calls, hostile_calls, step_calls
 from gpu_check.sanitize import TOOLS, sanitize
-from native_calls import Call
-from native_cases import (
+from native_ops.calls import Call
+from native_ops.cases import (
     LARGE,
     RANDOM_KINDS,
     golden_case,
@@ -25,7 +25,7 @@ from native_cases import (
     random_case,
     svdprune_golden_case,
 )
-from native_compare import Case, check, check_batch
+from native_ops.compare import Case, check, check_batch
 
 GOLDEN = [(name, dtype) for name in golden_names() for dtype in golden_types(name)]
 SEEDS = 84  # of every kind of random case

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
-from native_compare import Case, problems
 from native_nodes import node_inputs, node_model, node_outputs
+from native_ops.cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
+from native_ops.compare import Case, problems
 from tensorrt_engines import TensorRT
 
 from vtexport.bundle.reader import open_bundle

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from native_calls import HostRunner
+from native_ops.calls import HostRunner
 
 from vtexport.plugins.build import _cmake
 from vtexport.plugins.libraries import ORT_LIBRARY

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from emulated_machine import COMPILER, TARGET, EmulatedRunner, build_caller, emulator
-from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
-from native_compare import problems
+from native_ops.cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
+from native_ops.compare import problems
 
 SWITCH = "VTEXPORT_TEST_AARCH64"
 SEEDS = 12  # of each kind

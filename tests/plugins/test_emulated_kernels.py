@@ -15,9 +15,19 @@ import numpy as np
 import pytest
 from emulated_kernels import build
 from gpu_check.parity import step_calls
-from native_calls import Call, HostRunner, encoder_call
-from native_cases import RANDOM_KINDS, STEPS, golden_case, golden_names, golden_types, random_case, svdprune_golden_case
-from native_compare import check, check_batch, problems
+from native_ops.calls import Call, HostRunner, encoder_call
+from native_ops.cases import (
+    RANDOM_KINDS,
+    STEPS,
+    golden_case,
+    golden_names,
+    golden_types,
+    random_case,
+    svdprune_golden_case,
+)
+from native_ops.compare import check, check_batch, problems
+
+pytestmark = pytest.mark.long
 
 NAMES = golden_names()
 # Half of the types each: the features are exact in all of them.
@@ -124,9 +134,8 @@ def test_memory_is_clean(tmp_path: Path) -> None:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
     library = build(tmp_path, *flags)
     runtime = [_runtime(name) for name in ("libasan.so", "libubsan.so")]
-    script = Path(__file__).with_name("run_every_op.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(library)],
+        [sys.executable, "-m", "run_every_op", str(library)],
         env={
             "LD_PRELOAD": ":".join(runtime),
             "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",

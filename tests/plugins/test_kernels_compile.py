@@ -13,6 +13,8 @@ import pytest
 from emulated_kernels import KERNELS, ROOT
 from kernel_registers import ARCHITECTURES, assemble, compile_ptx, find_nvcc, known_architectures
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def nvcc() -> str:

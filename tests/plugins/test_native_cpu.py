@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_calls import Call, HostRunner, encoder_call
-from native_cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case, svdprune_golden_case
-from native_compare import check, problems
-from native_inputs import fields
+from native_ops.calls import Call, HostRunner, encoder_call
+from native_ops.cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case, svdprune_golden_case
+from native_ops.compare import check, problems
+from native_ops.inputs import fields
 
 from vtexport.plugins.native import Executor, Run
 
@@ -125,9 +125,9 @@ def test_other_instruction_sets(instructions: str, native_library: Path) -> None
 import sys
 sys.path[:0] = {[path for path in sys.path if path]!r}
 from pathlib import Path
-from native_calls import HostRunner
-from native_cases import golden_case, golden_names, golden_types, random_case
-from native_compare import problems
+from native_ops.calls import HostRunner
+from native_ops.cases import golden_case, golden_names, golden_types, random_case
+from native_ops.compare import problems
 cpu = HostRunner(Path({str(native_library)!r}), "vtx_cpu_")
 print(cpu.library.text("instructions"))
 cases = [golden_case(name, golden_types(name)[0]) for name in golden_names()[::7]] + [*map(random_case, range(24))]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_calls import Call, HostRunner, output_shapes, widened
-from native_cases import RANDOM_KINDS, random_case
-from native_compare import Case, problems
+from native_ops.calls import Call, HostRunner, output_shapes, widened
+from native_ops.cases import RANDOM_KINDS, random_case
+from native_ops.compare import Case, problems
 
 from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
 from vtexport.plugins.structures import Status

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from native_calls import Call, as_dtype, encoder_call, step_call, widened
-from native_cases import RANDOM_KINDS, random_case
 from native_onnx import model_of
+from native_ops.calls import Call, as_dtype, encoder_call, step_call, widened
+from native_ops.cases import RANDOM_KINDS, random_case
 
 from vtexport.pruning import op_model
 

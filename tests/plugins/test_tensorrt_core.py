@@ -12,8 +12,8 @@ from typing import Any
 import onnx
 import pytest
 import tensorrt_programs
-from native_cases import RANDOM_KINDS, random_case
 from native_nodes import node_attributes, node_inputs, node_model
+from native_ops.cases import RANDOM_KINDS, random_case
 from onnx import AttributeProto, TensorProto
 
 from vtexport.plugins.op_structures import OPS

@@ -1,7 +1,7 @@
 """Saves a very small LLaVA by the installed transformers, with what it answers, into a folder named by the version.
 
 From the repository's root, in an environment with the transformers in question:
-`PYTHONPATH=.:tests:tools python tests/data/saved_by_transformers/save.py`.
+`PYTHONPATH=.:tests/support:tools python tests/data/saved_by_transformers/save.py`.
 """
 
 from __future__ import annotations

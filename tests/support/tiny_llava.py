@@ -11,7 +11,7 @@ import make_mini_tokenizer
 import vtexport
 
 PACKAGED_MINI = Path(vtexport.__file__).parent / "checkpoint" / "packaged" / "mini"
-PHOTO = Path(__file__).parents[1] / "docs" / "images" / "coffee.jpg"
+PHOTO = Path(__file__).parents[2] / "docs" / "images" / "coffee.jpg"
 TEXT_FILES = ("chat_template.jinja", "generation_config.json")
 IMAGE_TOKEN_ID, VOCABULARY = 4, 272
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from native_calls import as_dtype, widened
+
+from native_ops.calls import as_dtype, widened
 
 TYPES = ("float32", "float16", "bfloat16")
 GRIDS = ((8, 8), (5, 6), (9, 11), (12, 12), (16, 16), (7, 13), (1, 37), (10, 20), (24, 24))

@@ -20,6 +20,8 @@ from vtexport.engines.targets import find_target
 from vtexport.pruning import apply, get_method, list_methods, make_parameters
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 METHODS = [method.name for method in list_methods()]
 KEEP = 16  # of 64; a square, for pool
 ON_AVERAGE = 40  # over the layers, for methods that prune inside the language model

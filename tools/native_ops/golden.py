@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from native_calls import encoder_call, step_call
-from native_compare import Case
 
+from native_ops.calls import encoder_call, step_call
+from native_ops.compare import Case
 from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 GRID = (24, 24)
 START, SUFFIX = 35, 20  # rows of text before and behind the image in the files of the language model's steps
 BUDGETS = (32, 64, 128, 192)

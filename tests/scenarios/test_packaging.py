@@ -16,7 +16,7 @@ MINORS = (10, 11, 12, 13)
 # JetPack 6.2 has Python 3.10, and 1.23.2 is the newest ONNX Runtime for it.
 ONNXRUNTIME = {10: "onnxruntime==1.23.2"}
 
-pytestmark = pytest.mark.packaging
+pytestmark = [pytest.mark.packaging, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

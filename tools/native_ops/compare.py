@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from native_calls import Call, Runner, single_images, widened
+
+from native_ops.calls import Call, Runner, single_images, widened
 
 # Relative and absolute tolerance of outputs that are computed numbers. Whole numbers are compared exactly.
 TOLERANCES = {

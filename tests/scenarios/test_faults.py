@@ -19,6 +19,8 @@ from vtexport.build import Report, build
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import InputError, VtexportError
 
+pytestmark = pytest.mark.long
+
 REMEMBERS_VISION = True
 
 KILLED, INTERRUPTED = 20, 6  # builds, half of them into an existing bundle

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding-a-method.md"
 
 
@@ -39,7 +39,7 @@ def shell(copy: Path, mini_cache: Path, command: str) -> subprocess.CompletedPro
     environment = {
         **os.environ,
         "PATH": f"{scripts}:{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(map(str, (copy, copy / "tests", copy / "tools"))),
+        "PYTHONPATH": os.pathsep.join(map(str, (copy, copy / "tests" / "support", copy / "tools"))),
         "VTEXPORT_CACHE": str(mini_cache),
     }
     return subprocess.run(command, shell=True, cwd=copy, env=environment, capture_output=True, text=True)
@@ -63,7 +63,7 @@ def test_the_pages_commands(copy: Path, mini_cache: Path) -> None:
 def test_the_pages_pytorch(copy: Path, mini_cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nsys.path.insert(0, 'tests')\nfrom tests.pruning.test_eager import inputs as made\n"
+        "from tests.pruning.test_eager import inputs as made\n"
         "from tiny_llava import make_config, make_model\nmodel, inputs = make_model(make_config()), made()\n"
         + blocks("python")[1].replace("keep=64", "keep=16").replace("max_new_tokens=64", "max_new_tokens=4")
         + "assert tokens.shape[1] - inputs['input_ids'].shape[1] == 4\n"

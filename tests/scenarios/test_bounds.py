@@ -1,6 +1,6 @@
 """The lowest versions that pyproject.toml allows, installed and used: they answer as the current ones do.
 
-The newest are what the rest of the suite runs on. Environments are kept between runs (`environments.py`).
+The newest are what the rest of the suite runs on. Environments are kept between runs (`environments`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from remembered_vision import remembered_vision
 
+pytestmark = pytest.mark.long
+
 THIS = sys.version_info[1]
 OLDEST = 10  # the oldest Python, JetPack 6.2's
 NEWEST_ONNXRUNTIME_THERE = "1.23.2"
@@ -31,7 +33,7 @@ NOT_TESTED = {
 # Only the newest is at hand: a second PyTorch would be a download of hundreds of megabytes. It comes by links.
 LINKED = "torch"
 QUESTION = "What is on the table?"
-SCRIPT = Path(__file__).parent / "answer_at_lowest.py"
+SCRIPT = ROOT / "tests" / "support" / "answer_at_lowest.py"
 # Versions below the bound, which device makers still ship, and one that answers wrongly with the modern graphs
 BELOW = ("1.18.0", "1.22.1", "1.23.0")
 

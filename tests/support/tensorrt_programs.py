@@ -1,4 +1,4 @@
-"""The test programs of plugins/tensorrt and the plugin library, built once a run by CMake."""
+"""The test programs of tests/plugins/tensorrt and the plugin library, built once a run by CMake."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parent / "tensorrt"
 ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "tests" / "plugins" / "tensorrt"
 
 
 def headers() -> str | None:

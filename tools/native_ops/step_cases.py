@@ -1,4 +1,4 @@
-"""Seeded random cases of the ops inside the language model; see `native_cases`."""
+"""Seeded random cases of the ops inside the language model; see `cases`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from native_calls import step_call
-from native_compare import Case
-from native_inputs import TYPES, rounded
 
+from native_ops.calls import step_call
+from native_ops.compare import Case
+from native_ops.inputs import TYPES, rounded
 from vtexport.pruning.llm.attention_topk import AttentionTopK
 from vtexport.pruning.llm.cluster_merge import ClusterMerge, ClusterMergeParameters
 from vtexport.pruning.llm.key_norm_topk import KeyNormTopK

@@ -30,7 +30,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _KEPT_DAYS = 14
 _READY = "ready"  # written last, so an environment that a killed run left unfinished is made anew
 

@@ -27,6 +27,8 @@ from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import link
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 REMEMBERS_VISION = True
 
 

@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from native_calls import Call, HostRunner, Prepared
+from native_ops.calls import Call, HostRunner, Prepared
 
 from vtexport.plugins.op_structures import OPS, StepTensors, Tensors
 from vtexport.plugins.structures import Status
 
-SOURCES = Path(__file__).parent / "emulated"
+SOURCES = Path(__file__).parents[1] / "plugins" / "emulated"
 TARGET = "aarch64-linux-gnu"
 COMPILER = f"{TARGET}-g++"
 

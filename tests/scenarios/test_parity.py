@@ -19,6 +19,8 @@ from vtexport.models import llava
 from vtexport.pruning import select
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 PROMPT = "What is on the table?"
 NEW_TOKENS = 32
 

@@ -32,6 +32,8 @@ from vtexport.export.check import check_types
 from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 BFLOAT16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gpu_check.parity import small_cases
-from native_calls import HostRunner
+from native_ops.calls import HostRunner
 
 
 def main() -> None:

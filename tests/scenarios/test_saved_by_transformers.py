@@ -14,7 +14,7 @@ from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.models import llava
 from vtexport.runtime.pipeline import Pipeline
 
-SAVED = Path(__file__).parent / "data" / "saved_by_transformers"
+SAVED = Path(__file__).parents[1] / "data" / "saved_by_transformers"
 VERSIONS = ("4.51.3", "5.0.0", "5.5.4")
 
 

@@ -23,6 +23,8 @@ from vtexport.pruning import apply
 from vtexport.runtime.language_model import Conversation
 from vtexport.runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.long
+
 LAYERS, LIMIT, NEW = 4, 384, 64
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("vitcop", 16, {}),

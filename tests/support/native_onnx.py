@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-from native_calls import Call
-from native_cases import RANDOM_KINDS, STEPS
+from native_ops.calls import Call
+from native_ops.cases import RANDOM_KINDS, STEPS
 
 from vtexport.pruning import get_method, op_model
 from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters

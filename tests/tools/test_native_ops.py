@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_calls import as_dtype, widened
-from native_cases import LARGE, RANDOM_KINDS, STEPS, golden_case, golden_names, golden_types, large_case, random_case
-from native_compare import Case, problems
 from native_onnx import METHODS, options
+from native_ops.calls import as_dtype, widened
+from native_ops.cases import (
+    LARGE,
+    RANDOM_KINDS,
+    STEPS,
+    golden_case,
+    golden_names,
+    golden_types,
+    large_case,
+    random_case,
+)
+from native_ops.compare import Case, problems
 from pruning_cases import run_stock
 
 from vtexport.pruning import diagnostic_model

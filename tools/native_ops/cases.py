@@ -1,7 +1,7 @@
 """Seeded random cases for native ops: structured inputs, the float64 reference's answers, and what of them is sure.
 
 `random_case(seed)` makes one; all ops, types, batches, odd sizes and parameters come along as the seed rises. The
-authors' vectors are in `native_golden`, the comparison in `native_compare`, what runs a library in `native_calls`.
+authors' vectors are in `golden`, the comparison in `compare`, what runs a library in `calls`.
 
 What is sure. A float32 op may be off by its rounding, and near a tie that decides. So each maker asks the reference how
 near its answer is to another one. For eigenvectors that is first-order perturbation theory: a vector v_j computed with
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from native_calls import encoder_call
-from native_compare import Case
-from native_golden import GRID, golden_case, golden_features, golden_names, golden_types
-from native_inputs import draw, fields, rounded, separated
-from native_step_cases import STEPS, step_case
 
+from native_ops.calls import encoder_call
+from native_ops.compare import Case
+from native_ops.golden import GRID, golden_case, golden_features, golden_names, golden_types
+from native_ops.inputs import draw, fields, rounded, separated
+from native_ops.step_cases import STEPS, step_case
 from vtexport.pruning import get_method, make_parameters, select
 from vtexport.pruning.methods.cdpruner import OFFSET
 from vtexport.pruning.methods.svdprune import SVDPruneParameters
