@@ -1,6 +1,7 @@
 // Generated from plugins/schema/ops.toml by plugins/schema/generate.py. Not to be edited.
 // clang-format off
-#pragma once
+#ifndef VTX_COMMON_OPS_TABLE_H
+#define VTX_COMMON_OPS_TABLE_H
 
 #include "schema.h"
 
@@ -336,7 +337,7 @@ inline constexpr const OpSchema* kAll[] = {&prunesid, &svdprune, &vitcop, &nuwa,
 }  // namespace ops
 }  // namespace vtx
 
-// Every op: WITH(function, sizes, tensors), or WITHOUT(...) where it has no structure of parameters.
+// Every op: WITH(function, sizes, tensors), or WITHOUT(...) where it has no parameters of its own.
 #define VTX_EACH_OP(WITH, WITHOUT) \
   WITH(prunesid, vtx_sizes, vtx_tensors) \
   WITH(svdprune, vtx_sizes, vtx_tensors) \
@@ -348,3 +349,5 @@ inline constexpr const OpSchema* kAll[] = {&prunesid, &svdprune, &vitcop, &nuwa,
   WITHOUT(key_norm_topk, vtx_step_sizes, vtx_step_tensors) \
   WITHOUT(attention_topk, vtx_step_sizes, vtx_step_tensors) \
   WITHOUT(text_similarity_topk, vtx_step_sizes, vtx_step_tensors)
+
+#endif

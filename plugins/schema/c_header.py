@@ -10,11 +10,20 @@ NOTE = "Generated from plugins/schema/ops.toml by plugins/schema/generate.py. No
 _TYPES = {"features": "void", "float32": "float", "int64": "int64_t", "bool": "uint8_t"}
 
 
+_HEAD = f"""/* {NOTE} */
+/* clang-format off */
+#ifndef VTX_STRUCTURES_H
+#define VTX_STRUCTURES_H
+
+#include <stdint.h>
+
+typedef enum vtx_dtype {{ VTX_FLOAT32 = 0, VTX_FLOAT16 = 1, VTX_BFLOAT16 = 2 }} vtx_dtype;
+"""
+
+
 def write(schema: Schema) -> str:
-    parts = [
-        f"/* {NOTE} */\n/* clang-format off */\n#ifndef VTX_STRUCTURES_H\n#define VTX_STRUCTURES_H\n\n#include <stdint.h>\n"
-    ]
-    parts.append("typedef enum vtx_dtype { VTX_FLOAT32 = 0, VTX_FLOAT16 = 1, VTX_BFLOAT16 = 2 } vtx_dtype;\n")
+    """The header's text."""
+    parts = [_HEAD]
     written: set[str] = set()
     for place in schema.places.values():
         parts += [_sizes(place), _tensors(place)]
@@ -38,7 +47,7 @@ def _tensors(place: Place) -> str:
     inputs, outputs, diagnostics = (place.tensors[role] for role in ROLES)
     lines = _lines([_tensor(place, each, "const ") for each in inputs])
     lines += ["", *_lines([_tensor(place, each) for each in outputs])]
-    lines += ["", "  /* Intermediate values for tests, each or NULL: \"Margins and diagnostics\" of the op's page. */"]
+    lines += ["", '  /* Intermediate values for tests, each or NULL: "Margins and diagnostics" of the op\'s page. */']
     lines += _lines([_tensor(place, each) for each in diagnostics])
     return _struct(place.tensors_type, lines, place.tensors_about)
 

@@ -7,6 +7,16 @@ import re
 from c_header import NOTE
 from schema import Attribute, Condition, Op, Place, Schema, Tensor
 
+_HEAD = f"""// {NOTE}
+// clang-format off
+#ifndef VTX_COMMON_OPS_TABLE_H
+#define VTX_COMMON_OPS_TABLE_H
+
+#include "schema.h"
+
+namespace vtx {{
+namespace ops {{
+"""
 _KINDS = {"integer": "kInteger", "number": "kNumber", "flag": "kFlag", "word": "kWord"}
 _ELEMENTS = {"features": "kFeatures", "float32": "kFloat32", "int64": "kInt64", "bool": "kBool"}
 _BOUNDS = {"keep": "kKeep", "patches to keep": "kPatchesToKeep", "visual_count": "kVisualCount", "tokens": "kTokens"}
@@ -14,7 +24,8 @@ _PLACES = {"encoder": "kEncoder", "llm": "kLlm"}
 
 
 def write(schema: Schema) -> str:
-    parts = [f'// {NOTE}\n// clang-format off\n#pragma once\n\n#include "schema.h"\n\nnamespace vtx {{\nnamespace ops {{\n']
+    """The header's text."""
+    parts = [_HEAD]
     for place in schema.places.values():
         parts.append(_axes(place))
     for op in schema.ops:
@@ -22,11 +33,11 @@ def write(schema: Schema) -> str:
     listed = ", ".join(f"&{op.function}" for op in schema.ops)
     parts.append(f"inline constexpr const OpSchema* kAll[] = {{{listed}}};\n")
     parts.append("}  // namespace ops\n}  // namespace vtx\n")
-    parts.append("// Every op: WITH(function, sizes, tensors), or WITHOUT(...) where it has no structure of parameters.")
+    parts.append("// Every op: WITH(function, sizes, tensors), or WITHOUT(...) where it has no parameters of its own.")
     calls = [f"{'WITH' if op.fields else 'WITHOUT'}({op.function}, {op.place.sizes_type}, {op.place.tensors_type})"
              for op in schema.ops]  # fmt: skip
     parts.append("#define VTX_EACH_OP(WITH, WITHOUT) \\\n  " + " \\\n  ".join(calls) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, "#endif\n"])
 
 
 def _axes(place: Place) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from c_header import range_text
@@ -10,6 +9,7 @@ from schema import Attribute, Op, Place, Schema, SchemaError, Tensor
 
 _TYPES = {"integer": "int", "flag": "int", "number": "float", "word": "string"}
 _ROLES = {"inputs": "in", "outputs": "out", "diagnostics": "test"}
+_END = "<!-- end -->"
 _FEATURES = "float32, float16 or bfloat16"
 
 
@@ -18,13 +18,14 @@ def write(schema: Schema, page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     for op in (each for each in schema.ops if each.page == page.name):
         for part, table in (("attributes", _attributes(op)), ("tensors", _tensors(op))):
-            first, last = f"<!-- {part} of {op.name}: plugins/schema/ops.toml -->", "<!-- end -->"
+            first = f"<!-- {part} of {op.name}: plugins/schema/ops.toml -->"
             if not table:
                 continue
-            pattern = re.escape(first) + r"\n.*?" + re.escape(last)
-            text, count = re.subn(pattern, lambda _, t=table, f=first: f"{f}\n\n{t}\n\n{last}", text, flags=re.DOTALL)
-            if count != 1:
-                raise SchemaError(f"docs/ops/{page.name} has no lines {first} and {last}")
+            before, found, rest = text.partition(first)
+            _, found_end, behind = rest.partition(_END)
+            if not (found and found_end):
+                raise SchemaError(f"docs/ops/{page.name} has no lines {first} and {_END}")
+            text = f"{before}{first}\n\n{table}\n\n{_END}{behind}"
     return text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from c_header import NOTE
-from schema import Attribute, Condition, Op, Place, Schema, Tensor
+from schema import ROLES, Attribute, Op, Place, Schema, Tensor
 
 _HEAD = '''"""The ops' C structures (plugins/include/vtx_structures.h) for ctypes, and what their nodes have.
 
@@ -24,12 +24,12 @@ _STRUCTURES = {"vtx_sizes": "Sizes", "vtx_tensors": "Tensors", "vtx_step_sizes":
 
 
 def write(schema: Schema) -> str:
+    """The module's text."""
     parts = [_HEAD.format(note=NOTE)]
     for place in schema.places.values():
         parts.append(_structure(_STRUCTURES[place.sizes_type], place.sizes_type, dict.fromkeys(place.sizes, "_int")))
-        members = [each.member for each in (*place.tensors["inputs"], *place.tensors["outputs"],
-                                            *place.tensors["diagnostics"])]  # fmt: skip
-        parts.append(_structure(_STRUCTURES[place.tensors_type], place.tensors_type, dict.fromkeys(members, "_pointer")))
+        pointers = {each.member: "_pointer" for role in ROLES for each in place.tensors[role]}
+        parts.append(_structure(_STRUCTURES[place.tensors_type], place.tensors_type, pointers))
     for op in schema.ops:
         if op.fields:
             kinds = {str(each.field): "_float" if each.kind == "number" else "_int" for each in op.fields}
@@ -94,9 +94,5 @@ def _attribute(schema: Schema, each: Attribute) -> str:
 def _tensor(each: Tensor) -> str:
     given = [repr(each.name), repr(each.element), repr(each.axes), repr(each.member)]
     if each.when:
-        given.append(f"when={_values(each.when)!r}")
+        given.append(f"when={each.when!r}")
     return f"Tensor({', '.join(given)})"
-
-
-def _values(condition: Condition) -> dict[str, tuple[object, ...]]:
-    return dict(condition)

@@ -93,7 +93,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Op:
-    """An op. `attributes` are its own, with `keep` where its page lists it; `all_attributes` has the common ones too."""
+    """An op. `attributes` are those of its page; `all_attributes` are those of its nodes."""
 
     name: str
     function: str

@@ -141,21 +141,16 @@ def step_call(
     merging: ClusterMergeParameters | None = None,
 ) -> Call:
     """The call of an op inside the language model; `inputs` as the reference takes them, without a first axis of 1."""
-    rows, width = inputs["hidden_states"].shape
-    read = {
-        "hidden_states": as_dtype(inputs["hidden_states"], dtype),
-        "visual_start": np.array([start], np.int64),
-    }
-    further: dict[str, int] = {}
-    if op_type != "VtxTextSimilarityTopK":
-        read["keys"] = as_dtype(inputs["keys"], dtype)
-        further["key_heads"], further["head_width"] = inputs["keys"].shape[1:]
-    if op_type == "VtxAttentionTopK":
-        read["query"] = as_dtype(inputs["query"], dtype)
-        further["query_heads"] = inputs["query"].shape[0]
-    if op_type == "VtxClusterMerge":
-        read["labels"] = np.ascontiguousarray(inputs["labels"], np.int64)
-    sizes: StepSizes = make_step_sizes(rows=rows, width=width, visual_count=visual, keep=keep, dtype=dtype, **further)
+    given = {**inputs, "visual_start": np.array([start], np.int64)}
+    read, lengths = {}, {"visual_count": visual, "keep": keep}
+    for each in OPS[op_type].inputs:
+        value = given[each.member]
+        is_feature = each.element == "features"
+        read[each.member] = as_dtype(value, dtype) if is_feature else np.ascontiguousarray(value, each.element)
+        for letter, length in zip(each.axes.removeprefix("1"), value.shape, strict=False):
+            if (name := OPS[op_type].axes[letter].size) is not None:
+                lengths[name] = length
+    sizes: StepSizes = make_step_sizes(**lengths, dtype=dtype)
     parameters = parameters_of(op_type, merging)
     outputs = output_shapes(op_type, sizes, parameters)
     if op_type == "VtxTextSimilarityTopK":  # vtx_ops.h: saliency is of key norms and of attention
