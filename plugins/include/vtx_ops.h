@@ -19,9 +19,6 @@
 extern "C" {
 #endif
 
-/* Version of these structures and functions; a library answers with its own (vtx_*_abi_version). */
-#define VTX_ABI_VERSION 1
-
 #define VTX_MOST_TOKENS 3840 /* T, as docs/ops.md has it */
 #define VTX_MOST_WIDTH 65536 /* D, H * K and E */
 #define VTX_MOST_BATCH 4096

@@ -17,6 +17,8 @@ import ctypes
 
 from vtexport.plugins.op_table import Attribute, Axis, Op, Tensor
 
+ABI_VERSION = {version}
+
 _int, _float, _pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 '''
 _STRUCTURES = {"vtx_sizes": "Sizes", "vtx_tensors": "Tensors", "vtx_step_sizes": "StepSizes",
@@ -25,7 +27,7 @@ _STRUCTURES = {"vtx_sizes": "Sizes", "vtx_tensors": "Tensors", "vtx_step_sizes":
 
 def write(schema: Schema) -> str:
     """The module's text."""
-    parts = [_HEAD.format(note=NOTE)]
+    parts = [_HEAD.format(note=NOTE, version=schema.abi_version)]
     for place in schema.places.values():
         parts.append(_structure(_STRUCTURES[place.sizes_type], place.sizes_type, dict.fromkeys(place.sizes, "_int")))
         pointers = {each.member: "_pointer" for role in ROLES for each in place.tensors[role]}
@@ -46,18 +48,29 @@ def structure_name(op: Op) -> str:
 
 def _structure(name: str, c_name: str, fields: dict[str, str]) -> str:
     lines = [f'\nclass {name}(ctypes.Structure):\n    """`{c_name}`."""\n\n    _fields_ = [']
-    lines += [f'        ("{field}", {kind}),' for field, kind in fields.items()]
+    lines += _packed([f'("{field}", {kind})' for field, kind in fields.items()], 8)
     return "\n".join([*lines, "    ]\n"])
 
 
+def _packed(items: list[str], indent: int) -> list[str]:
+    """Items with their commas, as many in a line as it holds; none has a quotation mark in a text of its own."""
+    lines: list[str] = []
+    for item in (each.replace(chr(39), chr(34)) for each in items):
+        if lines and len(lines[-1]) + len(item) + 2 <= 120:
+            lines[-1] += f" {item},"
+        else:
+            lines.append(" " * indent + f"{item},")
+    return lines
+
+
 def _axes(place: Place) -> str:
-    lines = [f"\n{_axes_name(place)} = {{"]
+    items = []
     for letter, axis in place.axes.items():
         given = [f"size={axis.size!r}"] if axis.size else []
         given += [f"parameter={axis.attribute!r}"] if axis.attribute else []
         given += [f"plus={axis.plus}"] if axis.plus else []
-        lines.append(f"    {letter!r}: Axis({', '.join(given)}),")
-    return "\n".join([*lines, "}"])
+        items.append(f"{letter!r}: Axis({', '.join(given)})")
+    return "\n".join([f"\n{_axes_name(place)} = {{", *_packed(items, 4), "}"])
 
 
 def _axes_name(place: Place) -> str:
@@ -70,11 +83,11 @@ def _op(schema: Schema, op: Op) -> str:
     lines.append(f"        is_step={op.place.name == 'llm'}, needs_grid={op.needs_grid is not None},")
     lines.append(f"        axes={_axes_name(op.place)},")
     lines.append("        attributes=(")
-    lines += [f"            {_attribute(schema, each)}," for each in op.all_attributes]
+    lines += _packed([_attribute(schema, each) for each in op.all_attributes], 12)
     lines.append("        ),")
     for role, tensors in op.tensors.items():
         lines.append(f"        {role}=(")
-        lines += [f"            {_tensor(each)}," for each in tensors]
+        lines += _packed([_tensor(each) for each in tensors], 12)
         lines.append("        ),")
     return "\n".join([*lines, "    ),"])
 

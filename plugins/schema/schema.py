@@ -130,6 +130,7 @@ class Op:
 class Schema:
     """All ops. `enumerations` are those of C, with their constants by number."""
 
+    abi_version: int
     enumerations: Mapping[str, list[str]]
     places: Mapping[str, Place]
     ops: tuple[Op, ...]
@@ -156,7 +157,7 @@ def read(path: Path = FILE) -> Schema:
     """
     raw = tomllib.loads(path.read_text(encoding="utf-8"))
     places = {name: _place(name, each) for name, each in raw["places"].items()}
-    schema = Schema(raw["enumerations"], places, tuple(_op(each, places) for each in raw["op"]))
+    schema = Schema(raw["abi_version"], raw["enumerations"], places, tuple(_op(each, places) for each in raw["op"]))
     for op in schema.ops:
         _check(schema, op)
     return schema

@@ -60,7 +60,7 @@ def test_layout(name: str, printed: dict[str, int]) -> None:
 
 
 def test_numbers(printed: dict[str, int]) -> None:
-    assert printed["VTX_ABI_VERSION"] == structures.ABI_VERSION
+    assert printed["VTX_ABI_VERSION"] == op_structures.ABI_VERSION
     for status in structures.Status:
         assert status == printed[f"VTX_{status.name}"]
     for name, number in structures.DTYPES.items():

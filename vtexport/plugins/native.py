@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.errors import MissingDependencyError, quoted
-from vtexport.plugins.op_structures import OPS, Sizes, StepSizes, StepTensors, Tensors
+from vtexport.plugins.op_structures import ABI_VERSION, OPS, Sizes, StepSizes, StepTensors, Tensors
 from vtexport.plugins.op_table import Op
-from vtexport.plugins.structures import ABI_VERSION, Status
+from vtexport.plugins.structures import Status
 
 Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, Task, ctypes.c_void_p)

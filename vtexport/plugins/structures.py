@@ -12,8 +12,6 @@ from typing import Any
 
 from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
 
-ABI_VERSION = 1
-
 
 class Status(enum.IntEnum):
     """What a call returns."""
