@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding-an-op.md"
+pytestmark = pytest.mark.long
 # The new option in the reference, the function's body, and both native forms.
 TRY = """
 import sys
