@@ -7,6 +7,7 @@
 # VTX_PTXAS_REPORT          nvcc says of every kernel how many registers it takes and what it spills
 option(VTX_PTXAS_REPORT "nvcc reports registers and spills of every kernel" OFF)
 # Ampere, its GeForce cards, Orin, Ada, Hopper, Blackwell, Thor, Blackwell's GeForce cards.
+# Those of the target recipes (engines/*.toml) have to be among them, or run the code of one that is.
 set(VTX_KNOWN_ARCHITECTURES 80 86 87 89 90 100 110 120)
 set(VTX_OLDEST_NVCC 12.6)
 

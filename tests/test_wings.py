@@ -15,7 +15,7 @@ PACKAGE = Path(vtexport.__file__).parent
 # From the top of the house to its foundations; a module may import from its own floor and from lower ones.
 HOST = ["build", "proof", "export", "processing", "checkpoint", "models", "pruning"]
 DEVICE = ["integrations", "eval", "measure", "runtime", "engines", "plugins"]
-BRIDGE = ["bundle", "data_files", "errors"]
+BRIDGE = ["bundle", "data_files", "dtypes", "errors"]
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "filelock"}
 
 

@@ -17,6 +17,7 @@ from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.readable import readable_folder
 from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, said_of, small_files
+from vtexport.dtypes import PRECISIONS
 from vtexport.errors import InputError, UsageError
 from vtexport.export.describe import (
     describe_decoder,
@@ -53,7 +54,6 @@ from vtexport.processing.text import copy_settings
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS_PREFIX = "onnx/weights/"  # of weight files, relative to the bundle
 
 
@@ -135,7 +135,7 @@ def build(
     report = report or Report()
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} cannot be exported yet; give {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
+    dtype = PRECISIONS[precision].name
     check_method(method, options or {})
     if mean is not None and not dynamic:
         raise UsageError("--mean is the average that a route aims at and has no meaning without --dynamic; add it")

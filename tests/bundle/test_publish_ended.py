@@ -18,7 +18,7 @@ _WRITERS = """
 import os, signal, sys
 from pathlib import Path
 from vtexport.bundle import publish
-from vtexport.cli.main import _interrupt
+from vtexport.cli.main import interrupt
 
 base, sent, exchange, replaces = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True", sys.argv[4] == "True"
 
@@ -41,7 +41,7 @@ def end_before(step):
 if not exchange:
     publish._rename_exchange = lambda first, second: False
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, _interrupt)
+    signal.signal(number, interrupt)
 step, code = 0, None
 while code != 0:
     step += 1
@@ -103,7 +103,7 @@ def test_killed_before_any_step(tmp_path: Path, exchange: bool, replaces: bool) 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanges", "moves aside"])
 @pytest.mark.parametrize("replaces", [True, False], ids=["replaces", "new"])
-def test_interrupted_before_any_step(tmp_path: Path, sent: signal.Signals, exchange: bool, replaces: bool) -> None:
+def testinterrupted_before_any_step(tmp_path: Path, sent: signal.Signals, exchange: bool, replaces: bool) -> None:
     """Nothing needs to be put right afterwards: no litter, and the bundle in its place."""
     codes, folders = ended_writers(tmp_path, sent, exchange, replaces)
     assert codes == [130] * (len(codes) - 1) + [0]

@@ -11,6 +11,7 @@ import pytest
 from vtexport.cli import doctor
 from vtexport.cli.main import main
 from vtexport.engines import rtx
+from vtexport.runtime import findings
 
 
 def rtx_finding(capsys: Any) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def test_what_a_version_of_onnxruntime_runs(
     version: str, runs: str, step: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.__version__", version)
-    finding = doctor._onnxruntime()
+    finding = findings.onnxruntime()
     assert finding.status == "ok"
     assert finding.what.startswith(f"ONNX Runtime {version} (")
     assert finding.what.endswith(f"runs bundles: {runs}")
@@ -64,7 +65,7 @@ def test_the_version_and_whether_engines_run_here(
 ) -> None:
     import tensorrt_rtx
 
-    monkeypatch.setattr(doctor, "_gpu", lambda: doctor.Finding("run on a GPU", gpu, "NVIDIA GPU"))
+    monkeypatch.setattr(findings, "gpu", lambda: findings.Finding("run on a GPU", gpu, "NVIDIA GPU"))
     finding = rtx_finding(capsys)
     assert finding["status"] == "ok"
     assert finding["what"] == f"TensorRT-RTX {tensorrt_rtx.__version__} builds engines here; {running}"
@@ -73,7 +74,7 @@ def test_the_version_and_whether_engines_run_here(
 @pytest.mark.parametrize(("value", "said"), [("", "not tried here"), ("1", "only cached models are used")])
 def test_the_hub_is_not_said_to_answer(value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert said in doctor._hub().what
+    assert said in doctor.hub().what
 
 
 def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import signal
@@ -14,10 +15,14 @@ import pytest
 from remembered_vision import remembered_vision
 
 import vtexport.build
+from vtexport.bundle.reader import open_bundle
+from vtexport.checkpoint.resolve import locate
+from vtexport.cli import sweep
 from vtexport.cli.eval import say_report
 from vtexport.cli.main import main
-from vtexport.errors import InputError
+from vtexport.errors import InputError, UsageError
 from vtexport.eval.report import Report
+from vtexport.export.plan import make_plans
 
 LIMITS = ("--limit", "12", "--max-new-tokens", "4", "--threads", "1")
 
@@ -125,7 +130,7 @@ def test_a_plan_that_fails(eval_bundle: Path, tmp_path: Path, capsys: Any, verb:
         (["eval", "{photos}"], 4, "it is not a bundle"),
         (["eval", "{bundle}", "--output", "{photo}"], 1, "cannot be written"),
         (["sweep", "nowhere", "--no-plot"], 1, "nowhere is not a folder"),
-        (["sweep", "{bundle}", "--no-plot", "--methods", "nuwa"], 2, "has no plan to compare (nuwa at 0: "),
+        (["sweep", "{bundle}", "--no-plot", "--methods", "nuwa"], 2, "has no plan to compare (nuwa: "),
         (["sweep", "{bundle}", "--no-plot", "--keep", "9"], 2, "has no plan to compare; give --model to build some"),
         (["sweep", "{bundle}", "--no-plot", "--plot", "x.png"], 2, "exclude each other"),
         (["sweep", "{bundle}", "--no-plot", "--model", "{tiny}"], 2, "give --methods NAME,NAME or --methods all"),
@@ -154,6 +159,32 @@ def test_errors_are_one_sentence_with_the_right_code(
 def quick_builds() -> Iterator[None]:
     with remembered_vision():
         yield
+
+
+def test_sweep_knows_which_plans_a_build_would_make(tiny_checkpoint: Path, eval_bundle: Path) -> None:
+    """By the bundle's manifest, for every method: the same names and the same refusals."""
+    located = locate(str(tiny_checkpoint))
+    spec = located.family.model_spec(located.config, located.folder)
+    manifest = open_bundle(eval_bundle).manifest
+    builder = sweep.builder(argparse.Namespace(model=str(tiny_checkpoint), bundle=str(eval_bundle), quiet=True))
+
+    def said(name: Callable[[], str]) -> str:
+        try:
+            return name()
+        except UsageError as error:
+            return f"refused: {error}"
+
+    found = {
+        (method, keep): said(lambda method=method, keep=keep: builder.plan_name(method, keep, manifest))
+        for method in [*(set(builder.methods) - {"none"}), "prunsid"]
+        for keep in (64, 40, 16, 9, 1)
+    }
+    assert found == {
+        (method, keep): said(lambda method=method, keep=keep: make_plans(method, [keep], {}, spec)[0].name)
+        for method, keep in found
+    }
+    assert found["prunesid", 16] == "prunesid-16"
+    assert found["pyramiddrop", 1].startswith("refused: ")
 
 
 @pytest.mark.usefixtures("quick_builds")

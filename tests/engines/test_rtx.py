@@ -117,6 +117,7 @@ def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_c
 
 def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, Weight]:
     """Random weights in 16 bits of a decoder without a head of any size, in one file."""
+    inner = 4 * spec.width
     shapes: dict[str, tuple[int, ...]] = {spec.final_norm: (spec.width,), spec.head: (spec.vocabulary, spec.width)}
     for layer in range(spec.layers):
         prefix = spec.layer_prefix.format(layer)
@@ -128,9 +129,9 @@ def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, We
             prefix + "self_attn.k_proj.weight": (kv, spec.width),
             prefix + "self_attn.v_proj.weight": (kv, spec.width),
             prefix + "self_attn.o_proj.weight": (spec.width, q),
-            prefix + "mlp.gate_proj.weight": (spec.intermediate, spec.width),
-            prefix + "mlp.up_proj.weight": (spec.intermediate, spec.width),
-            prefix + "mlp.down_proj.weight": (spec.width, spec.intermediate),
+            prefix + "mlp.gate_proj.weight": (inner, spec.width),
+            prefix + "mlp.up_proj.weight": (inner, spec.width),
+            prefix + "mlp.down_proj.weight": (spec.width, inner),
         }
     random, weights, offset = np.random.default_rng(0), {}, 0
     (folder / "weights").mkdir()
@@ -146,7 +147,7 @@ def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, We
 def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_path: Path) -> None:
     """Three profiles under 1.1 times the weights, with weights large enough that they outweigh the kernels."""
     spec = DecoderSpec(
-        layers=2, width=2048, heads=16, kv_heads=8, head_dim=128, intermediate=8192, vocabulary=256,
+        layers=2, width=2048, heads=16, kv_heads=8, head_dim=128, vocabulary=256,
         norm_epsilon=1e-5, max_positions=2048, inverse_frequencies=1 / 10000 ** (np.arange(64) / 64), rope_scale=1.0,
         attention_bias=False, mlp_bias=False, embedding="embed", layer_prefix="layers.{}.", final_norm="norm",
         head="head.weight",
@@ -169,7 +170,7 @@ def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_pat
         compute_capabilities=[],
         parent=os.getpid(),
     )
-    rtx._run(job, "decoder")
+    rtx.build_engine(job, "decoder")
     total = sum(weight.nbytes for weight in weights.values())
     assert total > 200e6
     assert total < (tmp_path / "decoder.engine").stat().st_size < 1.1 * total
@@ -179,14 +180,14 @@ def test_a_failed_build_leaves_the_earlier_engines(half_bundle: Path, monkeypatc
     bundle = open_bundle(half_bundle)
     rtx.compile_rtx(bundle, find_target("rtx"))
     before = read_engines(bundle)
-    run = rtx._run
+    run = rtx.build_engine
 
     def fail(wanted: Job, name: str) -> Outcome:
         if name.startswith("decoder"):
             raise VtexportError("no")
         return run(wanted, name)
 
-    monkeypatch.setattr(rtx, "_run", fail)
+    monkeypatch.setattr(rtx, "build_engine", fail)
     with pytest.raises(VtexportError, match="no"):
         rtx.compile_rtx(bundle, find_target("rtx"), ["8.9"])
     assert read_engines(bundle) == before

@@ -66,7 +66,7 @@ def test_a_failure_has_the_librarys_sentence_and_the_nodes_name(
 ) -> None:
     path = one_node(tmp_path / "g.onnx", **given)
     with pytest.raises(VtexportError, match=r"tensorrt_rtx [\d.]+ does not take g: " + message):
-        rtx._run(job(path), "g")
+        rtx.build_engine(job(path), "g")
     assert not (tmp_path / "g.onnx.engine").exists()
 
 
@@ -74,8 +74,8 @@ def test_the_pruning_op_needs_its_function(half_bundle: Path) -> None:
     """The same node is an engine with the function, which is inlined, and an unknown plugin without."""
     folder = half_bundle / "onnx"
     with pytest.raises(VtexportError, match=r"Plugin not found.*VtxPruneSID\)"):
-        rtx._run(job(folder / "prunesid-16.prune_plugin.onnx"), "g")
-    assert rtx._run(job(folder / "prunesid-16.prune.onnx"), "g").problems == []
+        rtx.build_engine(job(folder / "prunesid-16.prune_plugin.onnx"), "g")
+    assert rtx.build_engine(job(folder / "prunesid-16.prune.onnx"), "g").problems == []
 
 
 def test_the_worker_speaks_json(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_the_worker_speaks_json(tmp_path: Path) -> None:
 def test_its_memory_is_its_own(tmp_path: Path) -> None:
     """Not what the process that started it has, which the kernel hands on as the child's ru_maxrss."""
     held = np.ones(1_000_000_000, np.uint8)
-    peak = rtx._run(job(one_node(tmp_path / "g.onnx", "Relu")), "g").peak_memory_bytes
+    peak = rtx.build_engine(job(one_node(tmp_path / "g.onnx", "Relu")), "g").peak_memory_bytes
     assert 50e6 < peak < 0.8 * held.nbytes
 
 
@@ -95,7 +95,7 @@ def test_a_process_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def dies(script: str) -> str:
         monkeypatch.setattr(rtx, "_WORKER", ["/bin/sh", "-c", script])
         with pytest.raises(VtexportError) as said:
-            rtx._run(job(tmp_path / "g.onnx"), "g")
+            rtx.build_engine(job(tmp_path / "g.onnx"), "g")
         return str(said.value)
 
     assert "engine of g ended with signal 6: terminate called" in dies("cat >&-; echo terminate called >&2; kill -6 $$")
@@ -110,7 +110,7 @@ def test_a_real_lack_of_memory_is_said(half_bundle: Path, monkeypatch: pytest.Mo
     limited = ["/bin/sh", "-c", 'ulimit -s 256; ulimit -v 320000; exec "$0" "$@"', *rtx._WORKER]
     monkeypatch.setattr(rtx, "_WORKER", limited)
     with pytest.raises(VtexportError, match=r"memory did not suffice to build the engine of g .*bad_alloc"):
-        rtx._run(job(half_bundle / "onnx" / "prunesid-16.prune.onnx"), "g")
+        rtx.build_engine(job(half_bundle / "onnx" / "prunesid-16.prune.onnx"), "g")
 
 
 def children(pid: int) -> list[int]:

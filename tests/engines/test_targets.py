@@ -1,11 +1,28 @@
 from __future__ import annotations
 
+import inspect
+import json
+import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from vtexport.engines.targets import find_target, list_targets
+import vtexport
+from vtexport.build import build
+from vtexport.cli.main import main
+from vtexport.engines.targets import DEFAULT_TARGET, Target, find_target, list_targets
 from vtexport.errors import UsageError, VtexportError
+
+RECIPE = """
+title = "a board"
+runtime = "tensorrt"
+buildable = false
+dialect = "classic"
+precisions = ["fp16"]
+"""
+OLDEST_OF_THE_KERNELS = (8, 0)
 
 
 def test_recipes_of_the_repository() -> None:
@@ -30,3 +47,71 @@ def test_a_wrong_recipe_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(VtexportError, match=r"a.toml is not a target recipe"):
         list_targets(tmp_path)
+
+
+def test_a_whole_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(RECIPE + 'cuda = "12.6"\ncompute_capabilities = ["8.7", "12.1"]')
+    (target,) = list_targets(tmp_path)
+    assert (target.name, target.default_precision, target.compute_capabilities) == ("a", "fp16", ["8.7", "12.1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('jetpack = "6.2"', "unknown field `jetpack`"),
+        ("sm = [87]", "unknown field `sm`"),
+        ("compute_capabilities = [87]", "Expected `str`, got `int`"),
+        ('compute_capabilities = ["sm_87"]', "matching regex"),
+        ("precisions = []", "length >= 1"),
+        ('precisions = ["float16"]', "Invalid enum value 'float16'"),
+    ],
+)
+def test_a_field_that_nobody_reads_or_understands_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    name = line.partition(" ")[0]
+    kept = [each for each in RECIPE.splitlines() if not each.startswith(name)]
+    (tmp_path / "a.toml").write_text("\n".join([*kept, line]))
+    with pytest.raises(VtexportError, match=rf"a.toml is not a target recipe: .*{said}"):
+        list_targets(tmp_path)
+
+
+def test_every_field_of_a_recipe_is_read() -> None:
+    package = Path(vtexport.__file__).parent
+    code = "".join(path.read_text() for path in package.rglob("*.py"))
+    unread = [name for name in Target.__struct_fields__ if not re.search(rf"(target|other|self)\.{name}\b", code)]
+    assert unread == []
+
+
+def test_the_list_of_targets_says_what_the_recipes_say(capsys: Any) -> None:
+    assert main(["list", "targets", "--json"]) == 0
+    rows = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["orin-jetpack-6.2"]["runtime"] == "tensorrt 10.3, CUDA 12.6"
+    assert rows["cpu"]["runtime"] == "onnxruntime"
+    for target in list_targets():
+        assert rows[target.name]["compute_capabilities"] == target.compute_capabilities
+
+
+def test_the_kernels_are_compiled_for_every_target() -> None:
+    """Binary code of one compute capability runs on those of the same major number and no lower minor one.
+
+    TensorRT-RTX goes back to 7.5, the kernels to 8.0 (docs/kernels.md).
+    """
+    cmake = (Path(vtexport.__file__).parents[1] / "plugins" / "cuda.cmake").read_text()
+    (listed,) = re.findall(r"set\(VTX_KNOWN_ARCHITECTURES ([\d ]+)\)", cmake)
+    compiled = {divmod(int(number), 10) for number in listed.split()}
+    wanted = {
+        (target.name, *map(int, capability.split(".")))
+        for target in list_targets()
+        for capability in target.compute_capabilities
+    }
+    assert len(wanted) >= 10
+    for name, major, minor in wanted:
+        if (major, minor) >= OLDEST_OF_THE_KERNELS:
+            assert any(other[0] == major and other[1] <= minor for other in compiled), (name, major, minor)
+
+
+def test_one_default_precision() -> None:
+    """Of the verbs without a precision, and of the function."""
+    default = find_target(DEFAULT_TARGET).default_precision
+    assert inspect.signature(build).parameters["precision"].default == default == "fp32"
+    assert [target.name for target in list_targets() if target.runtime == "onnxruntime"] == [DEFAULT_TARGET]
+    assert msgspec.structs.asdict(find_target("rtx"))["precisions"][0] == find_target("rtx").default_precision == "fp16"

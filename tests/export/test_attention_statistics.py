@@ -22,7 +22,7 @@ from vtexport.models.spec import DecoderSpec
 
 ROWS = 5000
 SPEC = DecoderSpec(
-    layers=1, width=128, heads=4, kv_heads=2, head_dim=32, intermediate=64, vocabulary=8, norm_epsilon=1e-5,
+    layers=1, width=128, heads=4, kv_heads=2, head_dim=32, vocabulary=8, norm_epsilon=1e-5,
     max_positions=ROWS, inverse_frequencies=np.ones(16), rope_scale=1.0, attention_bias=False, mlp_bias=False,
     embedding="e", layer_prefix="l.{}.", final_norm="n", head="h.weight",
 )  # fmt: skip
@@ -107,7 +107,7 @@ def engine_of(path: Path) -> None:
     profile = Profile(name="any", shapes=shapes)
     engine = str(path.with_suffix(".engine"))
     job = Job(graph=str(path), engine=engine, profiles=[profile], compute_capabilities=[], parent=os.getpid())
-    rtx._run(job, "attention")
+    rtx.build_engine(job, "attention")
 
 
 def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession
+from remembered_vision import remembered_vision
 from tiny_llava import PHOTO
 
 from vtexport.build import build
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import UsageError, VtexportError
+from vtexport.export import graphs
 from vtexport.export.check import check_graphs
 from vtexport.runtime.pipeline import Pipeline
 
@@ -79,6 +82,40 @@ def test_the_plugins_prune_graph_is_the_same_without_the_function(bundle: Bundle
     assert [node.SerializeToString() for node in bare.graph.node] == [n.SerializeToString() for n in whole.graph.node]
     assert bundle.manifest.plans[0].graphs["classic"].prune_plugin == "prunesid-16.prune_plugin"
     assert bundle.manifest.plans[0].graphs["modern"].prune_plugin is None
+
+
+def test_graphs_with_and_without_functions_are_emitted_once(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One model, written twice: the op behind the tower, and those inside the language model."""
+    emitted: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        emit = getattr(graphs, name)
+
+        def count(*given: Any, **further: Any) -> Any:
+            emitted.append(name)
+            return emit(*given, **further)
+
+        return count
+
+    for name in ("prune_graph", "prune_llm_graph"):
+        monkeypatch.setattr(graphs, name, counted(name))
+    with remembered_vision():
+        built = build(str(tiny_checkpoint), tmp_path / "b", method="nuwa", keep=16)
+    (plan,) = built.manifest.plans
+    assert plan.steps
+    assert emitted == ["prune_graph", *["prune_llm_graph"] * len(plan.steps)]
+    classic = plan.graphs["classic"]
+    assert classic.prune_plugin is not None
+    for whole, bare in [
+        (classic.prune, classic.prune_plugin),
+        *zip(classic.prune_llm, classic.prune_llm_plugin, strict=True),
+    ]:
+        with_functions, without = load(built, whole), load(built, bare)
+        assert with_functions.functions
+        del with_functions.functions[:]
+        assert without == with_functions
 
 
 def test_both_dialects_answer_alike(bundle: Bundle) -> None:

@@ -6,11 +6,16 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
+from environments import tomllib
+from packaging.requirements import Requirement
 
 from vtexport.cli import doctor
 from vtexport.cli.main import main
 from vtexport.errors import MissingDependencyError
-from vtexport.export.requirements import check_versions, unfit
+from vtexport.export.requirements import PACKAGES, check_versions, unfit
+from vtexport.export.requirements import installed as installed_packages
+
+ROOT = Path(__file__).parents[2]
 
 NEEDED = [
     "numpy>=1.26", "tomli>=2.0; python_version < '3'", "transformers<6,>=5.6; extra == 'export'",
@@ -75,9 +80,39 @@ def test_many_of_them_stay_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_doctor_names_them(installed: dict[str, str]) -> None:
     installed |= {"transformers": "5.5.4"}
-    (finding,) = [each for each in doctor._export_packages() if "5.5.4" in each.what and each.status == "missing"]
+    (finding,) = [each for each in doctor.export_packages() if "5.5.4" in each.what and each.status == "missing"]
     assert finding.what == "for building: transformers 5.5.4 (<6,>=5.6 is needed)"
     assert "pip install 'vtexport[export]'" in str(finding.next_step)
+
+
+def test_what_building_takes_is_the_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = {Requirement(line).name for line in project["optional-dependencies"]["export"]}
+    base = {Requirement(line).name for line in project["dependencies"]}
+    assert set(PACKAGES) == extra - base
+    assert set(PACKAGES) <= {name for name, version in installed_packages().items() if version}
+
+
+def test_doctor_does_not_miss_what_building_does_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polygraphy takes a bundle's graphs; nothing here takes Polygraphy."""
+    version = importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name == "polygraphy":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    assert [each.what for each in doctor.export_packages() if each.status == "missing"] == []
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "vtexport").rglob("*.py")]
+    assert not any("import polygraphy" in source or "from polygraphy" in source for source in sources)
+
+
+def test_doctor_names_what_is_missing(installed: dict[str, str]) -> None:
+    (finding,) = [each for each in doctor.export_packages() if each.status == "missing"]
+    gone = [name for name in PACKAGES if name not in installed]
+    assert finding.what == f"for building: {', '.join(gone)}"
+    assert "pip install 'vtexport[export]' to build bundles here" in str(finding.next_step)
 
 
 def test_this_environment_is_allowed() -> None:

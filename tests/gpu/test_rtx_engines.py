@@ -18,7 +18,7 @@ from vtexport.bundle.manifest import Manifest
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.engines.cuda_driver import Device
 from vtexport.engines.record import FOLDER
-from vtexport.engines.rtx import COMPUTE_CAPABILITIES, check_installed, compile_rtx
+from vtexport.engines.rtx import check_installed, compile_rtx
 from vtexport.engines.rtx_runner import EngineRunner
 from vtexport.engines.targets import find_target
 from vtexport.errors import MissingDependencyError, VtexportError
@@ -67,7 +67,7 @@ def both(
                 runners[name] = EngineRunner(bundle.folder / FOLDER / "rtx" / f"{name}.engine", device)
             return runners[name].run(feeds), expected
         except VtexportError as error:
-            if device.compute_capability not in COMPUTE_CAPABILITIES:
+            if device.compute_capability not in find_target("rtx").compute_capabilities:
                 pytest.xfail(f"{device.name} is not on TensorRT-RTX's list: {error}")
             raise
 

@@ -64,7 +64,7 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
     assert (spec.vision.tokens, spec.vision.width, spec.vision.feature_layer) == (576, 1024, 23)
     decoder = spec.decoder
     assert (decoder.layers, decoder.width, decoder.heads, decoder.kv_heads, decoder.head_dim) == (32, 4096, 32, 32, 128)
-    assert (decoder.intermediate, decoder.vocabulary, decoder.max_positions) == (11008, 32064, 4096)
+    assert (decoder.vocabulary, decoder.max_positions) == (32064, 4096)
     assert sum(1 for _ in llava.tensor_shapes(config)) == 391 + 295
 
 

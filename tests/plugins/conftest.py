@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from native_ops.calls import HostRunner
 
-from vtexport.plugins.build import _cmake
+from vtexport.plugins.build import find_cmake
 from vtexport.plugins.libraries import ORT_LIBRARY
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def build(name: str, *options: str) -> Path:
     """The library built in build/tests/<name>, where only what changed is compiled again. Warnings are errors."""
     work = ROOT / "build" / "tests" / name
     work.mkdir(parents=True, exist_ok=True)
-    cmake, generator = _cmake()
+    cmake, generator = find_cmake()
     settings = ["-DVTX_WERROR=ON", "-DVTX_CUDA=OFF", *options]
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes the first builds

@@ -219,14 +219,14 @@ def test_what_a_library_provokes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [LONG, f"std::bad_alloc {LONG}", "", f"one\n{LONG}"])
 def test_what_an_engines_builder_provokes(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_sentence(VtexportError(rtx._ending("decoder_0.modern", 1, told)))
+    check_sentence(VtexportError(rtx.describe_ending("decoder_0.modern", 1, told)))
     if not told:
         return
     outcome = json.dumps({"problems": [told], "version": "tensorrt_rtx 1.7.1.116"})
     monkeypatch.setattr(rtx, "_WORKER", ["sh", "-c", f"cat > /dev/null; printf '%s' '{outcome}'"])
     job = rtx.Job(graph="", engine="", profiles=[], compute_capabilities=[], parent=os.getpid())
     with pytest.raises(VtexportError) as caught:
-        rtx._run(job, "decoder_0.modern")
+        rtx.build_engine(job, "decoder_0.modern")
     check_sentence(caught.value)
 
 

@@ -22,7 +22,9 @@ from tiny_llava import PHOTO, make_config, make_model, save_model
 from vtexport.build import Report, build
 from vtexport.bundle import in_place
 from vtexport.bundle.reader import open_bundle
+from vtexport.checkpoint.safetensors_index import read_index
 from vtexport.cli.main import main
+from vtexport.dtypes import PRECISIONS
 from vtexport.errors import BundleError, InputError, UsageError
 from vtexport.export import link
 from vtexport.runtime.pipeline import Pipeline
@@ -221,15 +223,22 @@ def test_a_folder_that_cannot_be_written(folder: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("dtype", "precision", "step"),
-    [("float32", "fp16", "--precision fp32"), ("float16", "fp32", "--precision fp16"), ("bfloat16", "fp16", "drop")],
+    [
+        ("float32", "fp16", "give --precision fp32"),
+        ("float16", "fp32", "give --precision fp16"),
+        ("bfloat16", "fp16", "give --precision bf16"),
+        ("bfloat16", "fp32", "give --precision bf16"),
+        ("float16", "bf16", "give --precision fp16"),
+    ],
 )
 def test_another_precision_is_refused(tmp_path: Path, dtype: str, precision: str, step: str) -> None:
     import torch
 
     folder = save_model(make_model(make_config()).to(getattr(torch, dtype)), tmp_path / "c")
-    with pytest.raises(UsageError, match=rf"weights in {dtype}, so --precision {precision} .*{step}"):
+    with pytest.raises(UsageError, match=rf"weights in {dtype}, so --precision {precision} .*{step}$"):
         build(str(folder), tmp_path / "b", keep=16, precision=precision, link_weights=True)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    link.check_linkable(read_index(folder), PRECISIONS[step.rpartition(" ")[2]].name)
 
 
 def clone(descriptor: int, request: int, source: int) -> int:

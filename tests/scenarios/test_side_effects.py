@@ -63,7 +63,7 @@ ENTRIES = {
     "pipeline": "import vtexport.runtime.pipeline, onnxruntime",
     "package": "import vtexport, onnxruntime",
     "command line": "import vtexport.cli.main, onnxruntime",
-    "check of graphs": "from vtexport.export.check import _onnxruntime; _onnxruntime()",
+    "check of graphs": "from vtexport.export.check import find_onnxruntime; find_onnxruntime()",
     "evaluation": "import vtexport.eval.evaluate, onnxruntime",
     "engines' worker": "import vtexport.engines.rtx_worker, onnxruntime",
     "eager pruning": "import vtexport.pruning.eager, torch, transformers, huggingface_hub, onnxruntime",

@@ -40,6 +40,8 @@ _LIMITS = {
         fault="",
     ),
 }
+# Precisions of the bundles that ONNX Runtime runs; bfloat16 it does not compute in on the CPU
+RUNS_IN = tuple(_LIMITS["classic"].right)
 
 
 def why_not(dialect: str, version: str, precision: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from vtexport.bundle.references import check_references
+from vtexport.dtypes import TensorType, WeightType
 from vtexport.errors import BundleError, quoted
 
 SCHEMA_VERSION = 3
@@ -22,7 +23,6 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 
 
 class Tensor(msgspec.Struct, kw_only=True):
@@ -30,7 +30,7 @@ class Tensor(msgspec.Struct, kw_only=True):
 
     name: str
     shape: list[int | str]
-    dtype: DType
+    dtype: TensorType
 
 
 class Graph(msgspec.Struct, kw_only=True):
@@ -135,7 +135,7 @@ class StoredTensor(msgspec.Struct, kw_only=True):
     file: str
     offset: Count  # bytes from the start of the file
     shape: list[Positive]
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: WeightType
 
 
 class Vision(msgspec.Struct, kw_only=True):
@@ -279,7 +279,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     command: str
     versions: dict[str, str]
     family: str
-    precision: Literal["float32", "float16", "bfloat16"]
+    precision: WeightType
     source: Source
     vision: Vision
     image: Image

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtexport.checkpoint.config_file import WEIGHT_DTYPES
 from vtexport.checkpoint.layouts import refuse_other_names
 from vtexport.checkpoint.leftovers import (
     common_prefix,
@@ -17,12 +16,11 @@ from vtexport.checkpoint.leftovers import (
     some,
 )
 from vtexport.checkpoint.model_config import ModelConfig
-from vtexport.checkpoint.safetensors_index import TensorEntry
+from vtexport.checkpoint.safetensors_index import WEIGHT_FORMATS, TensorEntry
 from vtexport.checkpoint.stored_values import same_values
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError
 from vtexport.models.wrappers import WRAPPERS
-
-_WEIGHT_FORMATS = frozenset(WEIGHT_DTYPES.values())
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _check_shapes(own: Mapping[str, TensorEntry], model: ModelConfig, folder: Pa
             f"({first}: {list(own[first].shape)}, not {list(shapes[first])}); "
             "check that weights and config.json belong together"
         )
-    unreadable = [name for name, entry in own.items() if entry.dtype not in _WEIGHT_FORMATS]
+    unreadable = [name for name, entry in own.items() if entry.dtype not in WEIGHT_FORMATS]
     if unreadable:
         raise InputError(
             f"{folder} stores {some(unreadable, 'tensor')} as {own[unreadable[0]].dtype}, and vtexport reads "

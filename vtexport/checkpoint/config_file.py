@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.checkpoint.layouts import refuse_other_layouts, why_no_config
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError, quoted
 
 CONFIG_FILE = "config.json"
 
-# transformers' names -> safetensors' names
-WEIGHT_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _ANYWAY = "float32"  # what transformers creates where nothing is said
 _PARTS = ("text_config", "vision_config")
 

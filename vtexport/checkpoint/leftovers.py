@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from vtexport.checkpoint.model_config import ModelConfig
-from vtexport.checkpoint.safetensors_index import TensorEntry
+from vtexport.checkpoint.safetensors_index import WEIGHT_FORMATS, TensorEntry
 from vtexport.errors import InputError, quoted
 
 NAMED_AT_MOST = 3
 _NAME_LENGTH = 100
 _NAMES_LENGTH = 100  # of several together
-_FLOATS = ("F16", "BF16", "F32", "F64")
+_FLOATS = (*WEIGHT_FORMATS, "F64")
 # peft's tuners and its wrappers of layers, by a part of the name
 _ADAPTER = re.compile(
     r"(?:^|\.)(?:(?:lora|hada|lokr|loha|ia3|oft|boft|poly|vera|dora|delora|randlora|vblora|fourierft|waveft|shira|road|"

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vtexport.checkpoint.float_values import from_float32
+from vtexport.dtypes import WEIGHT_DTYPES
+
 CHUNK_VALUES = 1 << 20  # a multiple of 4, the values that one 64-bit draw gives
 _LEVELS = 1 << 16
 _VALUES_PER_DRAW = 4
@@ -87,12 +90,8 @@ def _level_table(distribution: Distribution, dtype: str) -> np.ndarray:
     half_width = distribution.std * math.sqrt(3)  # of a uniform distribution with that deviation
     steps = (np.arange(_LEVELS, dtype=np.float64) - (_LEVELS - 1) / 2) / (_LEVELS / 2)
     values = distribution.centre + half_width * steps
+    if dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"dtype {dtype!r} is none of {', '.join(WEIGHT_DTYPES)}")
     if dtype == "float16":
-        return values.astype("<f2")
-    single = values.astype("<f4")
-    if dtype == "float32":
-        return single
-    if dtype == "bfloat16":
-        words = single.view("<u4")
-        return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")  # round to nearest, ties to even
-    raise ValueError(f"dtype {dtype!r} is none of float16, bfloat16, float32")
+        return values.astype("<f2")  # not by way of float32, which would round twice
+    return from_float32(values.astype("<f4"), WEIGHT_DTYPES[dtype])

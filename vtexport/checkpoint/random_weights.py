@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vtexport.checkpoint.config_file import WEIGHT_DTYPES
 from vtexport.checkpoint.model_config import read_model_config
 from vtexport.checkpoint.placeholder_processing import write_placeholder_processing
 from vtexport.checkpoint.random_values import distribution_of, value_chunks
-from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, SHARD_INDEX, SINGLE_FILE
+from vtexport.checkpoint.safetensors_index import SHARD_INDEX, SINGLE_FILE
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError, quoted
 
 SHARD_BYTES = 5_000_000_000  # as the hub's files usually are
@@ -156,7 +156,7 @@ def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str, seed: int) -> byt
     offset = 0
     for name, shape in shapes.items():
         end = offset + _data_bytes({name: shape}, dtype)
-        header[name] = {"dtype": WEIGHT_DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": WEIGHT_DTYPES[dtype].safetensors, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
@@ -164,7 +164,7 @@ def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str, seed: int) -> byt
 
 
 def _data_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-    return sum(math.prod(shape) for shape in shapes.values()) * DTYPE_BYTES[WEIGHT_DTYPES[dtype]]
+    return sum(math.prod(shape) for shape in shapes.values()) * WEIGHT_DTYPES[dtype].itemsize
 
 
 def _check_room(folder: Path, needed: int) -> None:

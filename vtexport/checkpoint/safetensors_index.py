@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError, quoted
 
 SINGLE_FILE = "model.safetensors"
@@ -28,6 +29,9 @@ DTYPE_BYTES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+
+# Those that weights are read in
+WEIGHT_FORMATS = {each.safetensors: each for each in WEIGHT_DTYPES.values()}
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -6,7 +6,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, TensorEntry
+from vtexport.checkpoint.float_values import to_float32
+from vtexport.checkpoint.safetensors_index import DTYPE_BYTES, WEIGHT_FORMATS, TensorEntry
 from vtexport.errors import InputError, quoted
 
 _CHUNK_VALUES = 1 << 18
@@ -47,6 +48,4 @@ def _values(file: BinaryIO, entry: TensorEntry, count: int) -> np.ndarray:
     size = DTYPE_BYTES[entry.dtype]
     data = file.read(count * size)
     data = data[: len(data) - len(data) % size]
-    if entry.dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
-    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[entry.dtype]).astype("<f4")
+    return to_float32(data, WEIGHT_FORMATS[entry.dtype])

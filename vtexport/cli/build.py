@@ -21,11 +21,12 @@ import gc
 import shlex
 from typing import Any
 
+from vtexport.bundle.dialects import RUNS_IN
 from vtexport.bundle.manifest import Plan
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, command_line, say, say_json, size
 from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
-from vtexport.engines.targets import Target, check_precision, find_target
+from vtexport.engines.targets import DEFAULT_TARGET, Target, check_precision, find_target
 from vtexport.errors import UsageError
 
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_export_arguments(parser)
     parser.add_argument(
         "--target",
-        default="cpu",
+        default=DEFAULT_TARGET,
         metavar="NAME",
         help="what the bundle is built for: cpu (ONNX Runtime, the default) or rtx (TensorRT-RTX engines beside the "
         "graphs); see `vtexport list targets`",
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     target = find_target(args.target)
     if not target.buildable:
         raise UsageError(f"target {target.name} ({target.title}) cannot be built yet; leave --target out for cpu")
-    args.precision = args.precision or target.precisions[0]
+    args.precision = args.precision or target.default_precision
     check_precision(target, args.precision)
     if target.runtime == "onnxruntime":
         if args.compute_capability:
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             )
         return export_bundle(args)
     # Before the export, which takes minutes for a large model.
-    check_capabilities(args.compute_capability)
+    check_capabilities(target, args.compute_capability)
     check_installed()
     return export_bundle(args, target)
 
@@ -140,7 +141,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         options=_once_each(args.options),
         dynamic=args.dynamic,
         mean=args.mean,
-        precision=args.precision or "fp32",
+        precision=args.precision,
         weights=args.weights,
         seed=args.seed,
         cache_dir=args.cache_dir,
@@ -168,8 +169,8 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         say(f"  {route.name}: each image to one of {', '.join(route.plans)}, mean {route.mean}")
     if engines is not None:
         say_engines(engines)
-    if manifest.precision == "bfloat16":
-        say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")  # ONNX Runtime cannot run it
+    if manifest.precision not in RUNS_IN:  # ONNX Runtime cannot run it
+        say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")
         return 0
     if args.dynamic:
         say(f"next: vtexport calibrate {shlex.quote(str(bundle.folder))} --images FOLDER")

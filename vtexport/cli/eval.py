@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, command_line, counted, say, say_json, table, tell
 from vtexport.cli.run import DIALECT_HELP, add_logits_processors_argument, tell_dialect
@@ -76,17 +78,14 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks and reports."""
-    from vtexport.eval.evaluate import unpruned_plan
+    from vtexport.eval.evaluate import plans_to_ask
     from vtexport.eval.workers import check_joblib
 
     if args.jobs > 1:
         check_joblib()
     bundle = open_bundle(args.bundle)
     named = [name for names in args.plan or () for name in names]
-    plans = list(dict.fromkeys(named or [plan.name for plan in bundle.manifest.plans]))
-    unpruned = unpruned_plan(bundle)
-    if unpruned is not None and not args.no_baseline and unpruned not in plans:
-        plans.insert(0, unpruned)
+    plans = plans_to_ask(bundle, named, with_unpruned=not args.no_baseline)
     report = evaluated(args, bundle, plans)
     result = save(args, "eval", report)
     if args.json:
@@ -123,15 +122,10 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 def save(args: argparse.Namespace, name: str, report: Report, **further: Any) -> dict[str, Any]:
     """Writes NAME.json beside the records, and gives what is in it."""
-    import json
-
-    import msgspec
-
-    from vtexport.eval.files import write_whole
+    from vtexport.eval.files import write_json
 
     result = msgspec.to_builtins(report) | further
-    data = json.dumps(result, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-    write_whole(output_folder(args) / f"{name}.json", data.encode(errors="backslashreplace"))  # as JSON has it, too
+    write_json(output_folder(args) / f"{name}.json", result)
     return result
 
 

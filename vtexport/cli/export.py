@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from vtexport.cli.build import add_export_arguments, export_bundle
+from vtexport.engines.targets import DEFAULT_TARGET, find_target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,4 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports and says what was exported."""
+    args.precision = args.precision or find_target(DEFAULT_TARGET).default_precision
     return export_bundle(args)

@@ -19,11 +19,11 @@ from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.calibrate import say_calibration
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, say, say_json, size, table
+from vtexport.dtypes import DTYPES
 from vtexport.engines.record import read_engines
 from vtexport.errors import BundleError, printable
 
 _FIRST_OF_SAMPLING = "do_sample"  # before it in `Generation` stand the logits processors, which are always done
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def kv_bytes(manifest: Manifest, plan: Plan) -> int:
 def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
     """Bytes that the image takes in the key-value cache of each decoder layer."""
     decoder = manifest.decoder
-    row = 2 * decoder.kv_heads * decoder.head_dim * _ITEMSIZE[manifest.precision]
+    row = 2 * decoder.kv_heads * decoder.head_dim * DTYPES[manifest.precision].itemsize
     return [row * tokens for tokens in plan.tokens_by_layer()]
 
 

@@ -15,6 +15,7 @@ from vtexport.cli.console import say, say_json, table
 from vtexport.errors import UsageError
 
 if TYPE_CHECKING:
+    from vtexport.engines.targets import Target
     from vtexport.pruning import Method
 
 
@@ -110,13 +111,20 @@ def _targets() -> list[dict[str, Any]]:
         {
             "target": target.name,
             "builds": "yes" if target.buildable else "not yet",
-            "runtime": f"{target.runtime} {target.tensorrt or ''}".strip(),
+            "runtime": _runtime(target),
             "dialect": target.dialect,
             "precisions": target.precisions,
+            "compute_capabilities": target.compute_capabilities,
             "about": target.title,
         }
         for target in list_targets()
     ]
+
+
+def _runtime(target: Target) -> str:
+    """`tensorrt 10.3, CUDA 12.6`, or the runtime alone where the recipe names no version."""
+    version = f" {target.tensorrt}" if target.tensorrt else ""
+    return f"{target.runtime}{version}" + (f", CUDA {target.cuda}" if target.cuda else "")
 
 
 def _cell(value: Any) -> str:

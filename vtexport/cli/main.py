@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; errors are one sentence on stderr."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     prepare_streams()
     debug = False
     try:
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(end="")  # and what others have put there, or Python's own attempt would change the exit code
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def interrupt(signum: int, frame: FrameType | None) -> None:
     """Ctrl-C and a polite kill: end the workers, remove what is half-written and end at once.
 
     Not by an exception: one that is raised while a C++ library calls back into Python can crash the process (seen with

@@ -1,1 +1,1 @@
-"""What bundles are built for: target recipes, and later the engines built from a bundle on its device."""
+"""Target recipes, and the engines that are built of a bundle's graphs for a target."""

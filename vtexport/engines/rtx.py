@@ -17,6 +17,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
 from vtexport.bundle.publish import staged, written_by
 from vtexport.bundle.reader import Bundle
+from vtexport.dtypes import DTYPES
 from vtexport.engines.profiles import TEXT_TOKENS, profiles
 from vtexport.engines.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, Engine, Engines, encode
 from vtexport.engines.rtx_worker import Job, Outcome
@@ -28,19 +29,17 @@ _WORKER = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
 _OUT_OF_MEMORY = ("bad_alloc", "memoryerror", "out of memory", "outofmemory")
 # In TensorRT's messages: its own function, a number, and places in its sources.
 _PLACES = re.compile(r"^\w+::\w+: Error Code \d+: |\[[\w.]+:\d+: \w+\] | In \w+ at /_src/[^\s)]+")
-# What TensorRT-RTX 1.7 compiles for, by NVIDIA's compute capability.
-COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
-def check_capabilities(capabilities: Sequence[str]) -> None:
-    """Refuses compute capabilities that TensorRT-RTX does not compile for.
+def check_capabilities(target: Target, capabilities: Sequence[str]) -> None:
+    """Refuses compute capabilities that no engine of `target` can be built for.
 
     Raises:
         UsageError: one is not known, or named twice.
     """
     for capability in capabilities:
-        if capability not in COMPUTE_CAPABILITIES:
-            known = ", ".join(COMPUTE_CAPABILITIES)
+        if capability not in target.compute_capabilities:
+            known = ", ".join(target.compute_capabilities)
             raise UsageError(f"compute capability {capability!r} is not one of TensorRT-RTX's; give some of {known}")
         if list(capabilities).count(capability) > 1:
             raise UsageError(f"compute capability {capability} is given twice")
@@ -79,9 +78,9 @@ def compile_rtx(
         MissingDependencyError: tensorrt_rtx is not installed.
         VtexportError: TensorRT-RTX does not take a graph; with its own sentence.
     """
-    check_capabilities(capabilities)
+    check_capabilities(target, capabilities)
     manifest = bundle.manifest
-    precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[manifest.precision]
+    precision = DTYPES[manifest.precision].precision
     if precision not in target.precisions:
         raise UsageError(
             f"{bundle.folder} is in {precision} and target {target.name} takes {' or '.join(target.precisions)} "
@@ -110,7 +109,7 @@ def compile_rtx(
                 compute_capabilities=["SM" + capability.replace(".", "") for capability in capabilities],
                 parent=os.getpid(),
             )
-            outcome = _run(job, name)
+            outcome = build_engine(job, name)
             version = outcome.version
             described = _describe(folder / file)
             engines[name] = Engine(
@@ -133,13 +132,17 @@ def compile_rtx(
     return record
 
 
-def _run(job: Job, name: str) -> Outcome:
-    """Builds in a process of its own, which ends when this one does."""
+def build_engine(job: Job, name: str) -> Outcome:
+    """Builds the engine of the graph `name` in a process of its own, which ends when this one does.
+
+    Raises:
+        VtexportError: TensorRT-RTX does not take the graph, or the process ended without an outcome.
+    """
     pipe = subprocess.PIPE
     with subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe) as process, written_by(process):
         answer, told = process.communicate(msgspec.json.encode(job))
     if process.returncode != 0:
-        raise VtexportError(_ending(name, process.returncode, told.decode(errors="replace").strip()))
+        raise VtexportError(describe_ending(name, process.returncode, told.decode(errors="replace").strip()))
     outcome = msgspec.json.decode(answer, type=Outcome)
     if outcome.problems:
         first = _PLACES.sub("", outcome.problems[0])
@@ -153,8 +156,8 @@ def _run(job: Job, name: str) -> Outcome:
     return outcome
 
 
-def _ending(name: str, returncode: int, told: str) -> str:
-    """What to say of a process that ended without an outcome."""
+def describe_ending(name: str, returncode: int, told: str) -> str:
+    """The sentence about a process that ended without an outcome."""
     last = quoted((told.splitlines() or ["it said nothing"])[-1], limit=100)
     ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     if returncode == -signal.SIGKILL:

@@ -14,20 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from vtexport.dtypes import DTYPES
 from vtexport.engines.cuda_driver import Device
 from vtexport.errors import InputError, UsageError, VtexportError, quoted
 
 # (least, usual, largest) shape of each input
 Ranges = Mapping[str, Sequence[Sequence[int]]]
-# TensorRT's name of a type -> numpy's; bfloat16 travels as its bits, because numpy has no such type
-NUMPY: dict[str, np.dtype] = {
-    "FLOAT": np.dtype(np.float32),
-    "HALF": np.dtype(np.float16),
-    "BF16": np.dtype(np.uint16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "BOOL": np.dtype(np.bool_),
-}
+# By TensorRT's name; bfloat16 travels as its bits
+NUMPY = {each.tensorrt: each.numpy for each in DTYPES.values()}
 
 
 @functools.cache

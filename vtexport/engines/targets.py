@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from vtexport.data_files import data_folder
+from vtexport.dtypes import Precision
 from vtexport.errors import UsageError, VtexportError, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+DEFAULT_TARGET = "cpu"  # what is built for where none is named
+# Of an NVIDIA GPU, as NVIDIA writes it
+ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d$")]
 
 
 class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -25,12 +31,16 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
     buildable: bool
     dialect: Literal["modern", "classic"]
-    precisions: list[Literal["fp32", "fp16", "bf16"]]
-    jetpack: str | None = None
-    tensorrt: str | None = None
-    cuda: str | None = None
-    sm: list[int] = []
-    name: str = ""
+    precisions: Annotated[list[Precision], msgspec.Meta(min_length=1)]  # the default first
+    tensorrt: str | None = None  # version
+    cuda: str | None = None  # version
+    compute_capabilities: list[ComputeCapability] = []  # of its GPUs
+    name: str = ""  # of the file
+
+    @property
+    def default_precision(self) -> Precision:
+        """What is built where no precision is named."""
+        return self.precisions[0]
 
 
 def list_targets(folder: Path | None = None) -> list[Target]:

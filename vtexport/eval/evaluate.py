@@ -109,6 +109,15 @@ def unpruned_plan(bundle: Bundle) -> str | None:
     return next((plan.name for plan in bundle.manifest.plans if plan.method == UNPRUNED), None)
 
 
+def plans_to_ask(bundle: Bundle, named: Sequence[str] = (), *, with_unpruned: bool = True) -> list[str]:
+    """Names of plans and routes, each once: those that are named, else every plan; the unpruned one is added first."""
+    plans = list(dict.fromkeys(named or [plan.name for plan in bundle.manifest.plans]))
+    unpruned = unpruned_plan(bundle)
+    if with_unpruned and unpruned is not None and unpruned not in plans:
+        plans.insert(0, unpruned)
+    return plans
+
+
 def _spread(
     bundle: Bundle, plans: Sequence[str], dataset: Dataset, settings: Settings, folder: Path, progress: Progress
 ) -> list[Outcome]:

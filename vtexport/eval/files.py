@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from vtexport.errors import InputError
 
@@ -29,3 +31,13 @@ def write_whole(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 Path(written).unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another -o/--output") from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Puts a result in place in one step, keys sorted.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+    write_whole(path, text.encode(errors="backslashreplace"))  # stray bytes as JSON's own escapes

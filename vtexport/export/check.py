@@ -30,7 +30,7 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
     Raises:
         VtexportError: a graph fails; that is a defect of the exporter.
     """
-    runtime = _onnxruntime()
+    runtime = find_onnxruntime()
     if runtime is None:
         notify("ONNX Runtime is not installed, so the graphs were checked by onnx.checker alone")
     not_loaded = too_new = 0
@@ -120,7 +120,8 @@ def _needs_plugin(model: onnx.ModelProto) -> bool:
     return any(node.domain == DOMAIN and (node.domain, node.op_type) not in bodies for node in model.graph.node)
 
 
-def _onnxruntime() -> Any:  # its telemetry is off since `import vtexport`
+def find_onnxruntime() -> Any:
+    """The onnxruntime module, its telemetry off since `import vtexport`; None where it is not installed."""
     try:
         import onnxruntime
     except ImportError:

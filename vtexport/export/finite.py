@@ -6,14 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vtexport.checkpoint.float_values import infinity_bits
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError
 
 # The exponent bits, all of them set in infinity and NaN alone, in the integer of the type's size
-_EXPONENTS = {
-    "float32": np.uint32(0x7F800000),
-    "float16": np.uint16(0x7C00),
-    "bfloat16": np.uint16(0x7F80),
-}
+_EXPONENTS = {name: infinity_bits(dtype) for name, dtype in WEIGHT_DTYPES.items()}
 
 
 def is_finite(data: bytes | memoryview, dtype: str) -> bool:

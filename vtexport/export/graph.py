@@ -10,19 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vtexport import dtypes
 from vtexport.export.weights import Weight
 
 # The newest IR version that TensorRT 10.3, ONNX Runtime 1.23 and everything after them read.
 IR_VERSION = 10
 # External data is named relative to the graph's own folder; loaders refuse ".." and absolute paths.
 WEIGHTS_FOLDER = "weights"
-DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int64": ir.DataType.INT64,
-    "bool": ir.DataType.BOOL,
-}
+DTYPES = {name: ir.DataType(dtype.onnx) for name, dtype in dtypes.DTYPES.items()}
 _NAMES = {value: key for key, value in DTYPES.items()}
 
 

@@ -90,10 +90,10 @@ class GraphExporter:
                 self._dtype,
             )
 
-        whole = self._once(f"{plan.name}.prune", export)
+        whole = f"{plan.name}.prune"
         if not plan.encoder.has_plugin:
-            return whole, None
-        return whole, self._once(f"{plan.name}.prune_plugin", lambda: _without_function(export()))
+            return self._once(whole, export), None
+        return self._with_and_without_functions(whole, f"{plan.name}.prune_plugin", export)
 
     def _prune_llm(self, plan: Plan, number: int) -> tuple[str, str]:
         """The op between two segments, with and without its function; one for every dialect."""
@@ -104,7 +104,7 @@ class GraphExporter:
             )
 
         name = f"{plan.name}.prune_llm_{number}"
-        return self._once(name, export), self._once(f"{name}.plugin", lambda: _without_function(export()))
+        return self._with_and_without_functions(name, f"{name}.plugin", export)
 
     def _decoder(self, first: int, layers: int, dialect: Dialect) -> str:
         """A run of decoder layers, shared by every plan that is cut there; the whole decoder is `decoder_0`."""
@@ -121,20 +121,26 @@ class GraphExporter:
 
     def _once(self, name: str, export: Callable[[], ir.Model]) -> str:
         if name not in self.graphs:
-            model = export()
-            save(model, self.path(name))
-            self.graphs[name] = schema.Graph(
-                file=f"{self._folder.name}/{self.path(name).name}",
-                opset=model.graph.opset_imports[""],
-                inputs=_tensors(model.graph.inputs),
-                outputs=_tensors(model.graph.outputs),
-            )
+            self._write(name, export())
         return name
 
+    def _with_and_without_functions(self, whole: str, bare: str, export: Callable[[], ir.Model]) -> tuple[str, str]:
+        """The names of two files of one model: with the functions of its ops, and without them for plugins."""
+        if whole not in self.graphs:
+            model = export()
+            self._write(whole, model)
+            model.functions.clear()
+            self._write(bare, model)
+        return whole, bare
 
-def _without_function(model: ir.Model) -> ir.Model:
-    model.functions.clear()
-    return model
+    def _write(self, name: str, model: ir.Model) -> None:
+        save(model, self.path(name))
+        self.graphs[name] = schema.Graph(
+            file=f"{self._folder.name}/{self.path(name).name}",
+            opset=model.graph.opset_imports[""],
+            inputs=_tensors(model.graph.inputs),
+            outputs=_tensors(model.graph.outputs),
+        )
 
 
 def _tensors(values: Any) -> list[schema.Tensor]:

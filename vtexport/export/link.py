@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtexport.bundle.hashing import hash_file
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import UsageError
 from vtexport.export.weights import CopiedWeights, dtype_of, files_of, stored_weight
 
@@ -21,27 +22,27 @@ if TYPE_CHECKING:
 
 FICLONE = 0x40049409  # linux/fs.h
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EXDEV}
-_PRECISIONS = {"float32": "fp32", "float16": "fp16"}
 
 
-def check_linkable(tensors: Mapping[str, TensorEntry], precision: str) -> None:
-    """Refuses weights that are not stored in the bundle's `precision`, so that a build would have to write them.
+def check_linkable(tensors: Mapping[str, TensorEntry], dtype: str) -> None:
+    """Refuses weights that are not stored in the bundle's `dtype`, so that a build would have to write them.
 
     Raises:
         UsageError: with the checkpoint's type, and the --precision that would link.
     """
     stored = {dtype_of(name, entry): name for name, entry in tensors.items()}
-    other = next((dtype for dtype in stored if dtype != precision), None)
+    other = next((each for each in stored if each != dtype), None)
     if other is None:
         return
-    wanted = _PRECISIONS.get(precision, precision)
     if len(stored) > 1:
         what = f"weights in {' and '.join(sorted(stored))} ({stored[other]} is in {other})"
         step = "drop --link-weights"
     else:
         what = f"its weights in {other}"
-        step = f"give --precision {_PRECISIONS[other]}" if other in _PRECISIONS else "drop --link-weights"
-    raise UsageError(f"the checkpoint has {what}, so --precision {wanted} has to write them anew; {step}")
+        step = f"give --precision {WEIGHT_DTYPES[other].precision}"
+    raise UsageError(
+        f"the checkpoint has {what}, so --precision {WEIGHT_DTYPES[dtype].precision} has to write them anew; {step}"
+    )
 
 
 def reflink_weights(

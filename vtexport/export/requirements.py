@@ -1,4 +1,4 @@
-"""Whether the packages that building takes are installed in versions that it works with."""
+"""The packages that building takes, and whether those installed are of versions that it works with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ import importlib.metadata
 from vtexport.errors import MissingDependencyError, cut
 
 _EXTRA = "export"
+# That extra's packages in pyproject.toml, less those of the base install
+PACKAGES = (
+    *("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors"),
+    *("array-api-compat", "filelock", "sentencepiece"),
+)
+
+
+def installed() -> dict[str, str | None]:
+    """The version of each package that building takes, None where it is missing."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def check_versions() -> None:

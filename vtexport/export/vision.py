@@ -31,8 +31,6 @@ from vtexport.export.weights import Weight
 from vtexport.models.spec import VisionSpec
 from vtexport.pruning.signals import SIGNALS
 
-_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 class ClipFeatures(torch.nn.Module):
     """A CLIP tower cut at LLaVA's feature layer.
@@ -141,7 +139,7 @@ class VisionTower:
         self._spec, self._weights, self._folder, self._dtype = spec, weights, folder, dtype
         with torch.device("meta"):
             vision_config._attn_implementation = "sdpa"
-            tower = CLIPVisionModel(vision_config).to(_TORCH_DTYPES[dtype]).eval()
+            tower = CLIPVisionModel(vision_config).to(getattr(torch, dtype)).eval()
             pixels = torch.zeros(1, 3, spec.image_size, spec.image_size)
         module = ClipFeatures(tower, spec, signals).eval()
         self._outputs = ["features", *(SIGNALS[name].input for name in signals)]

@@ -19,15 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vtexport.checkpoint.safetensors_index import TensorEntry, read_header
+from vtexport.checkpoint.float_values import from_float32, largest, to_float32
+from vtexport.checkpoint.safetensors_index import WEIGHT_FORMATS, TensorEntry, read_header
+from vtexport.dtypes import DTYPES
 from vtexport.errors import InputError
 from vtexport.export.finite import FiniteCheck, is_finite, not_finite
 from vtexport.export.hashing import BackgroundDigest
 
 _CHUNK = 2**20  # bytes; a multiple of every item size, and small enough for the cache of a core
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CODES = {name: code for code, name in _NAMES.items()}
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class CopiedWeights:
 
 def planned_bytes(tensors: Mapping[str, TensorEntry], precision: str) -> int:
     """Bytes that the weights will take in the bundle, headers aside."""
-    return sum(int(np.prod(entry.shape)) * _ITEMSIZE[precision] for entry in tensors.values())
+    return sum(int(np.prod(entry.shape)) * DTYPES[precision].itemsize for entry in tensors.values())
 
 
 def copy_weights(
@@ -132,18 +131,20 @@ def _check_unchanged(path: Path, written: Path, entries: Iterable[TensorEntry]) 
 
 def stored_weight(file: str, entry: TensorEntry, offset: int, *, beside: bool = False) -> Weight:
     """The weight that a stored tensor is when its bytes lie in the bundle's `file` at `offset`."""
-    return Weight(file, offset, entry.nbytes, tuple(entry.shape), _NAMES[entry.dtype], beside)
+    return Weight(file, offset, entry.nbytes, tuple(entry.shape), WEIGHT_FORMATS[entry.dtype].name, beside)
 
 
 def dtype_of(name: str, entry: TensorEntry) -> str:
-    """numpy's name of the type in which tensor `name` is stored.
+    """The type in which tensor `name` is stored, by its name in `vtexport.dtypes`.
 
     Raises:
         InputError: vtexport does not take it.
     """
-    if entry.dtype not in _NAMES:
-        raise InputError(f"tensor {name} has dtype {entry.dtype}; vtexport takes checkpoints in {', '.join(_NAMES)}")
-    return _NAMES[entry.dtype]
+    if entry.dtype not in WEIGHT_FORMATS:
+        raise InputError(
+            f"tensor {name} has dtype {entry.dtype}; vtexport takes checkpoints in {', '.join(WEIGHT_FORMATS)}"
+        )
+    return WEIGHT_FORMATS[entry.dtype].name
 
 
 def _copy_bytes(
@@ -177,11 +178,11 @@ def _convert(
 ) -> dict[str, Weight]:
     """Writes the file anew with canonical names and the target precision; the source is read once, in order."""
     ordered = sorted(entries.items(), key=lambda item: item[1].offset)
-    header, begin = {}, 0
+    header, begin, dtype = {}, 0, DTYPES[precision]
     for key, entry in ordered:
-        size = int(np.prod(entry.shape)) * _ITEMSIZE[precision]
-        header[key] = {"dtype": _CODES[precision], "shape": list(entry.shape), "data_offsets": [begin, begin + size]}
-        begin += size
+        end = begin + int(np.prod(entry.shape)) * dtype.itemsize
+        header[key] = {"dtype": dtype.safetensors, "shape": list(entry.shape), "data_offsets": [begin, end]}
+        begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
@@ -226,40 +227,19 @@ def _convert(
 def _converted(data: bytes, dtype: str, precision: str) -> bytes | memoryview:
     if dtype == precision:
         return data
-    values = _as_float32(data, dtype)
-    if precision == "float32":
-        return values.data
-    if precision == "bfloat16":
-        return _as_bfloat16(values).data
     with np.errstate(over="ignore"):  # found and named by the caller
-        return values.astype("<f2").data  # to nearest, ties to even
-
-
-def _as_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers, rounded to nearest, ties to even, as [...] uint16; NaN stays NaN."""
-    bits = values.view("<u4")
-    upper = (bits >> np.uint32(16)).astype("<u2")
-    lower = bits & np.uint32(0xFFFF)
-    up = (lower > 0x8000) | ((lower == 0x8000) & (upper & 1 == 1))
-    # A carry into the exponent is right: the next power of two, or infinity.
-    return np.where(np.isnan(values), upper | np.uint16(0x40), upper + up.astype("<u2"))
-
-
-def _as_float32(data: bytes | memoryview, dtype: str) -> np.ndarray:
-    """Exact, whatever the type."""
-    if dtype == "bfloat16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
-    return np.frombuffer(data, {"float32": "<f4", "float16": "<f2"}[dtype]).astype("<f4")
+        return from_float32(to_float32(data, DTYPES[dtype]), DTYPES[precision]).data
 
 
 def _largest(data: bytes, dtype: str) -> float:
     """The largest magnitude; infinity where there is a NaN, which no precision can hold as a number either."""
-    values = np.abs(_as_float32(data, dtype))
+    values = np.abs(to_float32(data, DTYPES[dtype]))
     return float("inf") if np.isnan(values).any() else float(values.max())
 
 
-def _out_of_range(name: str, largest: float, precision: str) -> str:
-    if np.isinf(largest):
+def _out_of_range(name: str, found: float, precision: str) -> str:
+    if np.isinf(found):
         return not_finite(name)
-    most = {"float16": "fp16's largest number 65504", "bfloat16": "bf16's largest number 3.38953e+38"}[precision]
-    return f"tensor {name} holds {largest:g}, beyond {most}; use --precision fp32"
+    dtype = DTYPES[precision]
+    most = f"{dtype.precision}'s largest number {largest(dtype):g}"
+    return f"tensor {name} holds {found:g}, beyond {most}; use --precision fp32"

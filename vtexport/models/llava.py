@@ -235,7 +235,6 @@ def _decoder(config: Any, where: Path) -> DecoderSpec:
         heads=heads,
         kv_heads=text.num_key_value_heads or heads,
         head_dim=head_dim,
-        intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
         norm_epsilon=epsilon,
         max_positions=text.max_position_embeddings,

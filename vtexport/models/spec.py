@@ -58,7 +58,6 @@ class DecoderSpec:
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int
     vocabulary: int
     norm_epsilon: float
     max_positions: int

@@ -63,7 +63,7 @@ def build(
             the plugin is for, or a folder cannot be written to.
     """
     sources, output = data_folder("plugins"), output if output is not None else default_folder()
-    cmake, generator = _cmake()
+    cmake, generator = find_cmake()
     _check_compiler()
     nvcc = None if cpu_only else _nvcc()
     tensorrt = None if tensorrt_include is None else _tensorrt_version(tensorrt_include)
@@ -210,7 +210,12 @@ def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), *_CUDA_HINTS])
 
 
-def _cmake() -> tuple[str, list[str]]:
+def find_cmake() -> tuple[str, list[str]]:
+    """CMake's path, and the options that name a generator which is there.
+
+    Raises:
+        MissingDependencyError: there is no CMake, or neither ninja nor make.
+    """
     cmake, ninja = shutil.which("cmake", path=_path()), shutil.which("ninja", path=_path())
     if cmake is None:
         raise MissingDependencyError(

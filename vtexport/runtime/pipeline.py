@@ -12,9 +12,10 @@ from typing import Literal, overload
 
 import numpy as np
 
-from vtexport.bundle.dialects import DIALECTS
+from vtexport.bundle.dialects import DIALECTS, RUNS_IN
 from vtexport.bundle.manifest import Route, StoredTensor
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, UsageError
 from vtexport.plugins.libraries import Choice, choose_library
 from vtexport.runtime.answers import Answer, AnswerStream, Clock, RouteChoice, VisualTokens, reported, timings
@@ -31,7 +32,6 @@ __all__ = ["DIALECTS", "Answer", "AnswerStream", "ImageLike", "Pipeline", "Route
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 FURTHER = ("labels",)  # outputs of the prune graph that steps inside the language model read
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
-_NUMPY: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
 class Pipeline:
@@ -52,7 +52,7 @@ class Pipeline:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
         manifest = bundle.manifest
-        if manifest.precision not in _NUMPY:
+        if manifest.precision not in RUNS_IN:
             raise UsageError(
                 f"{bundle.folder} is in {manifest.precision}, which ONNX Runtime does not compute in on the CPU and "
                 "which is for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
@@ -66,7 +66,7 @@ class Pipeline:
         self.plans = self._router.plans if self._router else [bundle.plan(chosen.name)]
         if any(dialect not in each.graphs for each in self.plans):
             raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
-        self._dtype = _NUMPY[manifest.precision]
+        self._dtype = DTYPES[manifest.precision].numpy
         graphs = self.plans[0].graphs[dialect]  # the plans of a route differ in the prune graph alone
 
         # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
@@ -351,10 +351,10 @@ class Pipeline:
 
 
 def _map(bundle: Bundle, tensor: StoredTensor) -> np.ndarray:
-    if tensor.dtype not in _NUMPY:
+    if tensor.dtype not in RUNS_IN:
         raise BundleError(
             f"the bundle's embedding has dtype {tensor.dtype}, which ONNX Runtime's CPU backend cannot take"
         )
     return np.memmap(
-        bundle.path(tensor.file), _NUMPY[tensor.dtype], "r", offset=tensor.offset, shape=tuple(tensor.shape)
+        bundle.path(tensor.file), DTYPES[tensor.dtype].numpy, "r", offset=tensor.offset, shape=tuple(tensor.shape)
     )
