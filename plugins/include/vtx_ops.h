@@ -13,8 +13,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "vtx_structures.h" /* of sizes, tensors and every op's parameters */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -38,6 +36,11 @@ typedef enum vtx_status {
 
 /* A sentence for a status, never NULL. */
 const char* vtx_status_text(vtx_status status);
+
+typedef enum vtx_dtype { VTX_FLOAT32 = 0, VTX_FLOAT16 = 1, VTX_BFLOAT16 = 2 } vtx_dtype;
+
+/* Sizes and tensors of a call, and every op's parameters. */
+#include "vtx_structures.h"
 
 #ifdef __cplusplus
 }

@@ -1,14 +1,11 @@
-/* Generated from plugins/schema/ops.toml by plugins/schema/generate.py. Not to be edited. */
+/* A part of vtx_ops.h, which includes it.
+ * Generated from plugins/schema/ops.toml by plugins/schema/generate.py. Not to be edited. */
 /* clang-format off */
 #ifndef VTX_STRUCTURES_H
 #define VTX_STRUCTURES_H
 
-#include <stdint.h>
-
 /* Version of the structures and functions; a library answers with its own (vtx_*_abi_version). */
 #define VTX_ABI_VERSION 1
-
-typedef enum vtx_dtype { VTX_FLOAT32 = 0, VTX_FLOAT16 = 1, VTX_BFLOAT16 = 2 } vtx_dtype;
 
 /* Sizes of one call of an op behind the vision tower. Those that an op does not have are ignored. */
 typedef struct vtx_sizes {

@@ -10,17 +10,14 @@ NOTE = "Generated from plugins/schema/ops.toml by plugins/schema/generate.py. No
 _TYPES = {"features": "void", "float32": "float", "int64": "int64_t", "bool": "uint8_t"}
 
 
-_HEAD = """/* {note} */
+_HEAD = """/* A part of vtx_ops.h, which includes it.
+ * {note} */
 /* clang-format off */
 #ifndef VTX_STRUCTURES_H
 #define VTX_STRUCTURES_H
 
-#include <stdint.h>
-
 /* Version of the structures and functions; a library answers with its own (vtx_*_abi_version). */
 #define VTX_ABI_VERSION {version}
-
-typedef enum vtx_dtype {{ VTX_FLOAT32 = 0, VTX_FLOAT16 = 1, VTX_BFLOAT16 = 2 }} vtx_dtype;
 """
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from vtexport.dtypes import DTYPES
 from vtexport.plugins import op_structures, structures
 from vtexport.plugins.native import Executor
 
 ROOT = Path(__file__).parents[2]
+FEATURE_TYPES = {name: each.native for name, each in DTYPES.items() if each.native is not None}
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "vtx_sizes": op_structures.Sizes,
     "vtx_tensors": op_structures.Tensors,
@@ -39,7 +41,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         for field in structure._fields_
     ]
     numbers = [f"VTX_{status.name}" for status in structures.Status]
-    numbers += [f"VTX_{name.upper()}" for name in structures.DTYPES] + ["VTX_ABI_VERSION"]
+    numbers += [f"VTX_{name.upper()}" for name in FEATURE_TYPES] + ["VTX_ABI_VERSION"]
     lines += [f'  printf("{name} %d\\n", (int){name});' for name in numbers]
     body = "\n".join(lines)
     source = folder / "print.c"
@@ -63,5 +65,5 @@ def test_numbers(printed: dict[str, int]) -> None:
     assert printed["VTX_ABI_VERSION"] == op_structures.ABI_VERSION
     for status in structures.Status:
         assert status == printed[f"VTX_{status.name}"]
-    for name, number in structures.DTYPES.items():
+    for name, number in FEATURE_TYPES.items():
         assert number == printed[f"VTX_{name.upper()}"]

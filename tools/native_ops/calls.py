@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from vtexport.dtypes import DTYPES
 from vtexport.plugins.native import Library
 from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
-from vtexport.plugins.structures import DTYPES, Status, make_sizes, make_step_sizes, parameters_of
+from vtexport.plugins.structures import Status, make_sizes, make_step_sizes, parameters_of
 from vtexport.pruning.llm.cluster_merge import ClusterMergeParameters
 from vtexport.pruning.registry import get_method, make_parameters
 from vtexport.pruning.signals import SIGNALS
@@ -49,7 +50,7 @@ class Call:
 
     @property
     def dtype(self) -> str:
-        return next(name for name, number in DTYPES.items() if number == self.sizes.dtype)
+        return next(name for name, each in DTYPES.items() if each.native == self.sizes.dtype)
 
     def parameter(self, name: str) -> Any:
         """A field of the parameters; 0 where the op has no such field."""
@@ -64,8 +65,8 @@ def output_shapes(
     bfloat16 is uint16 here; the batch of 1 inside the language model is no axis.
     """
     op = OPS[op_type]
-    kinds = {"float32": np.float32, "int64": np.int64, "bool": np.uint8}
-    kinds["features"] = (np.float32, np.float16, np.uint16)[sizes.dtype]
+    kinds = {name: each.numpy for name, each in DTYPES.items()} | {"bool": np.dtype(np.uint8)}
+    kinds["features"] = next(each.numpy for each in DTYPES.values() if each.native == sizes.dtype)
 
     def length(letter: str) -> int:
         axis = op.axes[letter]
@@ -78,7 +79,7 @@ def output_shapes(
         return int({"T": sizes.grid_rows * sizes.grid_columns}[letter])
 
     return {
-        each.member: (tuple(map(length, each.axes.removeprefix("1"))), np.dtype(kinds[each.element]))
+        each.member: (tuple(map(length, each.axes.removeprefix("1"))), kinds[each.element])
         for each in (*op.outputs, *op.diagnostics)
         if op.is_there(each, parameters)
     }

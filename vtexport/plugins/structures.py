@@ -10,6 +10,7 @@ import ctypes
 import enum
 from typing import Any
 
+from vtexport.dtypes import DTYPES
 from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
 
 
@@ -24,9 +25,6 @@ class Status(enum.IntEnum):
     SMALL_WORKSPACE = 5
     DEVICE_ERROR = 6
     NO_MEMORY = 7
-
-
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
 def parameters_of(op_type: str, resolved: Any) -> ctypes.Structure | None:
@@ -58,7 +56,7 @@ def make_sizes(
 ) -> Sizes:
     """Sizes of an op behind the vision tower; those that it does not have stay out."""
     further = heads, head_width, embedding_width, text_tokens
-    return Sizes(batch, *grid, width, keep, *further, DTYPES[dtype])
+    return Sizes(batch, *grid, width, keep, *further, DTYPES[dtype].native)
 
 
 def make_step_sizes(
@@ -73,4 +71,4 @@ def make_step_sizes(
     dtype: str = "float32",
 ) -> StepSizes:
     """Sizes of an op inside the language model; those that it does not have stay out."""
-    return StepSizes(rows, width, visual_count, keep, key_heads, head_width, query_heads, DTYPES[dtype])
+    return StepSizes(rows, width, visual_count, keep, key_heads, head_width, query_heads, DTYPES[dtype].native)
