@@ -22,7 +22,7 @@ from vtexport.dtypes import DTYPES, PRECISIONS, WEIGHT_DTYPES, DType, Precision,
 PACKAGE = Path(vtexport.__file__).parent
 ROOT = PACKAGE.parent
 # Beside the table: every type of the safetensors format, and what the ops and the native libraries are told
-WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py", "plugins/structures.py"}
+WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py"}
 ALL = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 

@@ -1,275 +1,211 @@
 #include "check.h"
 
-#include <cfloat>
 #include <cstring>
 #include <initializer_list>
 
 namespace vtx {
 namespace {
 
-// A C caller may put any number where an enumeration is expected; reading it as one would be undefined.
-template <typename Enumeration>
-int number_of(const Enumeration& value) {
-  static_assert(sizeof(Enumeration) == sizeof(int), "enumerations of the C structures are ints");
-  int number;
-  std::memcpy(&number, &value, sizeof number);
+// A field of a structure. It is read as the bytes it is: a C caller may put any number where an enumeration is
+// expected.
+template <class Number>
+Number at(const void* structure, size_t offset) {
+  Number number;
+  std::memcpy(&number, static_cast<const char*>(structure) + offset, sizeof number);
   return number;
 }
 
-template <typename Enumeration>
-bool is_one_of(const Enumeration& value, int most) {
-  return number_of(value) >= 0 && number_of(value) <= most;
-}
-
-bool is_flag(int32_t value) { return value == 0 || value == 1; }
-
 bool is_between(int64_t value, int64_t least, int64_t most) { return value >= least && value <= most; }
-
-// False for NaN and infinity.
-bool is_positive(float value) { return value > 0.0f && value <= FLT_MAX; }
-
-bool is_share(float value) { return value > 0.0f && value <= 1.0f; }
 
 bool is_product_between(int32_t one, int32_t other, int64_t most) {
   return one >= 1 && other >= 1 && static_cast<int64_t>(one) * other <= most;
 }
 
-size_t element_bytes(const vtx_dtype& dtype) { return number_of(dtype) == VTX_FLOAT32 ? 4 : 2; }
-
-// Collects what is wrong with tensors; a missing one comes before a misaligned one.
-class Tensors {
+// A call of an op, by its table.
+class Call {
  public:
-  void required(const void* tensor, size_t alignment) {
-    missing_ |= tensor == nullptr;
-    optional(tensor, alignment);
+  Call(const OpSchema& op, const void* sizes, const void* parameters) : op_(op), parameters_(parameters) {
+    is_llm_ = op.place == Place::kLlm;
+    if (is_llm_) {
+      std::memcpy(&llm_, sizes, sizeof llm_);
+    } else {
+      std::memcpy(&encoder_, sizes, sizeof encoder_);
+    }
+    dtype_ =
+        is_llm_ ? at<int32_t>(sizes, offsetof(vtx_step_sizes, dtype)) : at<int32_t>(sizes, offsetof(vtx_sizes, dtype));
   }
 
-  void optional(const void* tensor, size_t alignment) {
-    misaligned_ |= reinterpret_cast<uintptr_t>(tensor) % alignment != 0;
+  vtx_status check(const void* tensors) const {
+    if (!deciding_parameters_hold()) return VTX_BAD_PARAMETER;
+    if (!(is_llm_ ? llm_sizes_hold() : encoder_sizes_hold())) return VTX_BAD_SIZE;
+    for (const Attribute& each : op_.attributes) {
+      if (each.field != kNowhere && holds(each.when) && !is_allowed(each)) return VTX_BAD_PARAMETER;
+    }
+    if (!parameters_fit_together()) return VTX_BAD_PARAMETER;
+    return tensors ? check_tensors(tensors) : VTX_OK;
   }
-
-  vtx_status status() const { return missing_ ? VTX_NULL_POINTER : misaligned_ ? VTX_MISALIGNED : VTX_OK; }
 
  private:
-  bool missing_ = false;
-  bool misaligned_ = false;
-};
-
-int64_t tokens_of(const vtx_sizes& sizes) { return static_cast<int64_t>(sizes.grid_rows) * sizes.grid_columns; }
-
-// Sizes that every op behind the vision tower has.
-bool sizes_hold(const vtx_sizes& sizes, int32_t least_keep, int32_t cls_rows) {
-  return is_between(sizes.batch, 1, VTX_MOST_BATCH) &&
-         is_product_between(sizes.grid_rows, sizes.grid_columns, VTX_MOST_TOKENS) &&
-         is_between(sizes.width, 1, VTX_MOST_WIDTH) && is_one_of(sizes.dtype, VTX_BFLOAT16) &&
-         is_between(sizes.keep, least_keep, tokens_of(sizes) + cls_rows);
-}
-
-bool keys_hold(const vtx_sizes& sizes) { return is_product_between(sizes.heads, sizes.head_width, VTX_MOST_WIDTH); }
-
-Tensors common_tensors(const vtx_sizes& sizes, const vtx_tensors& tensors) {
-  Tensors found;
-  found.required(tensors.features, element_bytes(sizes.dtype));
-  found.required(tensors.kept_features, element_bytes(sizes.dtype));
-  found.required(tensors.keep_indices, alignof(int64_t));
-  return found;
-}
-
-// How many patches the 2 x 2 regions of the grid offer at `top_n` each.
-int64_t candidates(const vtx_sizes& sizes, int32_t top_n) {
-  int64_t count = 0;
-  for (int32_t rows : {2, 1}) {
-    for (int32_t columns : {2, 1}) {
-      const int64_t down = rows == 2 ? sizes.grid_rows / 2 : sizes.grid_rows % 2;
-      const int64_t across = columns == 2 ? sizes.grid_columns / 2 : sizes.grid_columns % 2;
-      const int32_t patches = rows * columns;
-      count += down * across * (top_n < patches ? top_n : patches);
-    }
+  bool holds(const Condition& condition) const {
+    return vtx::holds(condition, [this](size_t place) {
+      return static_cast<int64_t>(at<int32_t>(parameters_, op_.attributes[place].field));
+    });
   }
-  return count;
-}
 
-bool step_sizes_hold(const vtx_step_sizes& sizes, bool has_keys, bool has_query) {
-  if (!is_between(sizes.rows, 1, VTX_MOST_SEQUENCE) || !is_between(sizes.width, 1, VTX_MOST_WIDTH) ||
-      !is_between(sizes.visual_count, 1, VTX_MOST_TOKENS) || sizes.visual_count > sizes.rows ||
-      !is_between(sizes.keep, 1, sizes.visual_count) || !is_one_of(sizes.dtype, VTX_BFLOAT16)) {
+  bool has_input(const char* name) const {
+    for (const Tensor& each : op_.inputs) {
+      if (std::strcmp(each.name, name) == 0 && holds(each.when)) return true;
+    }
     return false;
   }
-  if (has_keys && !is_product_between(sizes.key_heads, sizes.head_width, VTX_MOST_WIDTH)) return false;
-  return !has_query || (is_product_between(sizes.query_heads, sizes.head_width, VTX_MOST_WIDTH) &&
-                        sizes.query_heads % sizes.key_heads == 0);
-}
 
-Tensors step_tensors(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors) {
-  Tensors found;
-  found.required(tensors.hidden_states, element_bytes(sizes.dtype));
-  found.required(tensors.visual_start, alignof(int64_t));
-  found.required(tensors.hidden_states_out, element_bytes(sizes.dtype));
-  found.required(tensors.out_rows, alignof(int64_t));
-  found.optional(tensors.saliency, alignof(float));
-  return found;
-}
+  int64_t tokens() const { return static_cast<int64_t>(encoder_.grid_rows) * encoder_.grid_columns; }
 
-// The ops that take the best n' need nothing but sizes.
-vtx_status check_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors, bool has_keys, bool has_query) {
-  if (!sizes) return VTX_NULL_POINTER;
-  if (!step_sizes_hold(*sizes, has_keys, has_query)) return VTX_BAD_SIZE;
-  if (!tensors) return VTX_OK;
-  Tensors found = step_tensors(*sizes, *tensors);
-  if (has_keys) found.required(tensors->keys, element_bytes(sizes->dtype));
-  if (has_query) found.required(tensors->query, element_bytes(sizes->dtype));
-  return found.status();
-}
+  int32_t cls_rows() const {
+    return op_.cls_rows < 0 ? 0 : at<int32_t>(parameters_, op_.attributes[op_.cls_rows].field);
+  }
+
+  // Those that sizes or tensors depend on come first: without them neither can be judged.
+  bool deciding_parameters_hold() const {
+    const auto is_sound = [this](int place) { return place < 0 || is_allowed(op_.attributes[place]); };
+    for (const List<Tensor>* tensors : {&op_.inputs, &op_.outputs, &op_.diagnostics}) {
+      for (const Tensor& each : *tensors) {
+        if (!is_sound(each.when.attribute)) return false;
+      }
+    }
+    return is_sound(op_.cls_rows);
+  }
+
+  bool is_allowed(const Attribute& attribute) const {
+    if (attribute.kind == Kind::kNumber) {
+      const double value = static_cast<double>(at<float>(parameters_, attribute.field));
+      // Written so that NaN fails.
+      return (attribute.above_least ? value > attribute.least : value >= attribute.least) && value <= attribute.most;
+    }
+    const int64_t value = at<int32_t>(parameters_, attribute.field);
+    if (attribute.kind == Kind::kWord) {
+      for (const Word& each : attribute.words) {
+        if (value == each.value) return true;
+      }
+      return false;
+    }
+    return static_cast<double>(value) >= attribute.least && static_cast<double>(value) <= attribute.most &&
+           value <= bound(attribute);
+  }
+
+  int64_t bound(const Attribute& attribute) const {
+    switch (attribute.bound) {
+      case Bound::kKeep:
+        return is_llm_ ? llm_.keep : encoder_.keep;
+      case Bound::kPatchesToKeep:
+        return static_cast<int64_t>(encoder_.keep) - cls_rows();
+      case Bound::kVisualCount:
+        return llm_.visual_count;
+      case Bound::kTokens:
+        return tokens();
+      default:
+        return INT64_MAX;
+    }
+  }
+
+  bool encoder_sizes_hold() const {
+    const vtx_sizes& s = encoder_;
+    if (!is_between(s.batch, 1, VTX_MOST_BATCH) || !is_product_between(s.grid_rows, s.grid_columns, VTX_MOST_TOKENS) ||
+        !is_between(s.width, 1, VTX_MOST_WIDTH) || !is_between(dtype_, VTX_FLOAT32, VTX_BFLOAT16) ||
+        !is_between(s.keep, op_.least_keep, tokens() + cls_rows())) {
+      return false;
+    }
+    if (has_input("keys") && !is_product_between(s.heads, s.head_width, VTX_MOST_WIDTH)) return false;
+    if (!has_input("text_embeds")) return true;
+    // A question without embeddings of the patches beside it is in the space of the features.
+    return is_between(s.text_tokens, 1, VTX_MOST_TEXT) && is_between(s.embedding_width, 1, VTX_MOST_WIDTH) &&
+           (has_input("image_embeds") || s.embedding_width == s.width);
+  }
+
+  bool llm_sizes_hold() const {
+    const vtx_step_sizes& s = llm_;
+    if (!is_between(s.rows, 1, VTX_MOST_SEQUENCE) || !is_between(s.width, 1, VTX_MOST_WIDTH) ||
+        !is_between(s.visual_count, 1, VTX_MOST_TOKENS) || s.visual_count > s.rows ||
+        !is_between(s.keep, op_.least_keep, s.visual_count) || !is_between(dtype_, VTX_FLOAT32, VTX_BFLOAT16)) {
+      return false;
+    }
+    if (has_input("keys") && !is_product_between(s.key_heads, s.head_width, VTX_MOST_WIDTH)) return false;
+    return !has_input("query") ||
+           (is_product_between(s.query_heads, s.head_width, VTX_MOST_WIDTH) && s.query_heads % s.key_heads == 0);
+  }
+
+  // What a table of single parameters cannot say.
+  bool parameters_fit_together() const {
+    if (&op_ == &ops::svdprune) {
+      const auto& p = *static_cast<const vtx_svdprune*>(parameters_);
+      return p.rank == 0 || p.rank_bound == p.rank;
+    }
+    if (&op_ == &ops::nuwa) return candidates(static_cast<const vtx_nuwa*>(parameters_)->top_n) >= encoder_.keep;
+    return true;
+  }
+
+  // How many patches the 2 x 2 regions of the grid offer at `top_n` each.
+  int64_t candidates(int32_t top_n) const {
+    int64_t count = 0;
+    for (int32_t rows : {2, 1}) {
+      for (int32_t columns : {2, 1}) {
+        const int64_t down = rows == 2 ? encoder_.grid_rows / 2 : encoder_.grid_rows % 2;
+        const int64_t across = columns == 2 ? encoder_.grid_columns / 2 : encoder_.grid_columns % 2;
+        const int32_t patches = rows * columns;
+        count += down * across * (top_n < patches ? top_n : patches);
+      }
+    }
+    return count;
+  }
+
+  // A missing tensor comes before a misaligned one.
+  vtx_status check_tensors(const void* tensors) const {
+    bool is_missing = false, is_misaligned = false;
+    for (const List<Tensor>* list : {&op_.inputs, &op_.outputs, &op_.diagnostics}) {
+      for (const Tensor& each : *list) {
+        if (!holds(each.when)) continue;
+        const void* pointer = at<const void*>(tensors, each.offset);
+        is_missing |= pointer == nullptr && list != &op_.diagnostics;
+        is_misaligned |= reinterpret_cast<uintptr_t>(pointer) % alignment(each.element) != 0;
+      }
+    }
+    return is_missing ? VTX_NULL_POINTER : is_misaligned ? VTX_MISALIGNED : VTX_OK;
+  }
+
+  size_t alignment(Element element) const {
+    switch (element) {
+      case Element::kFloat32:
+        return alignof(float);
+      case Element::kInt64:
+        return alignof(int64_t);
+      case Element::kBool:
+        return 1;
+      default:
+        return dtype_ == VTX_FLOAT32 ? 4 : 2;
+    }
+  }
+
+  const OpSchema& op_;
+  const void* parameters_;
+  bool is_llm_;
+  vtx_sizes encoder_{};
+  vtx_step_sizes llm_{};
+  int32_t dtype_;
+};
 
 }  // namespace
 
-vtx_status check_prunesid(const vtx_sizes* sizes, const vtx_prunesid* parameters, const vtx_tensors* tensors) {
-  if (!sizes || !parameters) return VTX_NULL_POINTER;
-  const vtx_prunesid& p = *parameters;
-  if (!is_flag(p.cls_slot)) return VTX_BAD_PARAMETER;
-  if (!sizes_hold(*sizes, 4, p.cls_slot)) return VTX_BAD_SIZE;
-  if (!is_between(p.groups, 1, sizes->keep - p.cls_slot) || !is_positive(p.threshold_scale) ||
-      !is_one_of(p.center, VTX_CENTER_FEATURE) || !is_one_of(p.nms_score, VTX_ABS_V) ||
-      !is_one_of(p.order, VTX_ORDER_RASTER) || !is_one_of(p.redundancy, VTX_TRIANGLE) ||
-      !is_one_of(p.shares, VTX_PROPORTIONAL)) {
-    return VTX_BAD_PARAMETER;
-  }
-  if (!tensors) return VTX_OK;
-  Tensors found = common_tensors(*sizes, *tensors);
-  if (p.nms_score == VTX_CLS_ATTENTION) found.required(tensors->scores, alignof(float));
-  for (const int64_t* each : {tensors->groups, tensors->sizes, tensors->survivors, tensors->taken}) {
-    found.optional(each, alignof(int64_t));
-  }
-  for (const float* each : {tensors->rho, tensors->tau, tensors->residual}) found.optional(each, alignof(float));
-  return found.status();
-}
-
-vtx_status check_svdprune(const vtx_sizes* sizes, const vtx_svdprune* parameters, const vtx_tensors* tensors) {
-  if (!sizes || !parameters) return VTX_NULL_POINTER;
-  const vtx_svdprune& p = *parameters;
-  if (!sizes_hold(*sizes, 1, 0)) return VTX_BAD_SIZE;
-  const bool is_centred = number_of(p.center) == VTX_CENTER_FEATURE || number_of(p.center) == VTX_CENTER_NONE;
-  if (!is_share(p.energy) || !is_share(p.leverage) || !is_between(p.rank, 0, tokens_of(*sizes)) ||
-      !is_between(p.rank_bound, 1, tokens_of(*sizes)) || (p.rank != 0 && p.rank_bound != p.rank) || !is_centred ||
-      !is_one_of(p.mode, VTX_MODE_LEVERAGE)) {
-    return VTX_BAD_PARAMETER;
-  }
-  if (!tensors) return VTX_OK;
-  Tensors found = common_tensors(*sizes, *tensors);
-  found.required(tensors->rank, alignof(int64_t));
-  found.required(tensors->energy, alignof(float));
-  if (p.mode == VTX_MODE_LEVERAGE) {
-    found.required(tensors->count, alignof(int64_t));
-    found.required(tensors->leverage, alignof(float));
-  }
-  found.optional(tensors->leverages, alignof(float));
-  found.optional(tensors->residual, alignof(float));
-  return found.status();
-}
-
-vtx_status check_vitcop(const vtx_sizes* sizes, const vtx_vitcop* parameters, const vtx_tensors* tensors) {
-  if (!sizes || !parameters) return VTX_NULL_POINTER;
-  const vtx_vitcop& p = *parameters;
-  if (!is_flag(p.clusters)) return VTX_BAD_PARAMETER;
-  if (!sizes_hold(*sizes, 1, 0) || (p.clusters && !keys_hold(*sizes))) return VTX_BAD_SIZE;
-  // Without clusters the other parameters have no meaning, so a caller need not fill them in.
-  if (p.clusters && (!is_one_of(p.clustering, VTX_CLUSTERING_FIXED) || !is_between(p.cluster_count, 1, sizes->keep) ||
-                     !is_positive(p.cutoff) || !is_positive(p.radius) || !is_flag(p.counts_itself))) {
-    return VTX_BAD_PARAMETER;
-  }
-  if (!tensors) return VTX_OK;
-  Tensors found = common_tensors(*sizes, *tensors);
-  found.required(tensors->scores, alignof(float));
-  if (p.clusters) {
-    found.required(tensors->keys, alignof(float));
-    found.required(tensors->labels, alignof(int64_t));
-    found.optional(tensors->centers, alignof(int64_t));
-    found.optional(tensors->density, alignof(float));
-    found.optional(tensors->delta, alignof(float));
-    found.optional(tensors->parent, alignof(int64_t));
-  }
-  return found.status();
-}
-
-vtx_status check_nuwa(const vtx_sizes* sizes, const vtx_nuwa* parameters, const vtx_tensors* tensors) {
-  if (!sizes || !parameters) return VTX_NULL_POINTER;
-  const vtx_nuwa& p = *parameters;
-  if (!is_flag(p.paper)) return VTX_BAD_PARAMETER;
-  if (!sizes_hold(*sizes, 1, 0) || (p.paper && !keys_hold(*sizes))) return VTX_BAD_SIZE;
-  if (!is_between(p.top_n, 1, 4) || candidates(*sizes, p.top_n) < sizes->keep || !is_positive(p.distance) ||
-      !(p.pillar_quantile >= 0.0f && p.pillar_quantile <= 1.0f)) {
-    return VTX_BAD_PARAMETER;
-  }
-  if (!tensors) return VTX_OK;
-  Tensors found = common_tensors(*sizes, *tensors);
-  found.required(tensors->scores, alignof(float));
-  found.required(tensors->similarity_features, alignof(float));
-  if (p.paper) found.required(tensors->keys, alignof(float));
-  found.required(tensors->merged, 1);
-  found.optional(tensors->pillar_threshold, alignof(float));
-  return found.status();
-}
-
-vtx_status check_divprune(const vtx_sizes* sizes, const vtx_tensors* tensors) {
-  if (!sizes) return VTX_NULL_POINTER;
-  if (!sizes_hold(*sizes, 1, 0)) return VTX_BAD_SIZE;
-  if (!tensors) return VTX_OK;
-  Tensors found = common_tensors(*sizes, *tensors);
-  found.optional(tensors->order, alignof(int64_t));
-  return found.status();
-}
-
-vtx_status check_cdpruner(const vtx_sizes* sizes, const vtx_cdpruner* parameters, const vtx_tensors* tensors) {
-  if (!sizes || !parameters) return VTX_NULL_POINTER;
-  const vtx_cdpruner& p = *parameters;
-  if (!is_one_of(p.relevance_of, VTX_RELEVANCE_NONE)) return VTX_BAD_PARAMETER;
-  if (!sizes_hold(*sizes, 1, 0)) return VTX_BAD_SIZE;
-  if (p.relevance_of != VTX_RELEVANCE_NONE) {
-    const bool fits = p.relevance_of == VTX_RELEVANCE_CLIP || sizes->embedding_width == sizes->width;
-    if (!is_between(sizes->text_tokens, 1, VTX_MOST_TEXT) || !is_between(sizes->embedding_width, 1, VTX_MOST_WIDTH) ||
-        !fits) {
-      return VTX_BAD_SIZE;
-    }
-  }
-  if (!is_flag(p.negate) || !(p.theta >= 0.0f && p.theta <= 0.95f)) return VTX_BAD_PARAMETER;
-  if (!tensors) return VTX_OK;
-  Tensors found = common_tensors(*sizes, *tensors);
-  if (p.relevance_of != VTX_RELEVANCE_NONE) found.required(tensors->text_embeds, alignof(float));
-  if (p.relevance_of == VTX_RELEVANCE_CLIP) found.required(tensors->image_embeds, alignof(float));
-  found.optional(tensors->order, alignof(int64_t));
-  found.optional(tensors->relevance, alignof(float));
-  return found.status();
-}
-
-vtx_status check_cluster_merge(const vtx_step_sizes* sizes, const vtx_cluster_merge* parameters,
-                               const vtx_step_tensors* tensors) {
-  if (!sizes || !parameters) return VTX_NULL_POINTER;
-  if (!step_sizes_hold(*sizes, true, false)) return VTX_BAD_SIZE;
-  if (!is_between(parameters->clusters, 1, sizes->visual_count) || !is_flag(parameters->mean)) return VTX_BAD_PARAMETER;
-  if (!tensors) return VTX_OK;
-  Tensors found = step_tensors(*sizes, *tensors);
-  found.required(tensors->keys, element_bytes(sizes->dtype));
-  found.required(tensors->labels, alignof(int64_t));
-  found.optional(tensors->quotas, alignof(int64_t));
-  return found.status();
-}
-
-vtx_status check_key_norm_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors) {
-  return check_topk(sizes, tensors, true, false);
-}
-
-vtx_status check_attention_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors) {
-  return check_topk(sizes, tensors, true, true);
-}
-
-vtx_status check_text_similarity_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors) {
-  return check_topk(sizes, tensors, false, false);
+vtx_status check(const OpSchema& op, const void* sizes, const void* parameters, const void* tensors) {
+  if (!sizes || (op.parameter_bytes && !parameters)) return VTX_NULL_POINTER;
+  return Call(op, sizes, parameters).check(tensors);
 }
 
 }  // namespace vtx
 
 extern "C" const char* vtx_status_text(vtx_status status) {
-  switch (vtx::number_of(status)) {
+  // A C caller may put any number where an enumeration is expected; reading it as one would be undefined.
+  static_assert(sizeof status == sizeof(int32_t), "enumerations of the C structures are ints");
+  switch (vtx::at<int32_t>(&status, 0)) {
     case VTX_OK:
       return "done";
     case VTX_BAD_SIZE:

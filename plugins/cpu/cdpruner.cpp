@@ -2,7 +2,6 @@
 #include <cmath>
 
 #include "call.h"
-#include "check.h"
 #include "greedy.h"
 #include "ties.h"
 
@@ -112,10 +111,8 @@ void select_cdpruner(const Executor& executor, const vtx_sizes& sizes, const vtx
 
 extern "C" vtx_status vtx_cpu_cdpruner(const vtx_sizes* sizes, const vtx_cdpruner* parameters,
                                        const vtx_tensors* tensors, const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_cdpruner(sizes, parameters, tensors);
-  return vtx::call(checked, tensors, executor, [&](const vtx::Executor& threads) {
-    for (size_t index = 0; index < static_cast<size_t>(sizes->batch); ++index) {
-      vtx::select_cdpruner(threads, *sizes, *parameters, *tensors, index);
-    }
-  });
+  return vtx::call_images(vtx::ops::cdpruner, sizes, parameters, tensors, executor,
+                          [&](const vtx::Executor& threads, size_t index) {
+                            vtx::select_cdpruner(threads, *sizes, *parameters, *tensors, index);
+                          });
 }

@@ -2,7 +2,6 @@
 #include <vector>
 
 #include "call.h"
-#include "check.h"
 #include "kernels.h"
 #include "steps.h"
 
@@ -134,7 +133,6 @@ class Merging {
 
 extern "C" vtx_status vtx_cpu_cluster_merge(const vtx_step_sizes* sizes, const vtx_cluster_merge* parameters,
                                             const vtx_step_tensors* tensors, const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_cluster_merge(sizes, parameters, tensors);
-  return vtx::call(checked, tensors, executor,
+  return vtx::call(vtx::ops::cluster_merge, sizes, parameters, tensors, executor,
                    [&](const vtx::Executor&) { vtx::Merging(*sizes, *parameters, *tensors).run(); });
 }

@@ -2,7 +2,6 @@
 #include <limits>
 
 #include "call.h"
-#include "check.h"
 #include "greedy.h"
 #include "ties.h"
 
@@ -46,10 +45,7 @@ void select_divprune(const Executor& executor, const vtx_sizes& sizes, const vtx
 
 extern "C" vtx_status vtx_cpu_divprune(const vtx_sizes* sizes, const vtx_tensors* tensors,
                                        const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_divprune(sizes, tensors);
-  return vtx::call(checked, tensors, executor, [&](const vtx::Executor& threads) {
-    for (size_t index = 0; index < static_cast<size_t>(sizes->batch); ++index) {
-      vtx::select_divprune(threads, *sizes, *tensors, index);
-    }
-  });
+  return vtx::call_images(
+      vtx::ops::divprune, sizes, nullptr, tensors, executor,
+      [&](const vtx::Executor& threads, size_t index) { vtx::select_divprune(threads, *sizes, *tensors, index); });
 }

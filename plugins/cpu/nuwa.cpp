@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "call.h"
-#include "check.h"
 #include "image.h"
 #include "select.h"
 
@@ -180,10 +179,8 @@ class Image {
 
 extern "C" vtx_status vtx_cpu_nuwa(const vtx_sizes* sizes, const vtx_nuwa* parameters, const vtx_tensors* tensors,
                                    const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_nuwa(sizes, parameters, tensors);
-  return vtx::call(checked, tensors, executor, [&](const vtx::Executor& threads) {
-    for (size_t index = 0; index < static_cast<size_t>(sizes->batch); ++index) {
-      vtx::Image(threads, *sizes, *parameters, *tensors, index).select();
-    }
-  });
+  return vtx::call_images(vtx::ops::nuwa, sizes, parameters, tensors, executor,
+                          [&](const vtx::Executor& threads, size_t index) {
+                            vtx::Image(threads, *sizes, *parameters, *tensors, index).select();
+                          });
 }

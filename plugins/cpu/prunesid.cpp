@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "call.h"
-#include "check.h"
 #include "eigen.h"
 #include "image.h"
 #include "select.h"
@@ -238,15 +237,13 @@ class Image {
 
 extern "C" vtx_status vtx_cpu_prunesid(const vtx_sizes* sizes, const vtx_prunesid* parameters,
                                        const vtx_tensors* tensors, const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_prunesid(sizes, parameters, tensors);
-  return vtx::call(checked, tensors, executor, [&](const vtx::Executor& threads) {
-    const size_t tokens = vtx::tokens_of(*sizes), slot = parameters->cls_slot;
-    for (size_t index = 0; index < static_cast<size_t>(sizes->batch); ++index) {
-      vtx::Memory memory;
-      const vtx::Rows patches = vtx::rows_of(*sizes, *tensors, index, slot).from(slot);
-      const float* scores = vtx::image_of(tensors->scores, index, tokens);
-      vtx::Image(threads, memory, *sizes, *parameters).select(patches, scores, *tensors, index);
-      vtx::write_kept_rows(*sizes, *tensors, index, slot);
-    }
-  });
+  return vtx::call_images(vtx::ops::prunesid, sizes, parameters, tensors, executor,
+                          [&](const vtx::Executor& threads, size_t index) {
+                            const size_t tokens = vtx::tokens_of(*sizes), slot = parameters->cls_slot;
+                            vtx::Memory memory;
+                            const vtx::Rows patches = vtx::rows_of(*sizes, *tensors, index, slot).from(slot);
+                            const float* scores = vtx::image_of(tensors->scores, index, tokens);
+                            vtx::Image(threads, memory, *sizes, *parameters).select(patches, scores, *tensors, index);
+                            vtx::write_kept_rows(*sizes, *tensors, index, slot);
+                          });
 }

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "call.h"
-#include "check.h"
 #include "image.h"
 #include "kernels.h"
 #include "ties.h"
@@ -137,36 +136,42 @@ void text_similarity(const vtx_step_sizes& sizes, const vtx_step_tensors& tensor
   }
 }
 
+// The frame of the three ops: `score` gives the tokens' scores [n], of which the largest stay.
+template <typename Score>
+vtx_status call_topk(const OpSchema& op, const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
+                     const vtx_parallel* executor, double sign, const Score& score) {
+  return call(op, sizes, nullptr, tensors, executor, [&](const Executor& threads) {
+    Memory memory;
+    double* scores = memory.take<double>(sizes->visual_count);
+    score(threads, scores, memory);
+    keep_best(*sizes, *tensors, scores, sign, memory);
+  });
+}
+
 }  // namespace
 }  // namespace vtx
 
 extern "C" vtx_status vtx_cpu_key_norm_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
                                             const vtx_parallel* executor) {
-  return vtx::call(vtx::check_key_norm_topk(sizes, tensors), tensors, executor, [&](const vtx::Executor&) {
-    vtx::Memory memory;
-    double* scores = memory.take<double>(sizes->visual_count);
-    vtx::key_norms(*sizes, *tensors, scores, memory);
-    for (int32_t i = 0; i < sizes->visual_count; ++i) scores[i] = -scores[i];
-    vtx::keep_best(*sizes, *tensors, scores, -1, memory);
-  });
+  return vtx::call_topk(vtx::ops::key_norm_topk, sizes, tensors, executor, -1,
+                        [&](const vtx::Executor&, double* scores, vtx::Memory& memory) {
+                          vtx::key_norms(*sizes, *tensors, scores, memory);
+                          for (int32_t i = 0; i < sizes->visual_count; ++i) scores[i] = -scores[i];
+                        });
 }
 
 extern "C" vtx_status vtx_cpu_attention_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
                                              const vtx_parallel* executor) {
-  return vtx::call(vtx::check_attention_topk(sizes, tensors), tensors, executor, [&](const vtx::Executor& threads) {
-    vtx::Memory memory;
-    double* scores = memory.take<double>(sizes->visual_count);
-    vtx::attention(threads, *sizes, *tensors, scores, memory);
-    vtx::keep_best(*sizes, *tensors, scores, 1, memory);
-  });
+  return vtx::call_topk(vtx::ops::attention_topk, sizes, tensors, executor, 1,
+                        [&](const vtx::Executor& threads, double* scores, vtx::Memory& memory) {
+                          vtx::attention(threads, *sizes, *tensors, scores, memory);
+                        });
 }
 
 extern "C" vtx_status vtx_cpu_text_similarity_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
                                                    const vtx_parallel* executor) {
-  return vtx::call(vtx::check_text_similarity_topk(sizes, tensors), tensors, executor, [&](const vtx::Executor&) {
-    vtx::Memory memory;
-    double* scores = memory.take<double>(sizes->visual_count);
-    vtx::text_similarity(*sizes, *tensors, scores, memory);
-    vtx::keep_best(*sizes, *tensors, scores, 1, memory);
-  });
+  return vtx::call_topk(vtx::ops::text_similarity_topk, sizes, tensors, executor, 1,
+                        [&](const vtx::Executor&, double* scores, vtx::Memory& memory) {
+                          vtx::text_similarity(*sizes, *tensors, scores, memory);
+                        });
 }

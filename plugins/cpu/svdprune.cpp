@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "call.h"
-#include "check.h"
 #include "eigen.h"
 #include "image.h"
 #include "select.h"
@@ -94,10 +93,8 @@ void select_svdprune(const Executor& executor, const vtx_sizes& sizes, const vtx
 
 extern "C" vtx_status vtx_cpu_svdprune(const vtx_sizes* sizes, const vtx_svdprune* parameters,
                                        const vtx_tensors* tensors, const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_svdprune(sizes, parameters, tensors);
-  return vtx::call(checked, tensors, executor, [&](const vtx::Executor& threads) {
-    for (size_t index = 0; index < static_cast<size_t>(sizes->batch); ++index) {
-      vtx::select_svdprune(threads, *sizes, *parameters, *tensors, index);
-    }
-  });
+  return vtx::call_images(vtx::ops::svdprune, sizes, parameters, tensors, executor,
+                          [&](const vtx::Executor& threads, size_t index) {
+                            vtx::select_svdprune(threads, *sizes, *parameters, *tensors, index);
+                          });
 }

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "call.h"
-#include "check.h"
 #include "image.h"
 #include "select.h"
 
@@ -201,10 +200,8 @@ void select_vitcop(const Executor& executor, const vtx_sizes& sizes, const vtx_v
 
 extern "C" vtx_status vtx_cpu_vitcop(const vtx_sizes* sizes, const vtx_vitcop* parameters, const vtx_tensors* tensors,
                                      const vtx_parallel* executor) {
-  const vtx_status checked = vtx::check_vitcop(sizes, parameters, tensors);
-  return vtx::call(checked, tensors, executor, [&](const vtx::Executor& threads) {
-    for (size_t index = 0; index < static_cast<size_t>(sizes->batch); ++index) {
-      vtx::select_vitcop(threads, *sizes, *parameters, *tensors, index);
-    }
-  });
+  return vtx::call_images(vtx::ops::vitcop, sizes, parameters, tensors, executor,
+                          [&](const vtx::Executor& threads, size_t index) {
+                            vtx::select_vitcop(threads, *sizes, *parameters, *tensors, index);
+                          });
 }

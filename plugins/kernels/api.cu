@@ -1,5 +1,5 @@
 // What the C API answers about itself.
-#include "parts.cuh"
+#include "call.cuh"
 
 namespace vtx {
 namespace {

@@ -1,5 +1,5 @@
 // VtxClusterMerge (docs/ops/llm.md): one merged row for each cluster, its most important tokens beside it.
-#include "check.h"
+#include "call.cuh"
 #include "steps.cuh"
 
 namespace vtx {
@@ -165,32 +165,22 @@ Plan plan_of(const vtx_step_sizes& sizes, const vtx_cluster_merge& parameters, v
   return p;
 }
 
+vtx_status enqueue(const Plan& p, const vtx_step_sizes& sizes, const vtx_cluster_merge& parameters,
+                   const vtx_step_tensors& tensors, vtx_stream stream) {
+  VTX_TRY(key_norms(sizes, tensors, p.arrays.saliency, stream));
+  VTX_TRY(launch(choose, Grid{1, 1}, kThreads, kThreads / kWarp * sizeof(int), stream, false, p.arrays, tensors.labels,
+                 sizes.visual_count, sizes.keep, parameters.clusters, tensors.quotas));
+  VTX_TRY(splice(sizes, tensors, p.arrays.kept, stream));
+  const size_t shared = (kMergeThreads / kWarp + static_cast<size_t>(sizes.visual_count)) * sizeof(int);
+  VTX_TRY(launch(merge, Grid{sizes.keep, 1}, kMergeThreads, shared, stream, false, p.arrays, sizes,
+                 tensors.visual_start, tensors.hidden_states, parameters.mean == 0, tensors.hidden_states_out));
+  return report(p.arrays.saliency, sizes.visual_count, tensors.saliency, stream);
+}
+
 }  // namespace cluster_merge_kernels
 }  // namespace vtx
 
-using namespace vtx;
-using namespace vtx::cluster_merge_kernels;
+using vtx::cluster_merge_kernels::enqueue;
+using vtx::cluster_merge_kernels::plan_of;
 
-extern "C" vtx_status vtx_cuda_cluster_merge_workspace(const vtx_step_sizes* sizes, const vtx_cluster_merge* parameters,
-                                                       size_t* bytes) {
-  VTX_TRY(check_cluster_merge(sizes, parameters, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_cluster_merge(const vtx_step_sizes* sizes, const vtx_cluster_merge* parameters,
-                                             const vtx_step_tensors* tensors, void* workspace, size_t workspace_bytes,
-                                             vtx_stream stream) {
-  VTX_TRY(check_cluster_merge(sizes, parameters, tensors));
-  const Plan p = plan_of(*sizes, *parameters, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  VTX_TRY(key_norms(*sizes, *tensors, p.arrays.saliency, stream));
-  VTX_TRY(launch(choose, Grid{1, 1}, kThreads, kThreads / kWarp * sizeof(int), stream, false, p.arrays, tensors->labels,
-                 sizes->visual_count, sizes->keep, parameters->clusters, tensors->quotas));
-  VTX_TRY(splice(*sizes, *tensors, p.arrays.kept, stream));
-  const size_t shared = (kMergeThreads / kWarp + static_cast<size_t>(sizes->visual_count)) * sizeof(int);
-  VTX_TRY(launch(merge, Grid{sizes->keep, 1}, kMergeThreads, shared, stream, false, p.arrays, *sizes,
-                 tensors->visual_start, tensors->hidden_states, parameters->mean == 0, tensors->hidden_states_out));
-  return report(p.arrays.saliency, sizes->visual_count, tensors->saliency, stream);
-}
+VTX_CUDA_OP(cluster_merge, vtx_step_sizes, vtx_step_tensors)

@@ -289,7 +289,4 @@ class Workspace {
   size_t used_ = 0;
 };
 
-// Whether the caller's workspace will do.
-vtx_status check_workspace(const void* workspace, size_t given, size_t needed);
-
 }  // namespace vtx

@@ -1,7 +1,6 @@
 // VtxDivPrune and VtxCDPruner (docs/ops/divprune.md, cdpruner.md): N dependent picks over the cosines of all tokens.
 // One block of threads an image picks; a thread has the gains of its tokens in registers.
-#include "check.h"
-#include "parts.cuh"
+#include "call.cuh"
 #include "ties.h"
 
 namespace vtx {
@@ -261,61 +260,37 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_cdpruner* cdpruner, void* base) {
   return p;
 }
 
-}  // namespace greedy_kernels
-}  // namespace vtx
+Plan plan_of_divprune(const vtx_sizes& sizes, void* base) { return plan_of(sizes, nullptr, base); }
 
-using namespace vtx;
-using namespace vtx::greedy_kernels;
-
-extern "C" vtx_status vtx_cuda_divprune_workspace(const vtx_sizes* sizes, size_t* bytes) {
-  VTX_TRY(check_divprune(sizes, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, nullptr, nullptr).bytes;
-  return VTX_OK;
+Plan plan_of(const vtx_sizes& sizes, const vtx_cdpruner& parameters, void* base) {
+  return plan_of(sizes, &parameters, base);
 }
 
-extern "C" vtx_status vtx_cuda_divprune(const vtx_sizes* sizes, const vtx_tensors* tensors, void* workspace,
-                                        size_t workspace_bytes, vtx_stream stream) {
-  VTX_TRY(check_divprune(sizes, tensors));
-  const Plan p = plan_of(*sizes, nullptr, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  VTX_TRY(unit_rows(Rows{tensors->features, sizes->dtype, p.batch, 0, p.tokens, p.width}, p.unit, stream));
+vtx_status enqueue_divprune(const Plan& p, const vtx_sizes& sizes, const vtx_tensors& tensors, vtx_stream stream) {
+  VTX_TRY(unit_rows(Rows{tensors.features, sizes.dtype, p.batch, 0, p.tokens, p.width}, p.unit, stream));
   VTX_TRY(gram(p.unit, p.batch, p.tokens, p.width, p.partial, p.cosine, nullptr, stream));
   VTX_TRY(launch(nearest_other, Grid{divide_up(p.tokens, 8), p.batch}, 256, 0, stream, false, p.cosine, p.tokens,
                  p.nearest));
   VTX_TRY(launch(farthest, Grid{p.batch, 1}, kThreads, board_bytes(p.tokens), stream, false, p.cosine, p.nearest,
                  p.tokens, p.keep, p.order, p.rows));
-  VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
-                      tensors->kept_features, tensors->keep_indices, stream));
-  return report(p.order, p.batch * p.keep, tensors->order, stream);
+  VTX_TRY(gather_rows(tensors.features, sizes.dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
+                      tensors.kept_features, tensors.keep_indices, stream));
+  return report(p.order, p.batch * p.keep, tensors.order, stream);
 }
 
-extern "C" vtx_status vtx_cuda_cdpruner_workspace(const vtx_sizes* sizes, const vtx_cdpruner* parameters,
-                                                  size_t* bytes) {
-  VTX_TRY(check_cdpruner(sizes, parameters, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, parameters, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_cdpruner(const vtx_sizes* sizes, const vtx_cdpruner* parameters,
-                                        const vtx_tensors* tensors, void* workspace, size_t workspace_bytes,
-                                        vtx_stream stream) {
-  VTX_TRY(check_cdpruner(sizes, parameters, tensors));
-  const Plan p = plan_of(*sizes, parameters, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  const vtx_cdpruner& by = *parameters;
-  VTX_TRY(unit_rows(Rows{tensors->features, sizes->dtype, p.batch, 0, p.tokens, p.width}, p.unit, stream));
+vtx_status enqueue(const Plan& p, const vtx_sizes& sizes, const vtx_cdpruner& by, const vtx_tensors& tensors,
+                   vtx_stream stream) {
+  VTX_TRY(unit_rows(Rows{tensors.features, sizes.dtype, p.batch, 0, p.tokens, p.width}, p.unit, stream));
   VTX_TRY(gram(p.unit, p.batch, p.tokens, p.width, p.partial, p.cosine, nullptr, stream));
   const bool has_text = by.relevance_of != VTX_RELEVANCE_NONE;
   if (has_text) {
     // The mean of the cosines to every text row is the product with the mean of their unit vectors.
-    const int width = sizes->embedding_width;
-    VTX_TRY(unit_rows(Rows{tensors->text_embeds, VTX_FLOAT32, p.batch, 0, sizes->text_tokens, width}, p.text, stream));
-    VTX_TRY(column_means(p.text, p.batch, sizes->text_tokens, width, p.direction, stream));
+    const int width = sizes.embedding_width;
+    VTX_TRY(unit_rows(Rows{tensors.text_embeds, VTX_FLOAT32, p.batch, 0, sizes.text_tokens, width}, p.text, stream));
+    VTX_TRY(column_means(p.text, p.batch, sizes.text_tokens, width, p.direction, stream));
     const float* compared = p.unit;
     if (by.relevance_of == VTX_RELEVANCE_CLIP) {
-      VTX_TRY(unit_rows(Rows{tensors->image_embeds, VTX_FLOAT32, p.batch, 0, p.tokens, width}, p.text, stream));
+      VTX_TRY(unit_rows(Rows{tensors.image_embeds, VTX_FLOAT32, p.batch, 0, p.tokens, width}, p.text, stream));
       compared = p.text;
     }
     VTX_TRY(launch(similarity_to, Grid{divide_up(p.tokens, 8), p.batch}, 256, 0, stream, false, compared, p.direction,
@@ -325,8 +300,16 @@ extern "C" vtx_status vtx_cuda_cdpruner(const vtx_sizes* sizes, const vtx_cdprun
   const size_t shared = board_bytes(p.tokens) + (p.keep + 1) * sizeof(float);
   VTX_TRY(launch(most_diverse, Grid{p.batch, 1}, kThreads, shared, stream, false, p.cosine, p.nearest, relevance,
                  p.tokens, p.keep, p.factors, p.relevance, p.order, p.rows));
-  VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
-                      tensors->kept_features, tensors->keep_indices, stream));
-  VTX_TRY(report(p.order, p.batch * p.keep, tensors->order, stream));
-  return report(p.relevance, p.batch * p.tokens, tensors->relevance, stream);
+  VTX_TRY(gather_rows(tensors.features, sizes.dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
+                      tensors.kept_features, tensors.keep_indices, stream));
+  VTX_TRY(report(p.order, p.batch * p.keep, tensors.order, stream));
+  return report(p.relevance, p.batch * p.tokens, tensors.relevance, stream);
 }
+
+}  // namespace greedy_kernels
+}  // namespace vtx
+
+using namespace vtx::greedy_kernels;
+
+VTX_CUDA_OP_WITHOUT_PARAMETERS(divprune, vtx_sizes, vtx_tensors, plan_of_divprune, enqueue_divprune)
+VTX_CUDA_OP(cdpruner, vtx_sizes, vtx_tensors)

@@ -1,6 +1,5 @@
 // VtxNuwa (docs/ops/nuwa.md): the best patches of every region, of which the weaker gather what is around them.
-#include "check.h"
-#include "parts.cuh"
+#include "call.cuh"
 
 namespace vtx {
 namespace nuwa_kernels {
@@ -148,52 +147,44 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_nuwa& parameters, void* base) {
   return p;
 }
 
-}  // namespace nuwa_kernels
-}  // namespace vtx
-
-using namespace vtx;
-using namespace vtx::nuwa_kernels;
-
-extern "C" vtx_status vtx_cuda_nuwa_workspace(const vtx_sizes* sizes, const vtx_nuwa* parameters, size_t* bytes) {
-  VTX_TRY(check_nuwa(sizes, parameters, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_nuwa(const vtx_sizes* sizes, const vtx_nuwa* parameters, const vtx_tensors* tensors,
-                                    void* workspace, size_t workspace_bytes, vtx_stream stream) {
-  VTX_TRY(check_nuwa(sizes, parameters, tensors));
-  const Plan p = plan_of(*sizes, *parameters, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  const int rows = sizes->grid_rows, columns = sizes->grid_columns;
+vtx_status enqueue(const Plan& p, const vtx_sizes& sizes, const vtx_nuwa& parameters, const vtx_tensors& tensors,
+                   vtx_stream stream) {
+  const int rows = sizes.grid_rows, columns = sizes.grid_columns;
   const Grid tokens = {divide_up(p.tokens, kThreads), p.batch}, kept = {divide_up(p.keep, kThreads), p.batch};
-  const float *salience = tensors->scores, *pillar_by = tensors->scores;
-  if (parameters->paper) {
+  const float *salience = tensors.scores, *pillar_by = tensors.scores;
+  if (parameters.paper) {
     VTX_TRY(launch(weigh_keys, Grid{divide_up(p.tokens, kTokensOfBlock), p.batch}, kThreads, 0, stream, false,
-                   tensors->keys, tensors->scores, p.tokens, sizes->heads * sizes->head_width, p.salience, p.norm));
+                   tensors.keys, tensors.scores, p.tokens, sizes.heads * sizes.head_width, p.salience, p.norm));
     salience = p.salience;
     pillar_by = p.norm;
   }
-  VTX_TRY(launch(region_keys, tokens, kThreads, 0, stream, false, salience, rows, columns, parameters->top_n, p.keys));
+  VTX_TRY(launch(region_keys, tokens, kThreads, 0, stream, false, salience, rows, columns, parameters.top_n, p.keys));
   VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));
   VTX_TRY(chosen_ascending(p.rank, p.batch, p.tokens, p.keep, p.kept, stream));
-  VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.kept, p.keep, 0,
-                      tensors->kept_features, tensors->keep_indices, stream));
+  VTX_TRY(gather_rows(tensors.features, sizes.dtype, p.batch, p.tokens, p.width, p.kept, p.keep, 0,
+                      tensors.kept_features, tensors.keep_indices, stream));
   VTX_TRY(launch(pillar_keys, kept, kThreads, 0, stream, false, pillar_by, p.kept, p.tokens, p.keep, p.kept_keys));
   VTX_TRY(ranks(p.kept_keys, p.batch, p.keep, p.kept_rank, stream));
   VTX_TRY(launch(find_collectors, kept, kThreads, 0, stream, false, pillar_by, p.kept, p.kept_rank, p.tokens, p.keep,
                  p.below, p.collectors, p.threshold));
   if (p.below) {
-    const Rows similar = {tensors->similarity_features, VTX_FLOAT32, p.batch, 0, p.tokens, p.width};
+    const Rows similar = {tensors.similarity_features, VTX_FLOAT32, p.batch, 0, p.tokens, p.width};
     VTX_TRY(unit_rows(similar, p.unit, stream));
     VTX_TRY(product_of_rows(p.unit, p.collectors, p.batch, p.below, p.tokens, p.width, p.partial, p.weights, stream));
     VTX_TRY(launch(weigh, Grid{p.below, p.batch}, kThreads, kTokensOfBlock * sizeof(float), stream, false, p.weights,
-                   p.collectors, p.below, rows, columns, 1.0f / parameters->distance, !parameters->paper));
-    const Rows features = {tensors->features, sizes->dtype, p.batch, 0, p.tokens, p.width};
+                   p.collectors, p.below, rows, columns, 1.0f / parameters.distance, !parameters.paper));
+    const Rows features = {tensors.features, sizes.dtype, p.batch, 0, p.tokens, p.width};
     VTX_TRY(product_with_rows(p.weights, features, p.below, p.partial, p.gathered, stream));
   }
   return launch(write_merged, Grid{p.keep, p.batch}, kThreads, 0, stream, false, pillar_by, p.kept, p.kept_rank,
-                p.threshold, p.gathered, p.tokens, p.keep, p.below, p.width, sizes->dtype, tensors->kept_features,
-                tensors->merged, tensors->pillar_threshold);
+                p.threshold, p.gathered, p.tokens, p.keep, p.below, p.width, sizes.dtype, tensors.kept_features,
+                tensors.merged, tensors.pillar_threshold);
 }
+
+}  // namespace nuwa_kernels
+}  // namespace vtx
+
+using vtx::nuwa_kernels::enqueue;
+using vtx::nuwa_kernels::plan_of;
+
+VTX_CUDA_OP(nuwa, vtx_sizes, vtx_tensors)

@@ -1,6 +1,5 @@
 // VtxPruneSID (docs/ops/prunesid.md): group by principal components, suppress within groups, share the budget.
-#include "check.h"
-#include "parts.cuh"
+#include "call.cuh"
 #include "ties.h"
 
 namespace vtx {
@@ -329,30 +328,11 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_prunesid& parameters, void* base)
   return p;
 }
 
-}  // namespace prunesid_kernels
-}  // namespace vtx
-
-using namespace vtx;
-using namespace vtx::prunesid_kernels;
-
-extern "C" vtx_status vtx_cuda_prunesid_workspace(const vtx_sizes* sizes, const vtx_prunesid* parameters,
-                                                  size_t* bytes) {
-  VTX_TRY(check_prunesid(sizes, parameters, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunesid* parameters,
-                                        const vtx_tensors* tensors, void* workspace, size_t workspace_bytes,
-                                        vtx_stream stream) {
-  VTX_TRY(check_prunesid(sizes, parameters, tensors));
-  const Plan p = plan_of(*sizes, *parameters, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  const vtx_prunesid& by = *parameters;
+vtx_status enqueue(const Plan& p, const vtx_sizes& sizes, const vtx_prunesid& by, const vtx_tensors& tensors,
+                   vtx_stream stream) {
   const int slot = by.cls_slot, groups = by.groups;
   const size_t all = static_cast<size_t>(p.batch) * p.tokens;
-  const Rows patches = {tensors->features, sizes->dtype, p.batch, slot, p.tokens, p.width};
+  const Rows patches = {tensors.features, sizes.dtype, p.batch, slot, p.tokens, p.width};
   float* unit = p.y + all * p.width;
   VTX_TRY(sigmoid_and_unit_rows(patches, by.center == VTX_CENTER_TOKEN, p.y, unit, stream));
   if (by.center == VTX_CENTER_FEATURE) VTX_TRY(center_columns(p.y, p.batch, p.tokens, p.width, p.means, stream));
@@ -362,7 +342,7 @@ extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunes
   const float least = static_cast<float>(kCentred * p.tokens * p.width);
   VTX_TRY(launch(
       assign_groups, Grid{divide_up(p.tokens, kWarpsOfBlock), p.batch}, kThreads, kWarpsOfBlock * sizeof(double),
-      stream, false, p.eigen, by.nms_score == VTX_CLS_ATTENTION ? tensors->scores : nullptr,
+      stream, false, p.eigen, by.nms_score == VTX_CLS_ATTENTION ? tensors.scores : nullptr,
       static_cast<const double*>(p.tile_sums + static_cast<size_t>(p.batch) * p.tiles), cosine, p.tiles,
       by.threshold_scale, by.redundancy == VTX_TRIANGLE, least, p.group, p.score, p.keys, p.rho, p.tau, p.limit));
   VTX_TRY(order_by_keys(p.keys, p.batch, p.tokens, p.order, stream));
@@ -374,13 +354,21 @@ extern "C" vtx_status vtx_cuda_prunesid(const vtx_sizes* sizes, const vtx_prunes
   const Budget budget = {p.keep, slot, groups, p.tokens, by.shares == VTX_BOUNDED, by.order == VTX_ORDER_RASTER};
   VTX_TRY(launch(share, Grid{p.batch, 1}, kShareThreads, share_bytes(groups, p.tokens), stream, false, budget, p.sizes,
                  p.survivors, p.survives, p.order, p.group, p.taken, p.rows));
-  VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, slot + p.tokens, p.width, p.rows, p.keep, slot,
-                      tensors->kept_features, tensors->keep_indices, stream));
-  VTX_TRY(report(p.group, p.batch * p.tokens, tensors->groups, stream));
-  VTX_TRY(report(p.sizes, p.batch * groups, tensors->sizes, stream));
-  VTX_TRY(report(p.survivors, p.batch * groups, tensors->survivors, stream));
-  VTX_TRY(report(p.taken, p.batch * groups, tensors->taken, stream));
-  VTX_TRY(report(p.rho, p.batch, tensors->rho, stream));
-  VTX_TRY(report(p.tau, p.batch, tensors->tau, stream));
-  return report(p.eigen.residual, p.batch, tensors->residual, stream);
+  VTX_TRY(gather_rows(tensors.features, sizes.dtype, p.batch, slot + p.tokens, p.width, p.rows, p.keep, slot,
+                      tensors.kept_features, tensors.keep_indices, stream));
+  VTX_TRY(report(p.group, p.batch * p.tokens, tensors.groups, stream));
+  VTX_TRY(report(p.sizes, p.batch * groups, tensors.sizes, stream));
+  VTX_TRY(report(p.survivors, p.batch * groups, tensors.survivors, stream));
+  VTX_TRY(report(p.taken, p.batch * groups, tensors.taken, stream));
+  VTX_TRY(report(p.rho, p.batch, tensors.rho, stream));
+  VTX_TRY(report(p.tau, p.batch, tensors.tau, stream));
+  return report(p.eigen.residual, p.batch, tensors.residual, stream);
 }
+
+}  // namespace prunesid_kernels
+}  // namespace vtx
+
+using vtx::prunesid_kernels::enqueue;
+using vtx::prunesid_kernels::plan_of;
+
+VTX_CUDA_OP(prunesid, vtx_sizes, vtx_tensors)

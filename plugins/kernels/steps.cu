@@ -1,5 +1,5 @@
 // VtxKeyNormTopK, VtxAttentionTopK and VtxTextSimilarityTopK (docs/ops/llm.md): the n' visual rows of the best scores.
-#include "check.h"
+#include "call.cuh"
 #include "steps.cuh"
 
 namespace vtx {
@@ -195,67 +195,52 @@ vtx_status splice(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, 
                 tensors.out_rows);
 }
 
+namespace steps_kernels {
+
+Plan plan_of_key_norm_topk(const vtx_step_sizes& sizes, void* base) { return plan_of(sizes, false, false, base); }
+
+vtx_status enqueue_key_norm_topk(const Plan& p, const vtx_step_sizes& sizes, const vtx_step_tensors& tensors,
+                                 vtx_stream stream) {
+  VTX_TRY(key_norms(sizes, tensors, p.scores, stream));
+  return keep_best(sizes, tensors, p, false, stream);
+}
+
+Plan plan_of_attention_topk(const vtx_step_sizes& sizes, void* base) { return plan_of(sizes, true, false, base); }
+
+vtx_status enqueue_attention_topk(const Plan& p, const vtx_step_sizes& sizes, const vtx_step_tensors& tensors,
+                                  vtx_stream stream) {
+  for (int first = 0; first < sizes.query_heads; first += kMostGridY) {  // once, but for 65,536 heads of width 1
+    const Grid heads = {divide_up(sizes.rows, kRowsOfBlock), smaller(sizes.query_heads - first, kMostGridY)};
+    VTX_TRY(launch(logits, heads, kThreads, 0, stream, false, sizes, first, tensors.keys, tensors.query, p.logits));
+  }
+  VTX_TRY(launch(softmax_sums, Grid{sizes.query_heads, 1}, kThreads, kRowsOfBlock * sizeof(float), stream, false,
+                 p.logits, sizes.rows, p.sums));
+  VTX_TRY(launch(attention, Grid{divide_up(sizes.visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false, sizes,
+                 tensors.visual_start, p.logits, p.sums, p.scores));
+  return keep_best(sizes, tensors, p, true, stream);
+}
+
+Plan plan_of_text_similarity_topk(const vtx_step_sizes& sizes, void* base) { return plan_of(sizes, false, true, base); }
+
+vtx_status enqueue_text_similarity_topk(const Plan& p, const vtx_step_sizes& sizes, const vtx_step_tensors& tensors,
+                                        vtx_stream stream) {
+  const int columns = divide_up(sizes.width, kThreads);
+  VTX_TRY(launch(text_parts, Grid{columns, kParts}, kThreads, 0, stream, false, sizes, tensors.visual_start,
+                 tensors.hidden_states, p.parts));
+  VTX_TRY(launch(text_sum, Grid{columns, 1}, kThreads, 0, stream, false, sizes.width, p.parts, p.text));
+  VTX_TRY(launch(similarities, Grid{divide_up(sizes.visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false, sizes,
+                 tensors.visual_start, tensors.hidden_states, p.text, p.scores));
+  return keep_best(sizes, tensors, p, true, stream);
+}
+
+}  // namespace steps_kernels
 }  // namespace vtx
 
-using namespace vtx;
 using namespace vtx::steps_kernels;
 
-extern "C" vtx_status vtx_cuda_key_norm_topk_workspace(const vtx_step_sizes* sizes, size_t* bytes) {
-  VTX_TRY(check_key_norm_topk(sizes, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, false, false, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_key_norm_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
-                                             void* workspace, size_t workspace_bytes, vtx_stream stream) {
-  VTX_TRY(check_key_norm_topk(sizes, tensors));
-  const Plan p = plan_of(*sizes, false, false, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  VTX_TRY(key_norms(*sizes, *tensors, p.scores, stream));
-  return keep_best(*sizes, *tensors, p, false, stream);
-}
-
-extern "C" vtx_status vtx_cuda_attention_topk_workspace(const vtx_step_sizes* sizes, size_t* bytes) {
-  VTX_TRY(check_attention_topk(sizes, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, true, false, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_attention_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
-                                              void* workspace, size_t workspace_bytes, vtx_stream stream) {
-  VTX_TRY(check_attention_topk(sizes, tensors));
-  const Plan p = plan_of(*sizes, true, false, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  for (int first = 0; first < sizes->query_heads; first += kMostGridY) {  // once, but for 65,536 heads of width 1
-    const Grid heads = {divide_up(sizes->rows, kRowsOfBlock), smaller(sizes->query_heads - first, kMostGridY)};
-    VTX_TRY(launch(logits, heads, kThreads, 0, stream, false, *sizes, first, tensors->keys, tensors->query, p.logits));
-  }
-  VTX_TRY(launch(softmax_sums, Grid{sizes->query_heads, 1}, kThreads, kRowsOfBlock * sizeof(float), stream, false,
-                 p.logits, sizes->rows, p.sums));
-  VTX_TRY(launch(attention, Grid{divide_up(sizes->visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false, *sizes,
-                 tensors->visual_start, p.logits, p.sums, p.scores));
-  return keep_best(*sizes, *tensors, p, true, stream);
-}
-
-extern "C" vtx_status vtx_cuda_text_similarity_topk_workspace(const vtx_step_sizes* sizes, size_t* bytes) {
-  VTX_TRY(check_text_similarity_topk(sizes, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, false, true, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_text_similarity_topk(const vtx_step_sizes* sizes, const vtx_step_tensors* tensors,
-                                                    void* workspace, size_t workspace_bytes, vtx_stream stream) {
-  VTX_TRY(check_text_similarity_topk(sizes, tensors));
-  const Plan p = plan_of(*sizes, false, true, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  const int columns = divide_up(sizes->width, kThreads);
-  VTX_TRY(launch(text_parts, Grid{columns, kParts}, kThreads, 0, stream, false, *sizes, tensors->visual_start,
-                 tensors->hidden_states, p.parts));
-  VTX_TRY(launch(text_sum, Grid{columns, 1}, kThreads, 0, stream, false, sizes->width, p.parts, p.text));
-  VTX_TRY(launch(similarities, Grid{divide_up(sizes->visual_count, kRowsOfBlock), 1}, kThreads, 0, stream, false,
-                 *sizes, tensors->visual_start, tensors->hidden_states, p.text, p.scores));
-  return keep_best(*sizes, *tensors, p, true, stream);
-}
+VTX_CUDA_OP_WITHOUT_PARAMETERS(key_norm_topk, vtx_step_sizes, vtx_step_tensors, plan_of_key_norm_topk,
+                               enqueue_key_norm_topk)
+VTX_CUDA_OP_WITHOUT_PARAMETERS(attention_topk, vtx_step_sizes, vtx_step_tensors, plan_of_attention_topk,
+                               enqueue_attention_topk)
+VTX_CUDA_OP_WITHOUT_PARAMETERS(text_similarity_topk, vtx_step_sizes, vtx_step_tensors, plan_of_text_similarity_topk,
+                               enqueue_text_similarity_topk)

@@ -1,6 +1,5 @@
 // VtxSVDPrune (docs/ops/svdprune.md): the tokens of largest leverage on the leading singular directions.
-#include "check.h"
-#include "parts.cuh"
+#include "call.cuh"
 #include "ties.h"
 
 namespace vtx {
@@ -145,28 +144,9 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_svdprune& parameters, void* base)
   return p;
 }
 
-}  // namespace svdprune_kernels
-}  // namespace vtx
-
-using namespace vtx;
-using namespace vtx::svdprune_kernels;
-
-extern "C" vtx_status vtx_cuda_svdprune_workspace(const vtx_sizes* sizes, const vtx_svdprune* parameters,
-                                                  size_t* bytes) {
-  VTX_TRY(check_svdprune(sizes, parameters, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdprune* parameters,
-                                        const vtx_tensors* tensors, void* workspace, size_t workspace_bytes,
-                                        vtx_stream stream) {
-  VTX_TRY(check_svdprune(sizes, parameters, tensors));
-  const Plan p = plan_of(*sizes, *parameters, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  const vtx_svdprune& by = *parameters;
-  const Rows patches = {tensors->features, sizes->dtype, p.batch, 0, p.tokens, p.width};
+vtx_status enqueue(const Plan& p, const vtx_sizes& sizes, const vtx_svdprune& by, const vtx_tensors& tensors,
+                   vtx_stream stream) {
+  const Rows patches = {tensors.features, sizes.dtype, p.batch, 0, p.tokens, p.width};
   VTX_TRY(float_rows(patches, nullptr, p.tokens, p.y, stream));
   if (by.center == VTX_CENTER_FEATURE) VTX_TRY(center_columns(p.y, p.batch, p.tokens, p.width, p.means, stream));
   VTX_TRY(gram(p.y, p.batch, p.tokens, p.width, p.partial, p.gram, nullptr, stream));
@@ -175,13 +155,21 @@ extern "C" vtx_status vtx_cuda_svdprune(const vtx_sizes* sizes, const vtx_svdpru
   const Rule rule = {by.energy, by.leverage, by.rank, by.rank_bound, means, p.width};
   const size_t measured = (1 + kTokensOfBlock + static_cast<size_t>(by.rank_bound)) * sizeof(float);
   VTX_TRY(launch(measure, Grid{divide_up(p.tokens, kTokensOfBlock), p.batch}, kMeasureThreads, measured, stream, false,
-                 p.eigen, rule, p.leverages, p.keys, tensors->rank, tensors->energy));
+                 p.eigen, rule, p.leverages, p.keys, tensors.rank, tensors.energy));
   VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));
   const size_t shared = (kThreads / kWarp + 1 + static_cast<size_t>(p.keep)) * sizeof(int);
   VTX_TRY(launch(choose, Grid{p.batch, 1}, kThreads, shared, stream, false, p.rank, p.leverages, p.tokens, p.keep,
-                 by.mode == VTX_MODE_LEVERAGE, by.leverage, p.rows, tensors->count, tensors->leverage));
-  VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
-                      tensors->kept_features, tensors->keep_indices, stream));
-  VTX_TRY(report(p.leverages, p.batch * p.tokens, tensors->leverages, stream));
-  return report(p.eigen.residual, p.batch, tensors->residual, stream);
+                 by.mode == VTX_MODE_LEVERAGE, by.leverage, p.rows, tensors.count, tensors.leverage));
+  VTX_TRY(gather_rows(tensors.features, sizes.dtype, p.batch, p.tokens, p.width, p.rows, p.keep, 0,
+                      tensors.kept_features, tensors.keep_indices, stream));
+  VTX_TRY(report(p.leverages, p.batch * p.tokens, tensors.leverages, stream));
+  return report(p.eigen.residual, p.batch, tensors.residual, stream);
 }
+
+}  // namespace svdprune_kernels
+}  // namespace vtx
+
+using vtx::svdprune_kernels::enqueue;
+using vtx::svdprune_kernels::plan_of;
+
+VTX_CUDA_OP(svdprune, vtx_sizes, vtx_tensors)

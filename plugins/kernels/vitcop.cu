@@ -1,8 +1,7 @@
 // VtxViTCoP (docs/ops/vitcop.md): the patches of largest scores, and their density-peak clusters.
 #include <numeric>
 
-#include "check.h"
-#include "parts.cuh"
+#include "call.cuh"
 
 namespace vtx {
 namespace vitcop_kernels {
@@ -181,41 +180,25 @@ void set_reach(Clustering& by, float radius) {
   by.reach = static_cast<int64_t>(floor(side * side * (1 + 1.5e-7)));
 }
 
-}  // namespace vitcop_kernels
-}  // namespace vtx
-
-using namespace vtx;
-using namespace vtx::vitcop_kernels;
-
-extern "C" vtx_status vtx_cuda_vitcop_workspace(const vtx_sizes* sizes, const vtx_vitcop* parameters, size_t* bytes) {
-  VTX_TRY(check_vitcop(sizes, parameters, nullptr));
-  if (!bytes) return VTX_NULL_POINTER;
-  *bytes = plan_of(*sizes, *parameters, nullptr).bytes;
-  return VTX_OK;
-}
-
-extern "C" vtx_status vtx_cuda_vitcop(const vtx_sizes* sizes, const vtx_vitcop* parameters, const vtx_tensors* tensors,
-                                      void* workspace, size_t workspace_bytes, vtx_stream stream) {
-  VTX_TRY(check_vitcop(sizes, parameters, tensors));
-  const Plan p = plan_of(*sizes, *parameters, workspace);
-  VTX_TRY(check_workspace(workspace, workspace_bytes, p.bytes));
-  VTX_TRY(best_first_keys(tensors->scores, p.batch, p.tokens, p.keys, stream));
+vtx_status enqueue(const Plan& p, const vtx_sizes& sizes, const vtx_vitcop& parameters, const vtx_tensors& tensors,
+                   vtx_stream stream) {
+  VTX_TRY(best_first_keys(tensors.scores, p.batch, p.tokens, p.keys, stream));
   VTX_TRY(ranks(p.keys, p.batch, p.tokens, p.rank, stream));
   VTX_TRY(chosen_ascending(p.rank, p.batch, p.tokens, p.keep, p.chosen, stream));
-  VTX_TRY(gather_rows(tensors->features, sizes->dtype, p.batch, p.tokens, sizes->width, p.chosen, p.keep, 0,
-                      tensors->kept_features, tensors->keep_indices, stream));
-  if (!parameters->clusters) return VTX_OK;
+  VTX_TRY(gather_rows(tensors.features, sizes.dtype, p.batch, p.tokens, sizes.width, p.chosen, p.keep, 0,
+                      tensors.kept_features, tensors.keep_indices, stream));
+  if (!parameters.clusters) return VTX_OK;
   Clustering by = {};
   by.tokens = p.keep;
-  by.centers = parameters->cluster_count;
-  by.rows = sizes->grid_rows;
-  by.columns = sizes->grid_columns;
-  by.decay = (1.0f / parameters->cutoff) * (1.0f / parameters->cutoff);
-  by.strict = parameters->clustering == VTX_CLUSTERING_FIXED;
-  by.counts_itself = parameters->counts_itself != 0;
-  set_reach(by, parameters->radius);
+  by.centers = parameters.cluster_count;
+  by.rows = sizes.grid_rows;
+  by.columns = sizes.grid_columns;
+  by.decay = (1.0f / parameters.cutoff) * (1.0f / parameters.cutoff);
+  by.strict = parameters.clustering == VTX_CLUSTERING_FIXED;
+  by.counts_itself = parameters.counts_itself != 0;
+  set_reach(by, parameters.radius);
   // Keys moved to their mean: errors of their lengths would go straight into small distances.
-  const Rows keys = {tensors->keys, VTX_FLOAT32, p.batch, 0, p.keep, p.key_width};
+  const Rows keys = {tensors.keys, VTX_FLOAT32, p.batch, 0, p.keep, p.key_width};
   VTX_TRY(float_rows(keys, p.chosen, p.tokens, p.points, stream));
   VTX_TRY(center_columns(p.points, p.batch, p.keep, p.key_width, p.means, stream));
   VTX_TRY(gram(p.points, p.batch, p.keep, p.key_width, p.partial, p.gram, nullptr, stream));
@@ -229,7 +212,15 @@ extern "C" vtx_status vtx_cuda_vitcop(const vtx_sizes* sizes, const vtx_vitcop* 
     VTX_TRY(launch(nearest_centers, warps, kThreads, 0, stream, false, p.gram, p.center_rank, p.keep, by.centers,
                    p.parent));
   VTX_TRY(launch(propagate, Grid{p.batch, 1}, kLabelThreads, 2 * p.keep * sizeof(int), stream, false, p.center_rank,
-                 p.parent, p.keep, by.centers, tensors->labels, tensors->centers, tensors->parent));
-  VTX_TRY(report(p.density, p.batch * p.keep, tensors->density, stream));
-  return report(p.delta, p.batch * p.keep, tensors->delta, stream);
+                 p.parent, p.keep, by.centers, tensors.labels, tensors.centers, tensors.parent));
+  VTX_TRY(report(p.density, p.batch * p.keep, tensors.density, stream));
+  return report(p.delta, p.batch * p.keep, tensors.delta, stream);
 }
+
+}  // namespace vitcop_kernels
+}  // namespace vtx
+
+using vtx::vitcop_kernels::enqueue;
+using vtx::vitcop_kernels::plan_of;
+
+VTX_CUDA_OP(vitcop, vtx_sizes, vtx_tensors)

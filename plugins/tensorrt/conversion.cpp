@@ -1,6 +1,6 @@
 #include "conversion.h"
 
-namespace vtexport {
+namespace vtx {
 
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
@@ -76,4 +76,4 @@ const char* type_name(nvinfer1::DataType type) {
   }
 }
 
-}  // namespace vtexport
+}  // namespace vtx

@@ -3,12 +3,12 @@
 
 #include <NvInferRuntime.h>
 
-#include "core/attributes.h"
+#include "attributes.h"
 
-namespace vtexport {
+namespace vtx {
 
 Field from_tensorrt(const nvinfer1::PluginField& field);
 nvinfer1::PluginField to_tensorrt(const Field& field);
 const char* type_name(nvinfer1::DataType type);
 
-}  // namespace vtexport
+}  // namespace vtx

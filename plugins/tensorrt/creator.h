@@ -7,13 +7,13 @@
 
 #include "core/op.h"
 
-namespace vtexport {
+namespace vtx {
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
-  explicit Creator(const OpType& type);
+  explicit Creator(const OpSchema& op);
 
-  const char* getPluginName() const noexcept override { return type_.name; }
+  const char* getPluginName() const noexcept override { return op_.name; }
   const char* getPluginVersion() const noexcept override;
   const char* getPluginNamespace() const noexcept override;
   // The attributes that are read: TensorRT's ONNX parser passes those, and warns of each that a node lacks.
@@ -22,9 +22,9 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
                                     nvinfer1::TensorRTPhase phase) noexcept override;
 
  private:
-  const OpType& type_;
+  const OpSchema& op_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-}  // namespace vtexport
+}  // namespace vtx

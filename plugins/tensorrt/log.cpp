@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 
-namespace vtexport {
+namespace vtx {
 namespace logging {
 
 std::atomic<nvinfer1::ILoggerFinder*> finder{nullptr};
@@ -72,4 +72,4 @@ void log_error(const char* op, const std::string& sentence) noexcept {
   }
 }
 
-}  // namespace vtexport
+}  // namespace vtx

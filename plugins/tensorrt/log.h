@@ -6,7 +6,7 @@
 #include <exception>
 #include <string>
 
-namespace vtexport {
+namespace vtx {
 
 // What TensorRT hands a library when it loads it; NULL is allowed.
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
@@ -32,4 +32,4 @@ Result guarded(const char* op, Result otherwise, Action action) noexcept {
   return otherwise;
 }
 
-}  // namespace vtexport
+}  // namespace vtx

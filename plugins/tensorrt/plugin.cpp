@@ -7,7 +7,7 @@
 #include "conversion.h"
 #include "log.h"
 
-namespace vtexport {
+namespace vtx {
 
 using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
@@ -240,4 +240,4 @@ const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
   });
 }
 
-}  // namespace vtexport
+}  // namespace vtx

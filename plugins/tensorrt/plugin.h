@@ -10,7 +10,7 @@
 
 #include "core/op.h"
 
-namespace vtexport {
+namespace vtx {
 
 constexpr const char* kNamespace = "vtexport";
 constexpr const char* kVersion = "1";
@@ -26,7 +26,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* clone() noexcept override;
 
   // IPluginV3OneCore
-  const char* getPluginName() const noexcept override { return op_->type().name; }
+  const char* getPluginName() const noexcept override { return op_->schema().name; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
@@ -54,7 +54,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  const char* name() const { return op_->type().name; }
+  const char* name() const { return op_->schema().name; }
 
   std::shared_ptr<const Op> op_;  // never changes, so copies of a plugin share it
   // The network's own type of the features, once TensorRT has said it.
@@ -63,4 +63,4 @@ class Plugin final : public nvinfer1::IPluginV3,
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-}  // namespace vtexport
+}  // namespace vtx

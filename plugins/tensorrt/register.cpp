@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <string>
 
-namespace vtexport {
+namespace vtx {
 namespace registering {
 
 constexpr const char* kPlugins = "libvtexport_plugin.so";
@@ -67,4 +67,4 @@ void load() {
 __attribute__((constructor)) void when_opened() { load(); }
 
 }  // namespace registering
-}  // namespace vtexport
+}  // namespace vtx

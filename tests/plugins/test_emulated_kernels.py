@@ -176,3 +176,5 @@ def test_workspace_is_checked(runner: HostRunner) -> None:
     assert status_of(start, size - 1) == "SMALL_WORKSPACE"
     assert status_of(start + 4, size) == "MISALIGNED"
     assert status_of(None, size) == "NULL_POINTER"
+    without = library.call(call.op_type, sizes, parameters, None, workspace=start, workspace_bytes=size)
+    assert without.name == "NULL_POINTER"

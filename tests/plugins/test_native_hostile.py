@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_ops.calls import Call, HostRunner, widened
+from native_ops.calls import Call, HostRunner, output_shapes, widened
 from native_ops.cases import RANDOM_KINDS, random_case
 from native_ops.compare import Case, problems
 
-from vtexport.plugins.structures import OPS, Sizes, Status, StepSizes
+from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
+from vtexport.plugins.structures import Status
 
 INT32 = 2**31 - 1
 NUMBERS = (0, -1, -INT32 - 1, INT32, 65537)
@@ -216,5 +217,6 @@ def test_half_precision_numbers_are_read_exactly(cpu: HostRunner) -> None:
     mean = type(call.parameters)(2, 1)  # type: ignore[misc]
     inputs = {"hidden_states": hidden, "visual_start": np.array([0]), "labels": np.array([0, 1])}
     inputs["keys"] = np.ones((rows, 1, 1), np.float16)
-    found = cpu.library.run("VtxClusterMerge", sizes, mean, inputs)["hidden_states_out"]
+    outputs = output_shapes("VtxClusterMerge", sizes, mean)
+    found = cpu.run(Call("VtxClusterMerge", sizes, mean, inputs, outputs))["hidden_states_out"]
     np.testing.assert_array_equal(widened(found, "float16"), widened(hidden, "float16"))

@@ -9,21 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from vtexport.plugins import structures
+from vtexport.dtypes import DTYPES
+from vtexport.plugins import op_structures, structures
 from vtexport.plugins.native import Executor
 
 ROOT = Path(__file__).parents[2]
+FEATURE_TYPES = {name: each.native for name, each in DTYPES.items() if each.native is not None}
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "vtx_sizes": structures.Sizes,
-    "vtx_tensors": structures.Tensors,
-    "vtx_prunesid": structures.PruneSID,
-    "vtx_svdprune": structures.SVDPrune,
-    "vtx_vitcop": structures.ViTCoP,
-    "vtx_nuwa": structures.Nuwa,
-    "vtx_cdpruner": structures.CDPruner,
-    "vtx_step_sizes": structures.StepSizes,
-    "vtx_step_tensors": structures.StepTensors,
-    "vtx_cluster_merge": structures.ClusterMerge,
+    "vtx_sizes": op_structures.Sizes,
+    "vtx_tensors": op_structures.Tensors,
+    "vtx_prunesid": op_structures.PruneSID,
+    "vtx_svdprune": op_structures.SVDPrune,
+    "vtx_vitcop": op_structures.ViTCoP,
+    "vtx_nuwa": op_structures.Nuwa,
+    "vtx_cdpruner": op_structures.CDPruner,
+    "vtx_step_sizes": op_structures.StepSizes,
+    "vtx_step_tensors": op_structures.StepTensors,
+    "vtx_cluster_merge": op_structures.ClusterMerge,
     "vtx_parallel": Executor,
 }
 
@@ -39,7 +41,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         for field in structure._fields_
     ]
     numbers = [f"VTX_{status.name}" for status in structures.Status]
-    numbers += [f"VTX_{name.upper()}" for name in structures.DTYPES] + ["VTX_ABI_VERSION"]
+    numbers += [f"VTX_{name.upper()}" for name in FEATURE_TYPES] + ["VTX_ABI_VERSION"]
     lines += [f'  printf("{name} %d\\n", (int){name});' for name in numbers]
     body = "\n".join(lines)
     source = folder / "print.c"
@@ -60,8 +62,8 @@ def test_layout(name: str, printed: dict[str, int]) -> None:
 
 
 def test_numbers(printed: dict[str, int]) -> None:
-    assert printed["VTX_ABI_VERSION"] == structures.ABI_VERSION
+    assert printed["VTX_ABI_VERSION"] == op_structures.ABI_VERSION
     for status in structures.Status:
         assert status == printed[f"VTX_{status.name}"]
-    for name, number in structures.DTYPES.items():
+    for name, number in FEATURE_TYPES.items():
         assert number == printed[f"VTX_{name.upper()}"]

@@ -17,7 +17,8 @@ from native_ops.calls import first_op
 from native_ops.cases import RANDOM_KINDS, random_case
 from onnx import AttributeProto, TensorProto
 
-from vtexport.plugins.structures import OPS, make_sizes, make_step_sizes, parameters_of
+from vtexport.plugins.op_structures import OPS
+from vtexport.plugins.structures import make_sizes, make_step_sizes, parameters_of
 from vtexport.pruning import Sizes, op_model
 from vtexport.pruning.onnx_op import model_of_op
 from vtexport.pruning.op import DecoderOp

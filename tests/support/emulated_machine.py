@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from native_ops.calls import Call, HostRunner, Prepared
 
-from vtexport.plugins.structures import OPS, Status, StepTensors, Tensors
+from vtexport.plugins.op_structures import OPS, StepTensors, Tensors
+from vtexport.plugins.structures import Status
 
 SOURCES = Path(__file__).parents[1] / "plugins" / "emulated"
 TARGET = "aarch64-linux-gnu"

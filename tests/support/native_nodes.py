@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,29 +9,10 @@ import onnx
 from native_ops.calls import Call
 from onnx import TensorProto, helper
 
+from vtexport.plugins.op_structures import OPS
 from vtexport.pruning.onnx_op import DOMAIN, IR_VERSION, OPSET
 
-# Fields of the C structures whose numbers are words on a node, and such as have another name there.
-_WORDS: dict[str, dict[str, Mapping[int, str]]] = {
-    "VtxPruneSID": {
-        "center": {0: "token", 1: "feature"},
-        "nms_score": {0: "cls_attention", 1: "abs_v"},
-        "order": {0: "group", 1: "raster"},
-        "redundancy": {0: "pairs", 1: "triangle"},
-        "shares": {0: "bounded", 1: "proportional"},
-    },
-    "VtxSVDPrune": {"center": {2: "none", 1: "feature-mean"}, "mode": {0: "budget", 1: "leverage"}},
-    "VtxViTCoP": {"clustering": {0: "official", 1: "fixed"}, "counts_itself": {1: "official", 0: "paper"}},
-    "VtxNuwa": {"paper": {0: "official", 1: "paper"}},
-    "VtxCDPruner": {"relevance_of": {0: "llm", 1: "clip", 2: "none"}},
-    "VtxClusterMerge": {"mean": {0: "sum", 1: "mean"}},
-}
-_RENAMED = {"counts_itself": "variant", "paper": "variant", "relevance_of": "relevance", "mean": "merge"}
-_NEED_GRID = ("VtxViTCoP", "VtxNuwa")
-# Outputs that nodes have: those that are there in every setting, and those that some settings add. Other outputs of the
-# C structures are intermediate values.
-_OUTPUTS = ("kept_features", "keep_indices", "merged", "labels", "rank", "energy", "count", "leverage")
-_STEP_OUTPUTS = {"hidden_states_out": "hidden_states_out", "out_rows": "rows"}
+_COUNTS = ("keep", "visual_count", "grid_rows", "grid_columns")
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -40,28 +20,26 @@ _TYPES = {
     "int64": TensorProto.INT64,
     "uint8": TensorProto.BOOL,
 }
-_OF_FEATURE_TYPE = ("features", "kept_features", "hidden_states", "keys", "query", "hidden_states_out")
 
 
 def node_attributes(call: Call) -> dict[str, Any]:
-    """Attributes of the node of a call, but for what means nothing to a native form."""
-    words = _WORDS.get(call.op_type, {})
-    own: dict[str, Any] = {}
-    for name, *_ in call.parameters._fields_ if call.parameters is not None else ():
-        value = getattr(call.parameters, name)
-        own[_RENAMED.get(name, name)] = words[name][value] if name in words else value
-    if call.is_step:
-        own["visual_count"] = call.sizes.visual_count
-    elif call.op_type in _NEED_GRID:
-        own |= {"grid_rows": call.sizes.grid_rows, "grid_columns": call.sizes.grid_columns}
-    return {"plugin_namespace": "vtexport", "plugin_version": "1", "keep": call.sizes.keep, **own}
+    """What the node of a call carries, but for what means nothing to a native form."""
+    op = OPS[call.op_type]
+    known = {"plugin_namespace": "vtexport", "plugin_version": "1"}
+    known |= {each: getattr(call.sizes, each) for each in _COUNTS if hasattr(call.sizes, each)}
+    found = {}
+    for each in op.attributes:
+        if each.member is not None:
+            found[each.name] = each.value_of(getattr(call.parameters, each.member))
+        elif each.name in known:
+            found[each.name] = known[each.name]
+    return found
 
 
 def node_outputs(call: Call) -> dict[str, str]:
     """Names of the node's outputs, by the names in the C structures."""
-    if call.is_step:
-        return dict(_STEP_OUTPUTS)
-    return {name: name for name in _OUTPUTS if name in call.outputs}
+    op = OPS[call.op_type]
+    return {each.member: each.name for each in op.outputs if op.is_there(each, call.parameters)}
 
 
 def node_inputs(call: Call) -> dict[str, np.ndarray]:
@@ -103,5 +81,6 @@ def node_model(call: Call, *, rows: str | None = None) -> onnx.ModelProto:
 
 
 def _type(call: Call, name: str, kind: Any) -> int:
-    is_feature = name in _OF_FEATURE_TYPE and (call.is_step or name != "keys")
+    op = OPS[call.op_type]
+    is_feature = any(each.member == name and each.element == "features" for each in (*op.inputs, *op.outputs))
     return _TYPES[call.dtype if is_feature else np.dtype(kind).name]

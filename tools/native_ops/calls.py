@@ -16,17 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from vtexport.plugins.native import Library, output_shapes
-from vtexport.plugins.structures import (
-    DTYPES,
-    OPS,
-    Sizes,
-    Status,
-    StepSizes,
-    make_sizes,
-    make_step_sizes,
-    parameters_of,
-)
+from vtexport.dtypes import DTYPES
+from vtexport.plugins.native import Library
+from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
+from vtexport.plugins.structures import Status, make_sizes, make_step_sizes, parameters_of
 from vtexport.pruning.op import DecoderOp
 from vtexport.pruning.registry import get_method, make_options
 from vtexport.pruning.schedule import PlacedOp
@@ -58,11 +51,39 @@ class Call:
 
     @property
     def dtype(self) -> str:
-        return next(name for name, number in DTYPES.items() if number == self.sizes.dtype)
+        return next(name for name, each in DTYPES.items() if each.native == self.sizes.dtype)
 
     def parameter(self, name: str) -> Any:
         """A field of the parameters; 0 where the op has no such field."""
         return getattr(self.parameters, name, 0)
+
+
+def output_shapes(
+    op_type: str, sizes: Sizes | StepSizes, parameters: ctypes.Structure | None
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and NumPy type of every output of an op by its name in the C structures, intermediate values included.
+
+    bfloat16 is uint16 here; the batch of 1 inside the language model is no axis.
+    """
+    op = OPS[op_type]
+    kinds = {name: each.numpy for name, each in DTYPES.items()} | {"bool": np.dtype(np.uint8)}
+    kinds["features"] = next(each.numpy for each in DTYPES.values() if each.native == sizes.dtype)
+
+    def length(letter: str) -> int:
+        axis = op.axes[letter]
+        if axis.parameter is not None:
+            return int(getattr(parameters, axis.parameter)) + axis.plus
+        if axis.size is not None:
+            return int(getattr(sizes, axis.size))
+        if isinstance(sizes, StepSizes):
+            return {"1": 1, "U": sizes.rows - sizes.visual_count + sizes.keep}[letter]
+        return int({"T": sizes.grid_rows * sizes.grid_columns}[letter])
+
+    return {
+        each.member: (tuple(map(length, each.axes.removeprefix("1"))), kinds[each.element])
+        for each in (*op.outputs, *op.diagnostics)
+        if op.is_there(each, parameters)
+    }
 
 
 def as_dtype(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -126,22 +147,16 @@ def step_call(
     dtype: str = "float32",
 ) -> Call:
     """The call of an op inside the language model; `inputs` as the reference takes them, without a first axis of 1."""
-    rows, width = inputs["hidden_states"].shape
-    names = {each.name for each in op.inputs()}
-    read = {
-        "hidden_states": as_dtype(inputs["hidden_states"], dtype),
-        "visual_start": np.array([start], np.int64),
-    }
-    further: dict[str, int] = {}
-    if "keys" in names:
-        read["keys"] = as_dtype(inputs["keys"], dtype)
-        further["key_heads"], further["head_width"] = inputs["keys"].shape[1:]
-    if "query" in names:
-        read["query"] = as_dtype(inputs["query"], dtype)
-        further["query_heads"] = inputs["query"].shape[0]
-    if "labels" in names:
-        read["labels"] = np.ascontiguousarray(inputs["labels"], np.int64)
-    sizes: StepSizes = make_step_sizes(rows=rows, width=width, visual_count=visual, keep=keep, dtype=dtype, **further)
+    given = {**inputs, "visual_start": np.array([start], np.int64)}
+    native, read, lengths = OPS[op.op_type], {}, {"visual_count": visual, "keep": keep}
+    for each in native.inputs:
+        value = given[each.member]
+        is_feature = each.element == "features"
+        read[each.member] = as_dtype(value, dtype) if is_feature else np.ascontiguousarray(value, each.element)
+        for letter, length in zip(each.axes.removeprefix("1"), value.shape, strict=False):
+            if (name := native.axes[letter].size) is not None:
+                lengths[name] = length
+    sizes: StepSizes = make_step_sizes(**lengths, dtype=dtype)
     parameters = parameters_of(op.op_type, op)
     outputs = output_shapes(op.op_type, sizes, parameters)
     if op.op_type == "VtxTextSimilarityTopK":  # vtx_ops.h: saliency is of key norms and of attention

@@ -18,7 +18,7 @@ from typing import Any
 import vtexport
 from vtexport.data_files import data_folder, is_packaged
 from vtexport.errors import quoted
-from vtexport.plugins.structures import ABI_VERSION
+from vtexport.plugins.op_structures import ABI_VERSION
 
 ORT_LIBRARY = "libvtexport_ort.so"
 KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"

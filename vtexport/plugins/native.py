@@ -7,22 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vtexport.errors import InputError, MissingDependencyError, quoted
-from vtexport.plugins.structures import (
-    ABI_VERSION,
-    DTYPES,
-    OPS,
-    Op,
-    Sizes,
-    Status,
-    StepSizes,
-    StepTensors,
-    Tensors,
-)
-
-WORKSPACE_ALIGNMENT = 256
+from vtexport.errors import MissingDependencyError, quoted
+from vtexport.plugins.op_structures import ABI_VERSION, OPS, Sizes, StepSizes, StepTensors, Tensors
+from vtexport.plugins.op_table import Op
+from vtexport.plugins.structures import Status
 
 Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, Task, ctypes.c_void_p)
@@ -122,46 +110,6 @@ class Library:
             arguments += [ctypes.c_void_p(workspace), ctypes.c_size_t(workspace_bytes), ctypes.c_void_p(stream)]
         return Status(self._function(op.function)(*arguments))
 
-    def run(
-        self,
-        op_type: str,
-        sizes: Sizes | StepSizes,
-        parameters: ctypes.Structure | None,
-        inputs: Mapping[str, np.ndarray],
-        *,
-        executor: Executor | None = None,
-        poison: int | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Runs an op on NumPy arrays in host memory and returns every output, intermediate values included.
-
-        Args:
-            op_type, sizes, parameters, executor: As in `call`.
-            inputs: By name, of the types and shapes of vtx_ops.h; bfloat16 as uint16. Contiguous.
-            poison: A byte that outputs are filled with first.
-
-        Raises:
-            InputError: The library refuses the call; with its sentence.
-        """
-        outputs = {
-            name: np.empty(shape, dtype) for name, (shape, dtype) in output_shapes(op_type, sizes, parameters).items()
-        }
-        if poison is not None:
-            for array in outputs.values():
-                array.view(np.uint8).fill(poison)
-        addresses: dict[str, int | None] = {
-            name: array.ctypes.data for name, array in {**inputs, **outputs}.items() if array.size
-        }
-        status, size = self.workspace_bytes(op_type, sizes, parameters)
-        memory = np.empty(size + WORKSPACE_ALIGNMENT, np.uint8)
-        start = -(-memory.ctypes.data // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
-        if status is Status.OK:
-            status = self.call(
-                op_type, sizes, parameters, addresses, executor=executor, workspace=start, workspace_bytes=size
-            )
-        if status is not Status.OK:
-            raise InputError(f"{op_type}: {self.status_text(status)}")
-        return outputs
-
 
 def _by_reference(structure: ctypes.Structure | None) -> Any:
     return ctypes.c_void_p(None) if structure is None else ctypes.byref(structure)
@@ -169,46 +117,3 @@ def _by_reference(structure: ctypes.Structure | None) -> Any:
 
 def _arguments(op: Op, sizes: Any, parameters: ctypes.Structure | None) -> list[Any]:
     return [_by_reference(sizes), *([_by_reference(parameters)] if op.parameters else [])]
-
-
-_Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
-_NUMPY: dict[int, np.dtype] = {0: np.dtype(np.float32), 1: np.dtype(np.float16), 2: np.dtype(np.uint16)}
-assert set(_NUMPY) == set(DTYPES.values())
-
-
-def output_shapes(op_type: str, sizes: Sizes | StepSizes, parameters: ctypes.Structure | None) -> _Shapes:
-    """Shape and type of every output of an op, intermediate values included; bfloat16 is uint16 here."""
-    whole: np.dtype = np.dtype(np.int64)
-    real: np.dtype = np.dtype(np.float32)
-    if isinstance(sizes, StepSizes):
-        left = sizes.rows - sizes.visual_count + sizes.keep
-        found: _Shapes = {"hidden_states_out": ((left, sizes.width), _NUMPY[sizes.dtype]), "out_rows": ((left,), whole)}
-        if op_type == "VtxClusterMerge":
-            assert parameters is not None
-            found |= {"saliency": ((sizes.visual_count,), real), "quotas": ((parameters.clusters + 1,), whole)}
-        else:
-            found["saliency"] = ((sizes.visual_count,), real)
-        return found
-    image, tokens = (sizes.batch,), (sizes.batch, sizes.grid_rows * sizes.grid_columns)
-    kept = (sizes.batch, sizes.keep)
-    found = {"kept_features": ((*kept, sizes.width), _NUMPY[sizes.dtype]), "keep_indices": (kept, whole)}
-    p: Any = parameters
-    if op_type == "VtxPruneSID":
-        groups = (sizes.batch, p.groups)
-        found |= {"groups": (tokens, whole)} | dict.fromkeys(("sizes", "survivors", "taken"), (groups, whole))
-        found |= dict.fromkeys(("rho", "tau", "residual"), (image, real))
-    elif op_type == "VtxSVDPrune":
-        found |= {"rank": (image, whole), "energy": (image, real)}
-        found |= {"leverages": (tokens, real), "residual": (image, real)}
-        if p.mode:
-            found |= {"count": (image, whole), "leverage": (image, real)}
-    elif op_type == "VtxViTCoP" and p.clusters:
-        found |= {"labels": (kept, whole), "centers": ((sizes.batch, p.cluster_count), whole)}
-        found |= {"density": (kept, real), "delta": (kept, real), "parent": (kept, whole)}
-    elif op_type == "VtxNuwa":
-        found |= {"merged": (kept, np.dtype(np.uint8)), "pillar_threshold": (image, real)}
-    elif op_type == "VtxDivPrune":
-        found["order"] = (kept, whole)
-    elif op_type == "VtxCDPruner":
-        found |= {"order": (kept, whole), "relevance": (tokens, real)}
-    return found

@@ -9,7 +9,7 @@
 #include "recording_kernels.h"
 #include "samples.h"
 
-using namespace vtexport;
+using namespace vtx;
 using samples::integer;
 using samples::narrow;
 using samples::number;
@@ -65,7 +65,7 @@ Sample with(const char* op, Owned attribute) {
 }  // namespace
 
 CASE(every_op_takes_its_sample) {
-  CHECK(samples::all().size() == op_types().size());
+  CHECK(samples::all().size() == std::size(ops::kAll));
   for (const Sample& sample : samples::all()) {
     const auto op = create(sample);
     const Lengths lengths = op->lengths(views(sample.shapes));
@@ -148,7 +148,7 @@ CASE(attributes_that_contradict_each_other) {
 }
 
 CASE(lists_that_are_none) {
-  const OpType& type = samples::type("VtxDivPrune");
+  const OpSchema& type = samples::type("VtxDivPrune");
   const Owned keep = integer("keep", 64);
   const auto said = [&](const Field* fields, int64_t count) -> std::string {
     try {

@@ -14,11 +14,12 @@
 #include <vector>
 
 #include "core/op.h"
+#include "ops_table.h"
 #include "recording_kernels.h"
 
 namespace {
 
-using namespace vtexport;
+using namespace vtx;
 
 struct Given {
   std::string name;
@@ -91,8 +92,8 @@ std::string hexadecimal(const void* data, size_t length) {
   return made;
 }
 
-const OpType& find(const std::string& name) {
-  for (const OpType* each : op_types()) {
+const OpSchema& find(const std::string& name) {
+  for (const OpSchema* each : ops::kAll) {
     if (name == each->name) return *each;
   }
   throw Refused("there is no op " + name);
@@ -101,7 +102,7 @@ const OpType& find(const std::string& name) {
 std::string answer(const Request& request) {
   std::vector<Field> fields;
   for (const Given& each : request.attributes) fields.push_back(each.field());
-  const OpType& type = find(request.op);
+  const OpSchema& type = find(request.op);
   const auto op = Op::create(type, fields.data(), static_cast<int64_t>(fields.size()));
   std::ostringstream out;
   std::vector<Shape> shapes;

@@ -37,7 +37,7 @@ inline Made create(const std::string& name, const std::vector<nvinfer1::PluginFi
 
 inline Made create(const Sample& sample) {
   std::vector<nvinfer1::PluginField> fields;
-  for (const Field& each : sample.fields()) fields.push_back(vtexport::to_tensorrt(each));
+  for (const Field& each : sample.fields()) fields.push_back(vtx::to_tensorrt(each));
   return create(sample.op, fields);
 }
 
@@ -66,14 +66,14 @@ inline nvinfer1::Dims dims(const std::vector<int64_t>& lengths) {
 // The types of a sample's inputs and outputs, with features of one type.
 inline std::vector<nvinfer1::DataType> types(const Sample& sample, nvinfer1::DataType features) {
   const auto fields = sample.fields();
-  const auto op = vtexport::Op::create(type(sample.op), fields.data(), static_cast<int64_t>(fields.size()));
+  const auto op = vtx::Op::create(type(sample.op), fields.data(), static_cast<int64_t>(fields.size()));
   std::vector<nvinfer1::DataType> made;
   for (const auto* tensors : {&op->inputs(), &op->outputs()}) {
-    for (const vtexport::Tensor& each : *tensors) {
-      made.push_back(each.element == vtexport::Element::kFeatures  ? features
-                     : each.element == vtexport::Element::kFloat32 ? nvinfer1::DataType::kFLOAT
-                     : each.element == vtexport::Element::kInt64   ? nvinfer1::DataType::kINT64
-                                                                   : nvinfer1::DataType::kBOOL);
+    for (const vtx::Tensor& each : *tensors) {
+      made.push_back(each.element == vtx::Element::kFeatures  ? features
+                     : each.element == vtx::Element::kFloat32 ? nvinfer1::DataType::kFLOAT
+                     : each.element == vtx::Element::kInt64   ? nvinfer1::DataType::kINT64
+                                                              : nvinfer1::DataType::kBOOL);
     }
   }
   return made;

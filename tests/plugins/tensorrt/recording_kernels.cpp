@@ -42,36 +42,27 @@ vtx_status ran(const char* op, vtx_status checked, const Sizes* sizes, const voi
 // Ops with parameters of their own, and ops without.
 #define WITH(op, sizes_of, tensors_of)                                                                           \
   vtx_status vtx_cuda_##op##_workspace(const sizes_of* sizes, const vtx_##op* parameters, size_t* bytes) {       \
-    const vtx_status checked = vtx::check_##op(sizes, parameters, nullptr);                                      \
+    const vtx_status checked = vtx::check(vtx::ops::op, sizes, parameters, nullptr);                             \
     return recording::sized(#op, checked, sizes, parameters, sizeof *parameters, bytes);                         \
   }                                                                                                              \
   vtx_status vtx_cuda_##op(const sizes_of* sizes, const vtx_##op* parameters, const tensors_of* tensors,         \
                            void* scratch, size_t bytes, vtx_stream stream) {                                     \
-    const vtx_status checked = vtx::check_##op(sizes, parameters, tensors);                                      \
+    const vtx_status checked = vtx::check(vtx::ops::op, sizes, parameters, tensors);                             \
     return recording::ran(#op, checked, sizes, parameters, sizeof *parameters, tensors, scratch, bytes, stream); \
   }
-#define WITHOUT(op, sizes_of, tensors_of)                                                                 \
-  vtx_status vtx_cuda_##op##_workspace(const sizes_of* sizes, size_t* bytes) {                            \
-    return recording::sized(#op, vtx::check_##op(sizes, nullptr), sizes, nullptr, 0, bytes);              \
-  }                                                                                                       \
-  vtx_status vtx_cuda_##op(const sizes_of* sizes, const tensors_of* tensors, void* scratch, size_t bytes, \
-                           vtx_stream stream) {                                                           \
-    const vtx_status checked = vtx::check_##op(sizes, tensors);                                           \
-    return recording::ran(#op, checked, sizes, nullptr, 0, tensors, scratch, bytes, stream);              \
+#define WITHOUT(op, sizes_of, tensors_of)                                                                      \
+  vtx_status vtx_cuda_##op##_workspace(const sizes_of* sizes, size_t* bytes) {                                 \
+    return recording::sized(#op, vtx::check(vtx::ops::op, sizes, nullptr, nullptr), sizes, nullptr, 0, bytes); \
+  }                                                                                                            \
+  vtx_status vtx_cuda_##op(const sizes_of* sizes, const tensors_of* tensors, void* scratch, size_t bytes,      \
+                           vtx_stream stream) {                                                                \
+    const vtx_status checked = vtx::check(vtx::ops::op, sizes, nullptr, tensors);                              \
+    return recording::ran(#op, checked, sizes, nullptr, 0, tensors, scratch, bytes, stream);                   \
   }
 
 extern "C" {
 
-WITH(prunesid, vtx_sizes, vtx_tensors)
-WITH(svdprune, vtx_sizes, vtx_tensors)
-WITH(vitcop, vtx_sizes, vtx_tensors)
-WITH(nuwa, vtx_sizes, vtx_tensors)
-WITH(cdpruner, vtx_sizes, vtx_tensors)
-WITH(cluster_merge, vtx_step_sizes, vtx_step_tensors)
-WITHOUT(divprune, vtx_sizes, vtx_tensors)
-WITHOUT(key_norm_topk, vtx_step_sizes, vtx_step_tensors)
-WITHOUT(attention_topk, vtx_step_sizes, vtx_step_tensors)
-WITHOUT(text_similarity_topk, vtx_step_sizes, vtx_step_tensors)
+VTX_EACH_OP(WITH, WITHOUT)
 
 int32_t vtx_cuda_abi_version(void) { return VTX_ABI_VERSION; }
 const char* vtx_cuda_last_error(void) { return "out of luck"; }

@@ -8,11 +8,12 @@
 #include <vector>
 
 #include "core/op.h"
+#include "ops_table.h"
 
 namespace samples {
 
-using vtexport::Field;
-using vtexport::FieldType;
+using vtx::Field;
+using vtx::FieldType;
 
 // A field with memory of its own, as long as its data and no byte longer, so that AddressSanitizer sees a read beyond
 // it.
@@ -50,10 +51,30 @@ struct Sample {
   }
 };
 
+inline const vtx::OpSchema& type(const std::string& name) {
+  for (const vtx::OpSchema* each : vtx::ops::kAll) {
+    if (name == each->name) return *each;
+  }
+  throw std::logic_error("no op " + name);
+}
+
+// A value that an attribute may have: its lower end, or its first word.
+inline Owned least(const vtx::Attribute& attribute) {
+  if (attribute.kind == vtx::Kind::kWord) return text(attribute.name, attribute.words[0].text);
+  if (attribute.kind != vtx::Kind::kNumber) return integer(attribute.name, static_cast<int64_t>(attribute.least));
+  return number(attribute.name, static_cast<float>(attribute.above_least ? attribute.most : attribute.least));
+}
+
+// What the sample does not name and an op has to have is at its least.
 template <class... Attributes>
 Sample make(const char* op, std::vector<std::vector<int64_t>> shapes, Attributes... attributes) {
   Sample made{op, {}, std::move(shapes)};
   (made.attributes.push_back(std::move(attributes)), ...);
+  for (const vtx::Attribute& each : type(op).attributes) {
+    bool is_given = !each.is_read || each.is_optional;
+    for (const Owned& own : made.attributes) is_given = is_given || own.name == each.name;
+    if (!is_given) made.attributes.push_back(least(each));
+  }
   return made;
 }
 
@@ -83,13 +104,6 @@ inline std::vector<Sample> all() {
                       integer("visual_count", 576), integer("keep", 64)));
   made.push_back(make("VtxTextSimilarityTopK", {{1, 600, 32}, {1}}, integer("visual_count", 576), integer("keep", 64)));
   return made;
-}
-
-inline const vtexport::OpType& type(const std::string& name) {
-  for (const vtexport::OpType* each : vtexport::op_types()) {
-    if (name == each->name) return *each;
-  }
-  throw std::logic_error("no op " + name);
 }
 
 inline Sample of(const std::string& name) {

@@ -1,4 +1,4 @@
-#include "core/attributes.h"
+#include "attributes.h"
 
 #include <cfloat>
 #include <cmath>
@@ -7,7 +7,7 @@
 #include <sstream>
 #include <utility>
 
-namespace vtexport {
+namespace vtx {
 namespace {
 
 constexpr int32_t kMostShown = 40;  // characters of a text that a sentence shows
@@ -41,9 +41,10 @@ std::string allowed(const Attribute& attribute) {
     for (const Word& each : attribute.words) all += (all.empty() ? "" : ", ") + std::string(each.text);
     return all;
   }
+  if (attribute.kind == Kind::kFlag) return "0 or 1";
   const std::string from = (attribute.above_least ? "above " : "from ") + shown(attribute.least);
   if (attribute.most >= FLT_MAX) return "a finite number " + from;
-  return (attribute.kind == Kind::kInteger ? "a whole number " : "a number ") + from +
+  return (attribute.kind == Kind::kNumber ? "a number " : "a whole number ") + from +
          (attribute.above_least ? ", at most " : " to ") + shown(attribute.most);
 }
 
@@ -65,66 +66,47 @@ std::string text_of(const Field& field) {
   return {data, strnlen(data, most)};
 }
 
-void check_range(const Attribute& attribute, double value) {
+size_t find(const List<Attribute>& table, const char* name) {
+  for (size_t place = 0; place < table.size(); ++place) {
+    if (std::strcmp(table[place].name, name) == 0) return place;
+  }
+  return kNowhere;
+}
+
+void check_range(const Attribute& attribute, double value, const std::string& text) {
   // Written so that NaN fails.
   const bool enough = attribute.above_least ? value > attribute.least : value >= attribute.least;
-  if (!(enough && value <= attribute.most)) refuse(attribute, shown(value));
+  if (!(enough && value <= attribute.most)) refuse(attribute, text);
 }
 
 }  // namespace
 
-Attribute integer(const char* name, int64_t least, int64_t most) {
-  return {name, Kind::kInteger, static_cast<double>(least), static_cast<double>(most)};
-}
-
-Attribute flag(const char* name) { return integer(name, 0, 1); }
-
-Attribute optional_integer(const char* name, int64_t least, int64_t most) {
-  Attribute made = integer(name, least, most);
-  made.optional = true;
-  return made;
-}
-
-Attribute number(const char* name, double least, double most) { return {name, Kind::kNumber, least, most}; }
-
-Attribute positive(const char* name) { return positive(name, FLT_MAX); }
-
-Attribute positive(const char* name, double most) { return {name, Kind::kNumber, 0, most, true}; }
-
-Attribute word(const char* name, std::vector<Word> words) {
-  Attribute made{name, Kind::kWord};
-  made.words = std::move(words);
-  return made;
-}
-
-Attribute unread(const char* name) { return {name, Kind::kUnread}; }
-
-Values Values::read(const std::vector<Attribute>& table, const Field* fields, int64_t count) {
+Values Values::read(const OpSchema& op, const Field* fields, int64_t count) {
   if (count < 0 || count > kMostFields || (count > 0 && !fields)) {
     throw Refused("the list of " + std::to_string(count) + " attributes cannot be read");
   }
-  Values values(table);
+  const List<Attribute>& table = op.attributes;
+  Values values(op);
   for (int64_t number = 0; number < count; ++number) {
     const Field& field = fields[number];
     if (!field.name) throw Refused("attribute " + std::to_string(number) + " has no name");
-    size_t place = 0;
-    while (place < table.size() && std::strcmp(table[place].name, field.name) != 0) ++place;
-    if (place == table.size()) {
+    const size_t place = find(table, field.name);
+    if (place == kNowhere) {
       std::string known;
       for (const Attribute& each : table) {
-        if (each.kind != Kind::kUnread) known += (known.empty() ? "" : ", ") + std::string(each.name);
+        if (each.is_read) known += (known.empty() ? "" : ", ") + std::string(each.name);
       }
       const std::string name(field.name, strnlen(field.name, kMostShown));
       throw Refused("there is no attribute " + name + "; those read are " + known);
     }
     const Attribute& attribute = table[place];
-    if (attribute.kind == Kind::kUnread) continue;
+    if (!attribute.is_read) continue;
     if (values.values_[place].given) throw Refused("attribute " + std::string(attribute.name) + " is given twice");
     values.values_[place] = convert(attribute, field);
   }
   for (size_t place = 0; place < table.size(); ++place) {
     const Attribute& attribute = table[place];
-    if (attribute.kind != Kind::kUnread && !attribute.optional && !values.values_[place].given) {
+    if (attribute.is_read && !attribute.is_optional && !values.values_[place].given) {
       throw Refused("attribute " + std::string(attribute.name) + " is missing; give " + allowed(attribute));
     }
   }
@@ -134,9 +116,8 @@ Values Values::read(const std::vector<Attribute>& table, const Field* fields, in
 Values::Value Values::convert(const Attribute& attribute, const Field& field) {
   const bool integral = field.type == FieldType::kInt32 || field.type == FieldType::kInt64;
   const bool floating = field.type == FieldType::kFloat32 || field.type == FieldType::kFloat64;
-  const bool fits = attribute.kind == Kind::kInteger  ? integral
-                    : attribute.kind == Kind::kNumber ? floating
-                                                      : field.type == FieldType::kText;
+  const bool is_whole = attribute.kind == Kind::kInteger || attribute.kind == Kind::kFlag;
+  const bool fits = is_whole ? integral : attribute.kind == Kind::kNumber ? floating : field.type == FieldType::kText;
   if (!fits) refuse(attribute, type_name(field.type));
   if (!field.data) refuse(attribute, "without data");
   Value value;
@@ -153,12 +134,12 @@ Values::Value Values::convert(const Attribute& attribute, const Field& field) {
     refuse(attribute, '"' + text.substr(0, kMostShown) + '"');
   }
   if (field.length != 1) refuse(attribute, "a list of " + std::to_string(field.length));
-  if (attribute.kind == Kind::kInteger) {
+  if (is_whole) {
     value.integer = field.type == FieldType::kInt64 ? first<int64_t>(field) : first<int32_t>(field);
-    check_range(attribute, static_cast<double>(value.integer));
+    check_range(attribute, static_cast<double>(value.integer), std::to_string(value.integer));
   } else {
     const double given = field.type == FieldType::kFloat64 ? first<double>(field) : first<float>(field);
-    check_range(attribute, given);
+    check_range(attribute, given, shown(given));
     value.number = static_cast<float>(given);
     // A double may round to the end of its range that is not allowed.
     if (attribute.above_least && !(value.number > attribute.least)) refuse(attribute, shown(given));
@@ -166,29 +147,42 @@ Values::Value Values::convert(const Attribute& attribute, const Field& field) {
   return value;
 }
 
-const Values::Value& Values::at(const char* name, Kind kind) const {
-  for (size_t place = 0; place < table_->size(); ++place) {
-    const Attribute& attribute = (*table_)[place];
-    if (attribute.kind == kind && std::strcmp(attribute.name, name) == 0) return values_[place];
-  }
-  throw std::logic_error(std::string("no such attribute in the op's table: ") + name);
+bool Values::has(const char* name) const {
+  const size_t place = find(op_->attributes, name);
+  return place != kNowhere && values_[place].given;
 }
 
-bool Values::has(const char* name) const { return at(name, Kind::kInteger).given; }
+int32_t Values::integer(const char* name) const {
+  const size_t place = find(op_->attributes, name);
+  if (place == kNowhere) throw std::logic_error(std::string("no such attribute in the op's table: ") + name);
+  return static_cast<int32_t>(values_[place].integer);
+}
 
-int32_t Values::integer(const char* name) const { return static_cast<int32_t>(at(name, Kind::kInteger).integer); }
+bool Values::holds(const Condition& condition) const {
+  return vtx::holds(condition, [this](size_t place) { return number_at(place); });
+}
 
-float Values::number(const char* name) const { return at(name, Kind::kNumber).number; }
-
-int32_t Values::word(const char* name) const { return static_cast<int32_t>(at(name, Kind::kWord).integer); }
+void Values::fill(void* parameters) const {
+  for (size_t place = 0; place < op_->attributes.size(); ++place) {
+    const Attribute& attribute = op_->attributes[place];
+    if (attribute.field == kNowhere) continue;
+    char* to = static_cast<char*>(parameters) + attribute.field;
+    const auto whole = static_cast<int32_t>(values_[place].integer);
+    if (attribute.kind == Kind::kNumber) {
+      std::memcpy(to, &values_[place].number, sizeof(float));
+    } else {
+      std::memcpy(to, &whole, sizeof whole);
+    }
+  }
+}
 
 std::vector<Field> Values::fields() const {
   std::vector<Field> made;
-  for (size_t place = 0; place < table_->size(); ++place) {
-    const Attribute& attribute = (*table_)[place];
+  for (size_t place = 0; place < op_->attributes.size(); ++place) {
+    const Attribute& attribute = op_->attributes[place];
     const Value& value = values_[place];
     if (!value.given) continue;
-    if (attribute.kind == Kind::kInteger) {
+    if (attribute.kind == Kind::kInteger || attribute.kind == Kind::kFlag) {
       made.push_back({attribute.name, &value.integer, FieldType::kInt64, 1});
     } else if (attribute.kind == Kind::kNumber) {
       made.push_back({attribute.name, &value.number, FieldType::kFloat32, 1});
@@ -199,4 +193,4 @@ std::vector<Field> Values::fields() const {
   return made;
 }
 
-}  // namespace vtexport
+}  // namespace vtx
