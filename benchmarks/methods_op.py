@@ -54,7 +54,7 @@ def first_op(method: str, keep: int, grid: tuple[int, int], options: dict[str, A
 
 
 def inputs(op: Any, grid: tuple[int, int]) -> dict[str, Any]:
-    """What the op reads: the features, and signals made from them so that they hang together."""
+    """Inputs of the op: the features, and signals made from them so that they hang together."""
     import numpy as np
 
     features, scores = generated_images(1, grid)

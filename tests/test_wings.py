@@ -15,14 +15,12 @@ PACKAGE = Path(vtexport.__file__).parent
 # From the top of the house to its foundations; a module may import from its own floor and from lower ones.
 HOST = ["build", "proof", "export", "processing", "checkpoint", "models", "pruning"]
 DEVICE = ["integrations", "eval", "measure", "runtime", "engines", "plugins"]
-BRIDGE = ["bundle", "data_files", "dtypes", "errors"]
+BRIDGE = ["bundle", "data_files", "dtypes", "errors", "version"]
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "filelock"}
 
 
 # Of docstrings: a noun or a verb names the thing instead.
 QUESTION_WORDS = ("What", "Whether", "How", "Where", "Which", "Who", "Whose", "When", "Why")
-# Not looked at for that yet
-OTHER_DOCSTRINGS = ("pruning/", "plugins/", "cli/list.py", "export/describe.py")
 
 
 def imports(path: Path, *, everywhere: bool = True) -> set[str]:
@@ -67,7 +65,7 @@ def test_imports_run_downward(part: str) -> None:
     # The one arrow between the wings: a build holds the device's own code to transformers (processing/self_check.py).
     below |= {"runtime"} if part == "processing" else set()
     for path in files(part):
-        wrong = parts(imports(path)) - below - {"__version__"}
+        wrong = parts(imports(path)) - below
         assert not wrong, f"{path.relative_to(PACKAGE)} imports {wrong}"
 
 
@@ -84,9 +82,41 @@ def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
         name = path.relative_to(PACKAGE).as_posix()
         nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
         lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in nodes]
-        if not name.startswith(OTHER_DOCSTRINGS):
-            wrong += [f"{name}: {line}" for line in lines if line.split(" ")[0].strip(",.:;") in QUESTION_WORDS]
+        wrong += [f"{name}: {line}" for line in lines if line.split(" ")[0].strip(",.:;") in QUESTION_WORDS]
     assert wrong == []
+
+
+def modules_named(path: Path) -> set[str]:
+    """Modules of vtexport that a file names in any import, inside functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    names = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    below = {
+        name: {each for each in modules_named(path) if each in names and each != name}
+        # A package's face hands names on and is named with every module below it.
+        for name, path in names.items()
+        if path.name != "__init__.py"
+    }
+    below = {name: {each for each in imported if each in below} for name, imported in below.items()}
+    while free := {name for name, imported in below.items() if not imported}:
+        below = {name: imported - free for name, imported in below.items() if name not in free}
+    assert not below, f"a circle, or modules above one: {below}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_modules_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:

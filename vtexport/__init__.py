@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vtexport.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vtexport.runtime.pipeline import Pipeline as Pipeline
-
-__version__ = "0.1.0"
 
 # ONNX Runtime from 1.31 on writes a device id and queued events below the user's cache folder, beginning with its
 # import. This comes before any module of ours imports it and passes to every process started from here. Whoever has set

@@ -14,6 +14,7 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import refuse_former_name
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
+from vtexport.bundle.manifest_json import encode
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.readable import readable_folder
@@ -76,10 +77,8 @@ Report = BuildProgress  # its former name, which callers import
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: it would walk the exporter's modules and growing graphs again and again.
-
-    That is a sixth of an export's time, and it frees next to nothing.
-    """
+    """Without the cyclic garbage collector, which walks the exporter's modules and growing graphs again and again: a
+    sixth of an export's time for next to nothing that is freed."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -193,7 +192,7 @@ def build(
     with staged(destination, before_exchange=None if replace else is_unchanged) as folder:
         manifest = _write_bundle(folder, work, earlier)
         manifest.name = destination.name
-        (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
+        (folder / schema.MANIFEST_NAME).write_bytes(encode(manifest))
         if earlier is not None:
             carry_adaptations(earlier, folder, manifest, report.note)
         open_bundle(folder)  # what cannot be opened is not published

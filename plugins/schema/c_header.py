@@ -88,7 +88,7 @@ def condition_text(condition: dict[str, tuple[object, ...]], quote: str = "") ->
 
 
 def range_text(op: Op, attribute: Attribute) -> str:
-    """What an attribute may be, in words; "" where that is a matter of its words."""
+    """The range of an attribute, in words; "" where that is a matter of its words."""
     if attribute.kind in ("word", "flag"):
         return "0 or 1" if attribute.kind == "flag" else ""
     axes = op.place.axes
@@ -102,7 +102,7 @@ def range_text(op: Op, attribute: Attribute) -> str:
 
 
 def _allowed(op: Op, attribute: Attribute) -> str:
-    """What a field may hold, and what it is where the op's page says so in the table."""
+    """The range of a field, and its meaning where the op's page says so in the table."""
     words = ", ".join(f"{number} for {word}" for word, number in attribute.words.items())
     text = (range_text(op, attribute) or words) + condition_text(attribute.when)
     is_said = attribute.kind == "word" or not attribute.about or attribute.about.startswith("see ")

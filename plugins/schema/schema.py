@@ -29,7 +29,7 @@ class SchemaError(ValueError):
 
 @dataclass(frozen=True)
 class Attribute:
-    """What a node says of an op.
+    """One attribute of a node.
 
     Attributes:
         words: The number in C of every word that may stand there: a constant's name, a whole number, or None for
@@ -79,7 +79,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Place:
-    """Where ops act, with the structures that they share there."""
+    """A place where ops act, with the structures that they share there."""
 
     name: str
     about: str

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode, encode
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from vtexport.bundle.manifest_json import decode, encode
 from vtexport.bundle.references import is_inside
 from vtexport.errors import BundleError
 

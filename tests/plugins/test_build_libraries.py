@@ -34,7 +34,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, native_library: Path) -> list[list
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this installation looks for libraries."""
+    """The folder where this installation looks for libraries."""
     monkeypatch.setattr(libraries, "default_folder", lambda: tmp_path / "plugins")
     monkeypatch.setattr(building, "default_folder", lambda: tmp_path / "plugins")
     monkeypatch.delenv(libraries.SWITCH, raising=False)

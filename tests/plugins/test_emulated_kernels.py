@@ -1,4 +1,4 @@
-"""What the CUDA kernels compute, from their own sources, where there is no GPU (see `emulation/cuda_emulation.h`).
+"""Results of the CUDA kernels, from their own sources, where there is no GPU (see `emulation/cuda_emulation.h`).
 
 Speed, memory order and CUDA's own behaviour are not part of it: tests/gpu looks at those on a GPU.
 """

@@ -51,8 +51,8 @@ ptxas info    : Used 40 registers, used 0 barriers
 
 
 def test_cmake_builds_the_library_with_the_api(nvcc: str, tmp_path: Path) -> None:
-    """What users build, for one architecture: libvtexport_cuda.so has every function of vtx_cuda.h and needs no CUDA
-    library beside the driver's."""
+    """The library that users build, for one architecture: libvtexport_cuda.so has every function of vtx_cuda.h and
+    needs no CUDA library beside the driver's."""
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("there is no cmake")

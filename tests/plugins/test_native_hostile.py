@@ -156,7 +156,7 @@ def hostile(values: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarr
 
 
 def valid(cpu: HostRunner, call: Call) -> list[str]:
-    """What is invalid about the outputs of a call; the numbers in them are open."""
+    """Faults of the outputs of a call; the numbers in them are open."""
     found, unsteady = cpu.run_twice(call)
     merged = np.ones(call.sizes.keep, bool) if call.op_type == "VtxClusterMerge" else None
     unsure = np.zeros(getattr(call.sizes, "batch", 1), bool)

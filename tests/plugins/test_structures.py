@@ -32,7 +32,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """What a C program says of the headers."""
+    """A C program's reading of the headers."""
     folder = tmp_path_factory.mktemp("structures")
     lines = [f'  printf("{name} %zu\\n", sizeof({name}));' for name in STRUCTURES]
     lines += [

@@ -79,7 +79,7 @@ def attributes() -> dict[str, dict[str, Any]]:
 
 
 def registry(module: str, library: Path, given: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """What a TensorRT's registry makes of the library, and what was written to stderr."""
+    """The record of a TensorRT's registry of the library, and what was written to stderr."""
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed (pip install {module.replace('_', '-')})")
     script = Path(__file__).parent / "tensorrt" / "registry.py"

@@ -66,7 +66,7 @@ def case(request: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, n
 
 
 def swaps_explain(found: np.ndarray, order: np.ndarray, margin: np.ndarray) -> bool:
-    """Whether float32 picked in the golden order, but for a pick whose margin is below its error and what follows."""
+    """True where float32 picked in the golden order, but for a pick with a margin below its error and what follows."""
     decided = int(np.argmax(margin < 1e-6)) if (margin < 1e-6).any() else len(order)
     return bool((found[:decided] == order[:decided]).all())
 

@@ -31,7 +31,7 @@ def pool_rows(pool: np.ndarray, visual: int) -> np.ndarray:
 
 
 def named(op: Op, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the op reads, from inputs by name without their first axis."""
+    """Inputs of the op, from inputs by name without their first axis."""
     given = {name: value[None] for name, value in inputs.items()} | {"visual_start": np.array([START])}
     return {each.name: given[each.name] for each in op.inputs()}
 

@@ -51,7 +51,7 @@ def sizes(keep: int) -> Sizes:
 
 
 def named(op: Op, start: int, inputs: Inputs) -> Inputs:
-    """What the op reads, from inputs by name without their first axis."""
+    """Inputs of the op, from inputs by name without their first axis."""
     first = np.array([start]) if isinstance(inputs["hidden_states"], np.ndarray) else torch.tensor([start])
     given = {name: value[None] for name, value in inputs.items()} | {"visual_start": first}
     return {each.name: given[each.name] for each in op.inputs()}
@@ -74,7 +74,7 @@ def by_onnx(op: Op, keep: int, start: int, inputs: Inputs) -> tuple[np.ndarray, 
 
 
 def by_reference(op: Op, keep: int, start: int, inputs: Inputs) -> Selection:
-    """What the reference keeps, without the first axis."""
+    """The reference's selection, without the first axis."""
     found = op.select(named(op, start, inputs), sizes(keep))
     details = {name: value[0] for name, value in found.details.items()}
     merged = None if found.merged is None else found.merged[0]
@@ -93,7 +93,7 @@ def random_inputs(seed: int, start: int, behind: int, labels: int = 6, dtype: st
 
 
 def decided(found: Selection) -> bool:
-    """Whether the margins are beyond float32's error, also of sums over all tokens."""
+    """True where the margins are beyond float32's error, also of sums over all tokens."""
     scale = np.abs(found.details.get("scores", found.details.get("saliency"))).max()
     margins = [float(value) for name, value in found.details.items() if name.endswith("margin")]
     return min(margins) > ENOUGH * max(1.0, scale * N)

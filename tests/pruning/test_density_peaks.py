@@ -100,7 +100,7 @@ def test_properties(seed: int, count: int, grains: int, strict: bool) -> None:
 
 
 def _hangs(found: dict[str, Any], near: np.ndarray) -> np.ndarray:
-    """Which points have a denser one near under the strict rule."""
+    """Points that have a denser one near under the strict rule."""
     density, index = found["density"], np.arange(len(near))
     denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (index[None] < index[:, None]))
     return (denser & near).any(1)

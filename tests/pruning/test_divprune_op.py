@@ -142,7 +142,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 def test_permuted_tokens_permute_the_selection() -> None:
-    """Where the first pick is no tie, which it is when two tokens are each other's nearest neighbours."""
+    """Images whose first pick is no tie, which it is when two tokens are each other's nearest neighbours."""
     features, moved = random_features(5), np.random.default_rng(5).permutation(TOKENS)
     assert select("divprune", features, keep=12).details["step_margin"].min() > 1e-5
     plain = op(keep=12)(features=features)["keep_indices"][0]

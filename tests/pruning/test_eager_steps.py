@@ -40,7 +40,7 @@ def layers_run(model: Any, hidden: torch.Tensor, positions: torch.Tensor, layers
 
 @torch.no_grad()
 def by_hand(model: Any, given: dict[str, torch.Tensor], applied: Applied) -> tuple[list[list[int]], list[int]]:
-    """What each step keeps, and greedy tokens; the whole sequence anew for every token."""
+    """Tokens that each step keeps, and greedy tokens; the whole sequence anew for every token."""
     model.set_attn_implementation("eager")
     embed = model.get_input_embeddings()
     ids = given["input_ids"][0]

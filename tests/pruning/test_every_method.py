@@ -1,4 +1,4 @@
-"""What every method promises, whatever the input: a new method is held to it by being there."""
+"""Promises of every method, whatever the input: a new method is held to it by being there."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ SCALED = {
     [(name, kind) for name in METHODS for kind in KINDS if name in SCALED or kind not in {"large", "tiny"}],
 )
 def test_degenerate_features_have_one_answer(name: str, kind: str) -> None:
-    """What rounding would decide, docs/ops.md decides: reference, its PyTorch form and the graph keep the same."""
+    """Choices left to rounding are decided by docs/ops.md: reference, its PyTorch form and the graph keep the same."""
     for keep in budgets(name):
         for scores in ("zero", "equal", "negative", "one", "tied", "random"):
             given = inputs(name, kind, scores)

@@ -212,7 +212,7 @@ def test_suppression_rules() -> None:
 
 
 def all_inputs(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, its loop bodies included."""
+    """Names that a node reads, its loop bodies included."""
     inner = (name for attribute in node.attribute for each in attribute.g.node for name in all_inputs(each))
     return {*node.input, *inner}
 

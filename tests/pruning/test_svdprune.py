@@ -314,7 +314,7 @@ def test_a_common_mean_leaves_the_default_as_it_is_and_makes_uncentred_direction
 
 
 def test_variance_of_one_token_alone_is_reported_as_rank_1() -> None:
-    """What centring cannot mend: the report that the limit is on says it."""
+    """A case that centring cannot mend: the report that the limit is on says it."""
     features = decaying(17)
     features[0, 11] *= 1e3
     few = plan().limits[0]

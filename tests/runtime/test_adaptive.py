@@ -19,6 +19,7 @@ from PIL import Image
 from vtexport.build import BuildProgress, build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import ADAPTIVE_NAME, read_adaptations
+from vtexport.bundle.manifest_json import decode, encode
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, InputError, UsageError
@@ -375,7 +376,7 @@ def test_a_manifest_with_an_adaptive_plan_that_leads_nowhere(unset: Path, change
     manifest = open_bundle(unset).manifest
     manifest.adaptive_plans = [msgspec.structs.replace(manifest.adaptive_plans[0], **change)]
     with pytest.raises(BundleError, match=message):
-        schema.decode(schema.encode(manifest), "the manifest")
+        decode(encode(manifest), "the manifest")
 
 
 def test_progress_counts_every_file(unset_copy: Path, photos: Path) -> None:

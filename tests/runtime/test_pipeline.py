@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vtexport.bundle import manifest as schema
+from vtexport.bundle.manifest_json import decode, encode
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, InputError, MissingDependencyError, UsageError
 from vtexport.runtime.pipeline import AnswerStream, Pipeline
@@ -307,9 +308,9 @@ def test_a_damaged_graph_is_named(bundle_copy: Path) -> None:
 
 def test_a_bundle_without_graphs_for_this_runtime(bundle_copy: Path) -> None:
     path = bundle_copy / schema.MANIFEST_NAME
-    manifest = schema.decode(path.read_bytes(), "manifest")
+    manifest = decode(path.read_bytes(), "manifest")
     for plan in manifest.plans:
         del plan.graphs["modern"]
-    path.write_bytes(schema.encode(manifest))
+    path.write_bytes(encode(manifest))
     with pytest.raises(BundleError, match="no modern graphs"):
         Pipeline.open(bundle_copy, "prunesid-16")

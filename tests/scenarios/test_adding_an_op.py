@@ -117,7 +117,7 @@ def test_the_files_of_the_page_are_few(copy: Path) -> None:
     }
     assert changed - generated == {
         "plugins/schema/ops.toml",
-        "vtexport/pruning/methods/cdpruner.py",
+        "vtexport/pruning/ops/cdpruner.py",
         "plugins/cpu/cdpruner.cpp",
         "plugins/kernels/greedy.cu",
         "docs/ops/cdpruner.md",

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from vtexport.build import BuildProgress, build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.manifest_json import encode
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.engines.record import read_engines
@@ -95,7 +96,7 @@ def twin(bf16_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest.files = {
         name: schema.File(bytes=(folder / name).stat().st_size, sha256=hash_file(folder / name)) for name in names
     }
-    (folder / schema.MANIFEST_NAME).write_bytes(schema.encode(manifest))
+    (folder / schema.MANIFEST_NAME).write_bytes(encode(manifest))
     return folder
 
 

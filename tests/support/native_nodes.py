@@ -23,7 +23,7 @@ _TYPES = {
 
 
 def node_attributes(call: Call) -> dict[str, Any]:
-    """What the node of a call carries, but for what means nothing to a native form."""
+    """Attributes that the node of a call carries, but for what means nothing to a native form."""
     op = OPS[call.op_type]
     known = {"plugin_namespace": "vtexport", "plugin_version": "1"}
     known |= {each: getattr(call.sizes, each) for each in _COUNTS if hasattr(call.sizes, each)}

@@ -23,7 +23,7 @@ def run_stock(model: Any) -> Callable[..., dict[str, np.ndarray]]:
 
 
 def has_own_op(name: str) -> bool:
-    """Whether the method has an op of its own before the language model; the others prune inside it alone."""
+    """True where the method has an op of its own before the language model; the others prune inside it alone."""
     return type(get_method(name)).first_op is not Method.first_op
 
 

@@ -70,12 +70,12 @@ def step_case(seed: int, rng: np.random.Generator, op_type: str, **full: Any) ->
 
 
 def _summed(details: dict[str, np.ndarray], keep: int) -> int:
-    """How many lengths are added up in what was compared: all of a cluster where there are more clusters than rows."""
+    """The number of lengths added up in what was compared: all of a cluster where there are more clusters than rows."""
     return 1 if len(details["quotas"]) <= keep and details["quotas"].any() else len(details["saliency"])
 
 
 def _top_is_sure(op_type: str, scores: np.ndarray, keep: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Which visual tokens are clearly in or out, by their distance from the cut."""
+    """Visual tokens that are clearly in or out, by their distance from the cut."""
     error = COSINE if op_type == "VtxTextSimilarityTopK" else RELATIVE * np.abs(scores).max()
     ranked = np.sort(scores)[::-1]
     low, high = ranked[keep - 1], ranked[keep] if keep < len(scores) else -np.inf

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import leads_out, repository_of
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdaptivePlan, Manifest, Plan, decode
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdaptivePlan, Manifest, Plan
+from vtexport.bundle.manifest_json import decode
 from vtexport.bundle.publish import recover
 from vtexport.errors import BundleError, InputError, UsageError
 

@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-import vtexport
 from vtexport.bundle.publish import discard_unfinished
 from vtexport.cli.console import prepare_streams, say, silence, tell
 from vtexport.cli.explain import INTERRUPTED, explain
 from vtexport.errors import UsageError
 from vtexport.eval.workers import end_workers
+from vtexport.version import __version__
 
 VERBS = (
     *("build", "export", "compile", "adapt", "run", "show", "eval", "sweep"),
@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vtexport", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"vtexport {vtexport.__version__}")
+    parser.add_argument("--version", action="version", version=f"vtexport {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)

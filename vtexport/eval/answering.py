@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from PIL import Image
 
-import vtexport
 from vtexport.bundle.manifest import Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError, UsageError
@@ -23,6 +22,7 @@ from vtexport.runtime.answers import Answer, VisualTokens
 from vtexport.runtime.images import load_image
 from vtexport.runtime.onnxruntime_backend import dialect_here, import_onnxruntime
 from vtexport.runtime.pipeline import Pipeline
+from vtexport.version import __version__
 
 MAX_NEW_TOKENS = 64
 
@@ -49,7 +49,7 @@ class Settings:
     def described(self) -> dict[str, Any]:
         """The settings with the versions of what answers."""
         runtime = import_onnxruntime()
-        return asdict(self) | {"vtexport": vtexport.__version__, "onnxruntime": runtime.__version__}
+        return asdict(self) | {"vtexport": __version__, "onnxruntime": runtime.__version__}
 
 
 @dataclass(frozen=True)

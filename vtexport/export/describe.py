@@ -1,4 +1,4 @@
-"""What a bundle's manifest says about its model, its source and its files."""
+"""Descriptions of a bundle's model, source and files for its manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import vtexport
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
@@ -17,6 +16,7 @@ from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
 from vtexport.export.weights import Weight, named_if_it_vanishes
 from vtexport.models.spec import ModelSpec
+from vtexport.version import __version__
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
@@ -122,7 +122,7 @@ def describe_vision(spec: ModelSpec) -> schema.Vision:
 
 
 def describe_embedding(spec: ModelSpec, weights: Mapping[str, Weight], weights_prefix: str) -> schema.StoredTensor:
-    """Where the token embedding lies."""
+    """The place of the token embedding."""
     table = weights[spec.decoder.embedding]
     return schema.StoredTensor(
         file=weights_prefix + table.file,
@@ -157,7 +157,7 @@ def time_now() -> str:
 
 def versions() -> dict[str, str]:
     """Of vtexport, Python and the libraries that wrote the bundle."""
-    found = {"vtexport": vtexport.__version__, "python": platform.python_version()}
+    found = {"vtexport": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

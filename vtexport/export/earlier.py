@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import vtexport
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import read_adaptations, write_adaptations
 from vtexport.bundle.hashing import hash_file
@@ -17,6 +16,7 @@ from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.export.plan import PlanSpec
 from vtexport.export.weights import Weight, stored_weight
+from vtexport.version import __version__
 
 
 def find_earlier(destination: Path, *, replace: bool) -> Bundle | None:
@@ -49,9 +49,9 @@ def check_same_making(earlier: Bundle, precision: str) -> None:
     before, choices = earlier.manifest, _CHOICES
     if before.precision != precision:
         raise UsageError(f"{earlier.folder} is a bundle in {before.precision}, this build is in {precision}; {choices}")
-    if before.versions.get("vtexport") != vtexport.__version__:
+    if before.versions.get("vtexport") != __version__:
         other = before.versions.get("vtexport")
-        raise UsageError(f"{earlier.folder} was made by vtexport {other}, this is {vtexport.__version__}; {choices}")
+        raise UsageError(f"{earlier.folder} was made by vtexport {other}, this is {__version__}; {choices}")
 
 
 def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> None:

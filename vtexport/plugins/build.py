@@ -28,7 +28,7 @@ _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
 @dataclass
 class Built:
-    """What a build gave.
+    """Libraries that a build gave.
 
     Attributes:
         folder: Where the libraries are.
@@ -201,7 +201,7 @@ def folder_name(said: str, libraries: dict[str, str], tensorrt: str | None) -> s
 
 
 def _work_folder() -> Path:
-    """Where CMake works: never in a bundle, which is to be copied as it is."""
+    """The folder that CMake works in: never in a bundle, which is to be copied as it is."""
     return default_folder() / f".work-{platform.machine()}"
 
 
@@ -272,7 +272,7 @@ def _jobs() -> list[str]:
 
 
 def _run(command: list[str], what: str) -> str:
-    """What the command says; raises InputError with the first of the errors in it where it fails."""
+    """Output of the command; raises InputError with the first of the errors in it where it fails."""
     done = subprocess.run(
         command, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, "PATH": _path()}
     )

@@ -1,4 +1,4 @@
-"""Where built libraries lie, and which one a runtime takes.
+"""Places of built libraries, and the choice of one for a runtime.
 
 A folder of libraries is called `<cpu>-trt<x.y>-cu<x>-sm<xx>`, less the parts that were not built, and stands in a
 folder `plugins`: of the clone's `build/`, of the user's cache where vtexport is installed from a wheel, or of a bundle.
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import vtexport
 from vtexport.data_files import data_folder, is_packaged
 from vtexport.errors import quoted
 from vtexport.plugins.op_structures import ABI_VERSION
+from vtexport.version import __version__
 
 ORT_LIBRARY = "libvtexport_ort.so"
 KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
@@ -37,7 +37,7 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs the pruning ops in ONNX Runtime on the CPU.
+    """The form of the pruning ops that runs in ONNX Runtime on the CPU.
 
     Attributes:
         library: The library for ONNX Runtime, None where the function bodies run.
@@ -67,7 +67,7 @@ def choose_library() -> Choice:
 
 
 def _unfit(path: Path) -> str:
-    """Why the library for ONNX Runtime with this record is not to be used; empty where it is."""
+    """The reason not to use the library for ONNX Runtime with this record; empty where there is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         abi, sources = record["abi_version"], record["sources"][ORT_LIBRARY]
@@ -86,7 +86,7 @@ def default_folder() -> Path:
         return data_folder("plugins").parent / "build" / "plugins"
     named = os.environ.get("VTEXPORT_CACHE")
     cache = Path(named).expanduser() if named else Path.home() / ".cache" / "vtexport"
-    return cache / vtexport.__version__ / "plugins"
+    return cache / __version__ / "plugins"
 
 
 def sources_hash(library: str) -> str:
@@ -103,7 +103,7 @@ def sources_hash(library: str) -> str:
 def write_record(folder: Path, libraries: dict[str, Any]) -> None:
     """Writes the record of a folder of libraries, in one step."""
     record = {
-        "vtexport": vtexport.__version__,
+        "vtexport": __version__,
         "abi_version": ABI_VERSION,
         "sources": {library: sources_hash(library) for library in libraries},
         "machine": platform.machine(),

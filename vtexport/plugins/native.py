@@ -55,7 +55,7 @@ class Library:
         return function
 
     def text(self, name: str) -> str:
-        """What a function without arguments says, such as "instructions" or "last_error"."""
+        """Text that a function without arguments returns, such as "instructions" or "last_error"."""
         function = getattr(self._library, self.prefix + name)
         function.restype = ctypes.c_char_p
         return bytes(function()).decode()
@@ -67,7 +67,7 @@ class Library:
     def workspace_bytes(
         self, op_type: str, sizes: Sizes | StepSizes | None, parameters: ctypes.Structure | None
     ) -> tuple[Status, int]:
-        """What the CUDA form wants to work in; 0 for the CPU form, which has memory of its own."""
+        """Bytes of workspace that the CUDA form wants; 0 for the CPU form, which has memory of its own."""
         if self.prefix == "vtx_cpu_":
             return Status.OK, 0
         found = ctypes.c_size_t(0)

@@ -1,4 +1,4 @@
-"""What the generated table of the native ops (`op_structures.OPS`) is made of."""
+"""Types of the generated table of the native ops (`op_structures.OPS`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Attribute:
     words: Mapping[str, int | None] = field(default_factory=dict)
 
     def number_of(self, value: Any) -> int | float:
-        """What the C structure holds for a value that a person gives.
+        """The number in the C structure for a value that a person gives.
 
         Raises:
             KeyError: It is none of the words.
@@ -39,13 +39,13 @@ class Attribute:
         return float(value) if self.kind == "number" else int(value)
 
     def value_of(self, number: int | float) -> Any:
-        """What a node holds for a number of the C structure."""
+        """The value on a node for a number of the C structure."""
         return next(word for word, each in self.words.items() if each == number) if self.kind == "word" else number
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the length of an axis is: in a field of the sizes, or a field of the parameters, `plus` so many."""
+    """The place of an axis' length: a field of the sizes, or a field of the parameters, `plus` so many."""
 
     size: str | None = None
     parameter: str | None = None
@@ -101,7 +101,7 @@ class Op:
         return next(each for each in self.attributes if each.name == name)
 
     def is_there(self, tensor: Tensor, parameters: ctypes.Structure | None) -> bool:
-        """Whether a call with these parameters has the tensor."""
+        """True where a call with these parameters has the tensor."""
         for name, values in tensor.when.items():
             attribute = self.attribute(name)
             assert attribute.member is not None

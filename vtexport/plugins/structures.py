@@ -1,4 +1,4 @@
-"""What the C structures of plugins/include hold for a call, and the numbers of vtx_ops.h.
+"""Values of the C structures of plugins/include for a call, and the numbers of vtx_ops.h.
 
 The structures themselves are generated (`op_structures`). tests/plugins compares names, order and offsets with what a C
 compiler makes of the headers.
@@ -15,7 +15,7 @@ from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
 
 
 class Status(enum.IntEnum):
-    """What a call returns."""
+    """Status that a call returns."""
 
     OK = 0
     BAD_SIZE = 1

@@ -29,7 +29,7 @@ NO_DISTANCE = 3e38  # stands for "no denser neighbour" inside the graph, where a
 
 @dataclass(frozen=True)
 class PeakRules:
-    """What a clustering is made by.
+    """Rules of a clustering.
 
     Attributes:
         cutoff: d_c, the distance at which a neighbour counts 1/e.
@@ -196,5 +196,5 @@ def emit_density_peaks(e: Emitter, points: str, near: str, *, tokens: int, rules
 
 
 def _doublings(count: int) -> int:
-    """How often a map has to be put behind itself until every way of fewer than `count` steps is gone to its end."""
+    """The number of times that a map follows itself until every way of fewer than `count` steps is gone to its end."""
     return max(1, math.ceil(math.log2(count)))

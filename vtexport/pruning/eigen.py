@@ -172,7 +172,7 @@ def _diagonalise(e: Emitter, matrix: str, size: int, *, angle: float, most: int)
 
 
 def _chebyshev_correction(e: Emitter, gram: str, block: str, rest: str, values: str) -> str:
-    """What the eigenvectors have outside span(block), approximated: (theta - G)⁻¹ rest, column by column.
+    """Parts of the eigenvectors outside span(block), approximated: (theta - G)⁻¹ rest, column by column.
 
     The spectrum outside the block lies in [0, smallest Ritz value], which y = scale G - 1 maps to [-1, 1]. There the
     Chebyshev polynomial T3 is small, so 1 / (theta - G) is near scale (1 - T3(y) / T3(point)) / (point - y), a

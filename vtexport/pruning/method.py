@@ -34,7 +34,7 @@ class Method(ABC):
     adaptive: ClassVar[bool] = False
 
     def takes_cls(self, options: Options, *, has_cls: bool = True) -> bool:
-        """Whether the first op reads the CLS row, on a vision tower that has one or has none."""
+        """True where the first op reads the CLS row, on a vision tower that has one or has none."""
         return False
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:

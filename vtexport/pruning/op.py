@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtexport.errors import InputError
-from vtexport.pruning.options import settings_of
+from vtexport.pruning.options import Options, settings_of
 from vtexport.pruning.signals import SIGNALS
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from vtexport.pruning.emit import Emitter
 
 _OP_TYPES: dict[str, type[Op]] = {}
@@ -61,9 +63,15 @@ class Op(ABC):
         for option in settings_of(type(self)):
             object.__setattr__(self, option.name, option.checked(getattr(self, option.name)))
 
+    @classmethod
+    def of(cls, options: Options, **derived: Any) -> Self:
+        """The op with its settings as a user set them; those that follow from something else are `derived`."""
+        names = [option.name for option in settings_of(cls)]
+        return cls(**{name: derived[name] if name in derived else options[name] for name in names})
+
     @property
     def takes_cls(self) -> bool:
-        """Whether `features` has the CLS row in front of the patch rows."""
+        """True where `features` has the CLS row in front of the patch rows."""
         return False
 
     def signals(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """What it may be, for a sentence."""
+        """The values it may have, for a sentence."""
         if self.above is not None:
             return f"a number above {self.above:g}"
         if self.minimum is not None:
@@ -150,13 +150,22 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def settings_of(op: Any, *names: str) -> tuple[Option, ...]:
-    """The settings of an op's class as options: those called `names`, all of them without names."""
+def settings_of(op: Any, *names: str, after: Mapping[str, Sequence[Option]] | None = None) -> tuple[Option, ...]:
+    """The settings of an op's class as options, in the order of its fields.
+
+    Args:
+        op: The class.
+        names: Those wanted; all of them when left out.
+        after: Options of the method itself that stand after the setting of that name.
+    """
     options = {
         spec.name: Option(spec.name, default=None if spec.default is _REQUIRED else spec.default, **spec.metadata)
         for spec in dataclasses.fields(op)
     }
-    return tuple(options[name] for name in names) if names else tuple(options.values())
+    found: list[Option] = []
+    for name in names or options:
+        found += [options[name], *(after or {}).get(name, ())]
+    return tuple(found)
 
 
 def closest(name: str, known: Sequence[str]) -> str:

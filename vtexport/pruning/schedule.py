@@ -43,7 +43,7 @@ class PlacedOp:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What runs where for one budget.
+    """The ops of one budget, each at its place.
 
     Attributes:
         keep: The budget asked for: visual tokens that enter the language model, or their mean over its layers where

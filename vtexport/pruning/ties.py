@@ -1,4 +1,4 @@
-"""What every form of a pruning op takes for equal, for nothing, and for out of range (docs/ops.md, "Ties").
+"""Numbers that every form of a pruning op takes for equal, for nothing, and for out of range (docs/ops.md, "Ties").
 
 The references compute in float64, graphs and kernels in float32: where a choice would be left to the difference, these
 numbers decide, and all forms decide alike.

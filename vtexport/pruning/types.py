@@ -144,7 +144,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a model an op stands: "tower", on the vision tower's features; "connector", on the rows that the
+    """A place in a model where an op stands: "tower", on the vision tower's features; "connector", on the rows that the
     connector made of them; "layer", on the input of decoder layer `layer` (0-based), in prefill only.
     """
 

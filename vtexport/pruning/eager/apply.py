@@ -285,7 +285,7 @@ def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any
 
 
 def _slides(text: Any) -> bool:
-    """Whether a decoder's attention sees a window of the sequence only, in any of its layers."""
+    """True where a decoder's attention sees a window of the sequence only, in any of its layers."""
     kinds = getattr(text, "layer_types", None)
     if kinds is not None:
         return any(kind != "full_attention" for kind in kinds)

@@ -1,4 +1,4 @@
-"""What a prefill with images leaves out of the sequence, kept on the cache that it fills.
+"""Columns that a prefill with images leaves out of the sequence, kept on the cache that it fills.
 
 transformers goes on counting the unpruned sequence: its token ids, attention masks and position ids have a column for
 every placeholder. A cache of a pruned prefill has fewer rows. `Cut` is what turns the one into the other, in every
@@ -23,7 +23,7 @@ ANEW = "give the whole conversation with a new cache"
 
 @dataclass
 class Cut:
-    """What one prefill left out.
+    """The columns that one prefill left out.
 
     Attributes:
         owner: Number of the `apply` that did it.
@@ -193,7 +193,7 @@ class Prompts:
 
 @torch.compiler.disable
 def images_per_row(is_image: torch.Tensor, images: int, tokens: int) -> int:
-    """How many of `images` images of `tokens` visual tokens each row of placeholders [B, L] takes.
+    """The number of `images` images of `tokens` visual tokens that each row of placeholders [B, L] takes.
 
     Raises:
         InputError: Their number does not fit, differs between rows, or text stands between placeholders of one image.

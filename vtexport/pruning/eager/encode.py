@@ -82,7 +82,7 @@ class Encoder:
         return Encoded(rows if projected else projector(rows), indices, span, selections)
 
     def wants_gradients(self, pixel_values: torch.Tensor) -> bool:
-        """Whether the caller trains or asks for the pixels' gradients, and did not just leave them switched on."""
+        """True where the caller trains or asks for the pixels' gradients, and did not just leave them switched on."""
         return torch.is_grad_enabled() and (self._inner.training or pixel_values.requires_grad)
 
     @torch.compiler.disable  # loops of Python over single numbers, which compiled code could only leave again

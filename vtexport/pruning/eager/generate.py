@@ -1,4 +1,4 @@
-"""What `generate()` and the outer forward pass have to do otherwise while a model is pruned.
+"""The side of `generate()` and the outer forward pass while a model is pruned.
 
 transformers' generation counts the unpruned prompt and hands caches, masks and images on by methods of the model. Those
 that would be wrong for a cache with fewer rows are laid over here, each with the original behind it; what a plan cannot
@@ -23,7 +23,7 @@ RECORD = "_vtexport_record"  # argument by which the outer forward pass learns o
 
 @dataclass
 class Record:
-    """What the inner forward pass tells the outer one: [B, L'] int64, the columns of input_ids that its rows are."""
+    """Columns of input_ids that the inner forward pass's rows are, [B, L'] int64, told to the outer one."""
 
     columns: torch.Tensor | None = None
 
@@ -108,7 +108,7 @@ class GenerateSide:
     def _over_prepare_inputs_for_generation(
         self, original: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """Where a cache goes on with the whole sequence: from the first token that it does not stand for."""
+        """The column at which a cache goes on with the whole sequence: the first token that it does not stand for."""
         given = dict(inspect.signature(original).bind(input_ids, *args, **kwargs).arguments)
         given |= given.pop("kwargs", {})
         cache, asked = given.get("past_key_values"), given.get("next_sequence_length")
@@ -180,7 +180,7 @@ class GenerateSide:
         )
 
     def _is_pruned(self, model_kwargs: Any) -> bool:
-        """Whether a generation has images, or goes on behind some."""
+        """True where a generation has images, or goes on behind some."""
         cache = model_kwargs.get("past_key_values")
         return model_kwargs.get("pixel_values") is not None or (
             cache is not None and cut_of(cache, self._owner) is not None

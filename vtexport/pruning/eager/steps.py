@@ -22,7 +22,7 @@ from vtexport.pruning.types import Selection, Sizes
 
 @dataclass
 class StepState:
-    """What one prefill left, for the decoding steps on the same cache.
+    """State that one prefill left, for the decoding steps on the same cache.
 
     Attributes:
         visual_start: Row of the first visual token.
@@ -128,7 +128,7 @@ class StepHooks:
         own.now = self._arguments(number, hidden, positions, given)
 
     def _arguments(self, number: int, hidden: torch.Tensor, positions: torch.Tensor, given: Mapping[str, Any]) -> Any:
-        """What the layers from `number` on are called with."""
+        """Arguments of the layers from `number` on."""
         return {
             "position_ids": positions,
             "position_embeddings": self._model.rotary_emb(hidden, position_ids=positions),
@@ -162,7 +162,7 @@ def no_copy() -> UsageError:
 def _choose(
     step: PlacedOp, source: Any, hidden: torch.Tensor, seen: torch.Tensor, turned: Any, state: StepState
 ) -> Selection:
-    """What a step keeps, by the keys and the query of the layer `source`, whose input is `seen`."""
+    """The selection of a step, by the keys and the query of the layer `source`, whose input is `seen`."""
     signals = {
         name: signal[None]
         for name, signal in zip(("keys", "query"), _keys_and_query(source, seen, turned), strict=True)

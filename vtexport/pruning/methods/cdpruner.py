@@ -30,7 +30,7 @@ class CDPrunerMethod(Method):
         theta, relevance = options["theta"], options["relevance"]
         if theta > MOST_THETA:
             raise UsageError(f"theta={theta:g} is not allowed; give a number from 0 to {MOST_THETA}")
-        op = CDPruner(relevance=relevance, negate=options.set_or("negate", relevance == "clip"), theta=theta)
+        op = CDPruner.of(options, negate=options.set_or("negate", relevance == "clip"))
         return PlacedOp(AFTER_CONNECTOR, op, model.tokens, keep)
 
     def plan(self, options: Options, model: ModelShape, keep: int | None) -> Schedule:

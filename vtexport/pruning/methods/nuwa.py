@@ -92,7 +92,7 @@ def _op(options: Options, model: ModelShape, keep: int) -> Nuwa:
     largest = (grid[0] - 1) ** 2 + (grid[1] - 1) ** 2
     usual = PAPER_REACH**2 * max(1, largest) if paper else DISTANCE
     distance = options.set_or("distance", usual)
-    return Nuwa(top_n=top_n, distance=distance, pillar_quantile=quantile, variant=options["variant"])
+    return Nuwa.of(options, top_n=top_n, distance=distance, pillar_quantile=quantile)
 
 
 def _stage_counts(keep: int, tokens: int, at: int, layers: int) -> tuple[int, int] | None:

@@ -83,7 +83,8 @@ class PruneSIDMethod(Method):
                 f"groups={groups} is not allowed with keep={keep}; give a whole number from 1 to {keep - slot}"
             )
         by_variant = ("center", "nms_score", "redundancy", "shares")
-        op = PruneSID(
+        op = PruneSID.of(
+            options,
             groups=groups,
             threshold_scale=options.set_or("threshold_scale", max(18 * keep / tokens, 1.0) if qwen else keep / 32),
             order=options.set_or("order", "raster" if qwen and keep > _QWEN_MOST_BY_GROUP else "group"),

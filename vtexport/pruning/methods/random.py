@@ -22,4 +22,4 @@ class Random(Method):
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
         keep = check_keep(self.name, keep, largest=model.tokens, unit="patches")
-        return PlacedOp(AFTER_TOWER, RandomPatches(seed=options["seed"]), model.tokens, keep)
+        return PlacedOp(AFTER_TOWER, RandomPatches.of(options), model.tokens, keep)

@@ -28,16 +28,19 @@ class SVDPruneMethod(Method):
     arxiv = "2604.11530"
     acts = "between the vision tower and the projector, or behind the projector with space projected"
     budget = "visual tokens per image; CLS is never kept. In mode leverage the most that an image may take"
-    options = (
-        *settings_of(SVDPrune, "energy", "rank", "rank_bound", "center"),
-        Option(
-            "space",
-            kind=str,
-            default="vision",
-            choices=("vision", "projected"),
-            about="features before the projector or behind it",
-        ),
-        *settings_of(SVDPrune, "mode", "leverage"),
+    options = settings_of(
+        SVDPrune,
+        after={
+            "center": [
+                Option(
+                    "space",
+                    kind=str,
+                    default="vision",
+                    choices=("vision", "projected"),
+                    about="features before the projector or behind it",
+                )
+            ]
+        },
     )
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
@@ -69,8 +72,7 @@ def _op(options: Options, model: ModelShape) -> SVDPrune:
     if bound > model.tokens:
         name = "rank" if rank else "rank_bound"
         raise UsageError(f"{name}={bound} is not allowed; give a whole number from 1 to {model.tokens} (patches)")
-    names = ("energy", "center", "mode", "leverage")
-    return SVDPrune(rank=rank, rank_bound=bound, **{name: options[name] for name in names})
+    return SVDPrune.of(options, rank_bound=bound)
 
 
 def _limits(op: SVDPrune, model: ModelShape, keep: int) -> tuple[Limit, ...]:

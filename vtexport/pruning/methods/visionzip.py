@@ -38,4 +38,4 @@ class VisionZipMethod(Method):
             raise UsageError(
                 f"contextual={contextual} is not allowed with keep={keep}; give a whole number from 1 to {keep - 1}"
             )
-        return PlacedOp(AFTER_TOWER, VisionZip(contextual=contextual), model.tokens, keep)
+        return PlacedOp(AFTER_TOWER, VisionZip.of(options, contextual=contextual), model.tokens, keep)

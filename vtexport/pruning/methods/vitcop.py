@@ -27,6 +27,21 @@ PRESET_WIDTH = 1e-3  # the presets are written with four digits
 SHALLOW, DEEP = 2, 22  # layers of 32 before which stages 2 and 3 act
 
 
+_SHARE = Option(
+    "cluster_share",
+    kind=float,
+    above=0,
+    about="clusters per kept token c; default 0.03 + 0.3 keep / patches, as the presets",
+)
+_DEEP = Option(
+    "deep_positions",
+    kind=str,
+    default="official",
+    choices=("official", "original"),
+    about="position ids behind stage 3: in prefill the places before it (code), or each token's own",
+)
+
+
 @register
 class ViTCoPMethod(Method):
     """One op behind the vision tower and two inside the language model; or the first alone."""
@@ -44,31 +59,13 @@ class ViTCoPMethod(Method):
             choices=("all", "1"),
             about="all, or the first alone: then keep counts the tokens that enter the language model",
         ),
-        *settings_of(ViTCoP, "clusters", "clustering"),
-        Option(
-            "cluster_share",
-            kind=float,
-            above=0,
-            about="clusters per kept token c; default 0.03 + 0.3 keep / patches, as the presets",
-        ),
-        *settings_of(ViTCoP, "cluster_count", "cutoff", "radius"),
-        *settings_of(ClusterMerge, "merge"),
-        Option(
-            "deep_positions",
-            kind=str,
-            default="official",
-            choices=("official", "original"),
-            about="position ids behind stage 3: in prefill the places before it (code), or each token's own",
-        ),
-        *settings_of(ViTCoP, "variant"),
+        *settings_of(ViTCoP, after={"clustering": [_SHARE], "radius": [*settings_of(ClusterMerge, "merge"), _DEEP]}),
     )
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
         keep = check_keep(self.name, keep, largest=model.tokens, unit="patches")
         _, count = _clusters(options, model.tokens, keep)
-        names = ("clusters", "clustering", "cutoff", "radius", "variant")
-        op = ViTCoP(cluster_count=count, **{name: options[name] for name in names})
-        return PlacedOp(AFTER_TOWER, op, model.tokens, keep)
+        return PlacedOp(AFTER_TOWER, ViTCoP.of(options, cluster_count=count), model.tokens, keep)
 
     def plan(self, options: Options, model: ModelShape, keep: int | None) -> Schedule:
         tokens, layers = model.tokens, model.layers
@@ -95,7 +92,7 @@ class ViTCoPMethod(Method):
         placed = self.first_op(options, model, first)
         placed = dataclasses.replace(placed, op=dataclasses.replace(placed.op, clusters=True))  # type: ignore[type-var]
         share, count = _clusters(options, tokens, first)
-        merging = ClusterMerge(clusters=count, merge=options["merge"])
+        merging = ClusterMerge.of(options, clusters=count)
         ops = (
             placed,
             PlacedOp(before_layer(at[0]), merging, first, second, "original"),

@@ -87,13 +87,13 @@ class Nuwa(Op):
 
 
 def candidates(grid: tuple[int, int], top_n: int) -> int:
-    """How many patches the regions of a grid offer at `top_n` each; at an odd edge a region is only partly there."""
+    """Patches that the regions of a grid offer at `top_n` each; at an odd edge a region is only partly there."""
     lengths = [[SIDE] * (side // SIDE) + [1] * (side % SIDE) for side in grid]
     return sum(min(top_n, down * across) for down in lengths[0] for across in lengths[1])
 
 
 def collectors(quantile: float, keep: int) -> int:
-    """How many of `keep` different values lie below their quantile, linearly interpolated: its rank, rounded up.
+    """The number of `keep` different values below their quantile, linearly interpolated: its rank, rounded up.
 
     The thousandth takes up what a quantile loses as an attribute, which is float32.
     """

@@ -180,7 +180,7 @@ def _select_image(
 
 
 def _limit(tau: float) -> float:
-    """What a cosine has to exceed to be above tau; parallel rows are at 1, which is above nothing from 1 on."""
+    """The least that a cosine has to exceed to be above tau; parallel rows are at 1, above nothing from 1 on."""
     limit = tau + ALIKE
     return min(limit, PARALLEL) if limit < 1 else math.inf
 
