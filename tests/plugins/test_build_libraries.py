@@ -103,7 +103,7 @@ def test_a_library_of_other_sources_is_not_taken(folder: Path, compiled: list[An
         ("kernels/eigen.cu", building.KERNELS, True),
         ("tensorrt/plugin.cpp", building.KERNELS, False),
         ("cpu/eigen.cpp", building.PLUGIN, False),
-        ("tensorrt/ops/nuwa.cpp", building.PLUGIN, True),
+        ("tensorrt/core/op.cpp", building.PLUGIN, True),
     ],
 )
 def test_a_library_is_stale_after_changes_of_what_it_is_built_from(
