@@ -13,7 +13,7 @@ import torch
 from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.export.graph import save
 from vtexport.export.link import weights_in_place
-from vtexport.export.vision import VisionTower
+from vtexport.export.vision import TracedTower
 from vtexport.models import llava
 from vtexport.pruning.eager.encode import signals_of
 
@@ -42,7 +42,7 @@ def test_graph_and_eager_form_equal_the_attention_maps(tiny_model: Any, tiny_che
     checkpoint = open_checkpoint(str(folder))
     weights = weights_in_place(checkpoint.tensors, folder, lambda count: None).tensors
     spec = llava.model_spec(tiny_model.config, folder).vision
-    tower = VisionTower(tiny_model.config.vision_config, spec, ("received_attention",), weights, folder, "float32")
+    tower = TracedTower(tiny_model.config.vision_config, spec, ("received_attention",), weights, folder, "float32")
     save(tower.graph(20), folder / "vision.onnx")
     session = onnxruntime.InferenceSession(folder / "vision.onnx", providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_outputs()] == ["features", "scores"]

@@ -14,8 +14,8 @@ from vtexport.build import build
 from vtexport.bundle.manifest import ReportLimit
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.export.plan import make_plans
-from vtexport.pruning import ModelShape, get_method, make_options, select
+from vtexport.export.plan import bundle_shape, make_plans
+from vtexport.pruning import get_method, make_options, select
 from vtexport.runtime.answers import Clock, reported
 from vtexport.runtime.pipeline import Pipeline
 
@@ -56,9 +56,8 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     (few,) = [each for each in manifest.plans[0].reports["rank"] if each.least is not None]
     assert few.least == 2  # the plan computes no more: the build has said that 16 tokens take 4
-    method, grid = get_method("svdprune"), (manifest.vision.grid_height, manifest.vision.grid_width)
-    shape = ModelShape(grid, manifest.decoder.layers)
-    (planned,) = make_plans(method, [16], make_options(method, {}), shape)
+    method = get_method("svdprune")
+    (planned,) = make_plans(method, [16], make_options(method, {}), bundle_shape(manifest))
     plan = manifest.plans[0]
     plan.reports = {
         "rank": [
