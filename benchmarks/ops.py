@@ -49,7 +49,7 @@ def generated_images(batch: int, grid: tuple[int, int]) -> tuple[Any, Any]:
 
 def session(model: Any, threads: int, library: Any = None) -> Any:
     """A session of ONNX Runtime; with `library`, its operators replace the function bodies."""
-    from vtexport.runtime.onnxruntime_backend import import_onnxruntime
+    from vtexport.backends.onnxruntime.backend import import_onnxruntime
 
     ort = import_onnxruntime()
     options = ort.SessionOptions()

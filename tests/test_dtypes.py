@@ -68,7 +68,7 @@ def test_the_words_that_types_are_checked_by() -> None:
 def test_the_table_loads_no_library() -> None:
     """The process that builds one engine reads a manifest's words and little else, with the memory that is left."""
     code = (
-        "import sys; import vtexport.dtypes, vtexport.engines.rtx_worker;"
+        "import sys; import vtexport.dtypes, vtexport.backends.trt.worker;"
         "print(sorted({'numpy', 'torch', 'onnx', 'onnx_ir', 'safetensors'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -21,7 +21,7 @@ from native_ops.calls import Runner  # noqa: E402
 from native_ops.compare import check  # noqa: E402
 
 from gpu_check.parity import small_cases  # noqa: E402
-from vtexport.engines.cuda_driver import Device  # noqa: E402
+from vtexport.backends.trt.cuda_driver import Device  # noqa: E402
 from vtexport.plugins.native import Library  # noqa: E402
 
 

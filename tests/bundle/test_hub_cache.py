@@ -18,7 +18,7 @@ from vtexport.bundle.in_place import in_place
 from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.engines.record import RECORD_NAME, read_engines
+from vtexport.backends.record import RECORD_NAME, read_engines
 from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.adapt import adapt
 from vtexport.runtime.pipeline import Pipeline

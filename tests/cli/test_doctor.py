@@ -10,7 +10,7 @@ import pytest
 
 from vtexport.cli import doctor
 from vtexport.cli.main import main
-from vtexport.engines import rtx
+from vtexport.backends.trt import compile as trt_compile
 from vtexport.runtime import findings
 
 

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from vtexport.engines import rtx
-from vtexport.engines.profiles import Profile
-from vtexport.engines.rtx_worker import Job
+from vtexport.backends.trt import compile as trt_compile
+from vtexport.backends.trt.profiles import Profile
+from vtexport.backends.trt.worker import Job
 from vtexport.errors import VtexportError
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import GraphWriter

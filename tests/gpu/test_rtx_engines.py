@@ -16,14 +16,14 @@ import pytest
 from vtexport.build import build
 from vtexport.bundle.manifest import Manifest
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.engines.cuda_driver import Device
-from vtexport.engines.record import FOLDER
-from vtexport.engines.rtx import check_installed, compile_rtx
-from vtexport.engines.rtx_runner import EngineRunner
-from vtexport.engines.targets import find_target
+from vtexport.backends.trt.cuda_driver import Device
+from vtexport.backends.record import FOLDER
+from vtexport.backends.trt.compile import check_installed, compile_rtx
+from vtexport.backends.trt.session import EngineRunner
+from vtexport.backends.targets import find_target
 from vtexport.errors import MissingDependencyError, VtexportError
 from vtexport.runtime.images import load_image, pixel_values
-from vtexport.runtime.onnxruntime_backend import Session
+from vtexport.backends.onnxruntime.backend import Session
 
 BUDGETS = [64, 128]
 TEXT = 40  # rows of the prompt apart from the image

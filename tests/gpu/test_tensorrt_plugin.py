@@ -24,9 +24,9 @@ from native_ops.compare import Case, problems
 from tensorrt_engines import TensorRT
 
 from vtexport.bundle.reader import open_bundle
-from vtexport.engines.cuda_driver import Device
+from vtexport.backends.trt.cuda_driver import Device
 from vtexport.errors import MissingDependencyError
-from vtexport.runtime.onnxruntime_backend import Session
+from vtexport.backends.onnxruntime.backend import Session
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 12  # of every kind of random case

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from pruning_cases import run_stock
 
-from vtexport.engines.profiles import Profile
-from vtexport.engines.rtx_worker import Job
+from vtexport.backends.trt.profiles import Profile
+from vtexport.backends.trt.worker import Job
 from vtexport.errors import InputError
 from vtexport.pruning import Op, Selection, Sizes
 from vtexport.pruning.onnx_op import model_of_op
@@ -371,7 +371,7 @@ def test_tensorrt_rtx_builds_every_op(op: Op, tmp_path: Path) -> None:
         compute_capabilities=[],
         parent=os.getpid(),
     )
-    worker = [sys.executable, "-m", "vtexport.engines.rtx_worker"]
+    worker = [sys.executable, "-m", "vtexport.backends.trt.worker"]
     done = subprocess.run(worker, input=msgspec.json.encode(job), capture_output=True, check=False)
     assert (tmp_path / "engine").is_file(), done.stdout + done.stderr
     assert (tmp_path / "engine").stat().st_size > 1000

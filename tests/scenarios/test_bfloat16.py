@@ -25,9 +25,9 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest_json import encode
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.engines.record import read_engines
-from vtexport.engines.rtx import compile_rtx
-from vtexport.engines.targets import find_target
+from vtexport.backends.record import read_engines
+from vtexport.backends.trt.compile import compile_rtx
+from vtexport.backends.targets import find_target
 from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.export.check import check_types
 from vtexport.runtime.images import load_image, pixel_values

@@ -23,8 +23,8 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.hub import fetch_snapshot
 from vtexport.checkpoint.model_config import read_model_config
 from vtexport.cli.explain import explain
-from vtexport.engines import rtx
-from vtexport.engines.record import read_engines
+from vtexport.backends.trt import compile as trt_compile
+from vtexport.backends.record import read_engines
 from vtexport.errors import VtexportError, quoted
 from vtexport.plugins import build as plugins_build
 from vtexport.plugins.native import Library

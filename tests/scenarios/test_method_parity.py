@@ -19,7 +19,7 @@ from tiny_llava import PHOTO
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.engines.profiles import profiles
+from vtexport.backends.trt.profiles import profiles
 from vtexport.errors import UsageError
 from vtexport.pruning import select
 from vtexport.runtime.pipeline import Pipeline

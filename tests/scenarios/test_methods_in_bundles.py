@@ -16,8 +16,8 @@ from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
-from vtexport.engines.rtx import compile_rtx
-from vtexport.engines.targets import find_target
+from vtexport.backends.trt.compile import compile_rtx
+from vtexport.backends.targets import find_target
 from vtexport.pruning import apply, list_methods
 from vtexport.runtime.pipeline import Pipeline
 

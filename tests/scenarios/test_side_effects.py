@@ -65,7 +65,7 @@ ENTRIES = {
     "command line": "import vtexport.cli.main, onnxruntime",
     "check of graphs": "from vtexport.export.check import find_onnxruntime; find_onnxruntime()",
     "evaluation": "import vtexport.eval.evaluate, onnxruntime",
-    "engines' worker": "import vtexport.engines.rtx_worker, onnxruntime",
+    "engines' worker": "import vtexport.backends.trt.worker, onnxruntime",
     "eager pruning": "import vtexport.pruning.eager, torch, transformers, huggingface_hub, onnxruntime",
 }
 

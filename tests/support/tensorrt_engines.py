@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vtexport.engines.cuda_driver import Device
-from vtexport.engines.rtx_runner import NUMPY
+from vtexport.backends.trt.cuda_driver import Device
+from vtexport.backends.trt.session import NUMPY
 
 # By input, its least, usual and largest shape.
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]

@@ -21,12 +21,13 @@ import gc
 import shlex
 from typing import Any
 
+from vtexport.backends.recipe import Target
+from vtexport.backends.registry import compile_bundle, compiler_for, runtimes
+from vtexport.backends.targets import DEFAULT_TARGET, check_precision, find_target
 from vtexport.bundle.dialects import RUNS_IN
 from vtexport.bundle.manifest import Plan
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, command_line, say, say_json, size
-from vtexport.engines.rtx import check_capabilities, check_installed, compile_rtx
-from vtexport.engines.targets import DEFAULT_TARGET, Target, check_precision, find_target
 from vtexport.errors import UsageError
 
 
@@ -114,15 +115,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"target {target.name} ({target.title}) cannot be built yet; leave --target out for cpu")
     args.precision = args.precision or target.default_precision
     check_precision(target, args.precision)
-    if target.runtime == "onnxruntime":
+    if not runtimes()[target.runtime].has_engines:
         if args.compute_capability:
             raise UsageError(
                 f"--compute-capability is for engines, and target {target.name} has none; give --target rtx"
             )
         return export_bundle(args)
     # Before the export, which takes minutes for a large model.
-    check_capabilities(target, args.compute_capability)
-    check_installed()
+    compiler_for(target).check(target, args.compute_capability)
     return export_bundle(args, target)
 
 
@@ -152,7 +152,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     )
     engines = None
     if target is not None:
-        engines = compile_rtx(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
+        engines = compile_bundle(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
     progress.stage("done")
     manifest = bundle.manifest
     total = sum(file.bytes for file in manifest.files.values())

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 
+from vtexport.backends.record import FOLDER, TEXT_TOKENS, Engines
+from vtexport.backends.registry import compile_bundle, compiler_for
+from vtexport.backends.targets import find_target
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, say, say_json, size
-from vtexport.engines.profiles import TEXT_TOKENS
-from vtexport.engines.record import FOLDER, Engines
-from vtexport.engines.rtx import compile_rtx
-from vtexport.engines.targets import Target, find_target
-from vtexport.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +47,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the engines and says which."""
-    target = engine_target(args.target)
+    target = find_target(args.target)
+    compiler_for(target)  # refuses a target without engines before the bundle is read
     progress = Progress(args.quiet)
     bundle = open_bundle(args.bundle)
-    record = compile_rtx(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
+    record = compile_bundle(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
     progress.stage("done")
     if args.json:
         memory = {name: engine.peak_memory_bytes for name, engine in record.engines.items()}
@@ -60,20 +59,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         say_engines(record)
     return 0
-
-
-def engine_target(name: str) -> Target:
-    """The target of that name.
-
-    Raises:
-        UsageError: there is none, it cannot be built yet, or it runs the bundle's graphs as they are.
-    """
-    target = find_target(name)
-    if target.runtime == "onnxruntime":
-        raise UsageError(f"target {name} runs the bundle's graphs as they are; there is nothing to compile")
-    if not target.buildable:
-        raise UsageError(f"target {name} ({target.title}) cannot be built yet; see `vtexport list targets`")
-    return target
 
 
 def sizes(record: Engines) -> dict[str, int]:

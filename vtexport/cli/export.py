@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 
+from vtexport.backends.targets import DEFAULT_TARGET, find_target
 from vtexport.cli.build import add_export_arguments, export_bundle
-from vtexport.engines.targets import DEFAULT_TARGET, find_target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

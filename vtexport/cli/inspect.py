@@ -13,6 +13,7 @@ import argparse
 
 import msgspec
 
+from vtexport.backends.record import read_engines
 from vtexport.bundle.adaptive import read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
@@ -20,7 +21,6 @@ from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, say, say_json, size, table
 from vtexport.dtypes import DTYPES
-from vtexport.engines.record import read_engines
 from vtexport.errors import BundleError, printable
 
 _FIRST_OF_SAMPLING = "do_sample"  # before it in `Generation` stand the logits processors, which are always done

@@ -15,7 +15,7 @@ from vtexport.cli.console import say, say_json, table
 from vtexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from vtexport.engines.targets import Target
+    from vtexport.backends.targets import Target
     from vtexport.pruning import Method, Schedule
 
 
@@ -98,7 +98,7 @@ def _say_methods(rows: list[dict[str, Any]]) -> None:
 
 
 def _targets() -> list[dict[str, Any]]:
-    from vtexport.engines.targets import list_targets
+    from vtexport.backends.targets import list_targets
 
     return [
         {

@@ -79,8 +79,8 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
 
 def tell_dialect(precision: str) -> None:
     """Says so where the installed ONNX Runtime does not run the graphs that are taken first, and why."""
+    from vtexport.backends.onnxruntime.backend import dialect_here, import_onnxruntime
     from vtexport.bundle.dialects import DIALECTS, why_not
-    from vtexport.runtime.onnxruntime_backend import dialect_here, import_onnxruntime
 
     version = import_onnxruntime().__version__
     if reason := why_not(DIALECTS[0], version, precision):

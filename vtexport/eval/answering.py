@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from PIL import Image
 
+from vtexport.backends.onnxruntime.backend import dialect_here, import_onnxruntime
 from vtexport.bundle.manifest import Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError, UsageError
@@ -20,7 +21,6 @@ from vtexport.eval.metrics import IOU_THRESHOLD, Box, exact_match, iou, parse_bo
 from vtexport.eval.records import SCHEMA_VERSION, Header, Record, Records, plan_digest
 from vtexport.runtime.answers import Answer, VisualTokens
 from vtexport.runtime.images import load_image
-from vtexport.runtime.onnxruntime_backend import dialect_here, import_onnxruntime
 from vtexport.runtime.pipeline import Pipeline
 from vtexport.version import __version__
 

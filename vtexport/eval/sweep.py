@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtexport.backends.targets import DEFAULT_TARGET, find_target
 from vtexport.bundle.manifest import Manifest, Plan
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.dtypes import DTYPES
-from vtexport.engines.targets import DEFAULT_TARGET, find_target
 from vtexport.errors import UsageError
 from vtexport.eval.evaluate import unpruned_plan
 from vtexport.eval.report import UNPRUNED

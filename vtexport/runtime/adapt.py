@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtexport.backends.registry import open_backend
 from vtexport.bundle.adaptive import Adaptation, read_adaptations, refuse_former_name, write_adaptations
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.runtime.adaptive import fit, redundancy
-from vtexport.runtime.answers import Clock
-from vtexport.runtime.onnxruntime_backend import check_device, dialect_here
 from vtexport.runtime.vision import VisionStage
 
 
@@ -56,7 +56,7 @@ def adapt(
         )
     refuse_to_write(bundle.folder)
     refuse_former_name(bundle.folder, manifest)
-    check_device(device)
+    backend = open_backend(device=device, threads=threads)
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give a folder of images")
     files = sorted(path for path in images.rglob("*") if path.is_file() and not _hidden(path.relative_to(images)))
@@ -70,19 +70,20 @@ def adapt(
     plans = {plan.name: plan for plan in manifest.plans}
     # The features are the same in every vision graph, whatever signals it gives with them.
     graphs = plans[manifest.adaptive_plans[0].plans[0]].graphs
-    dialect = dialect_here(manifest.precision)
+    dialect = backend.dialect(manifest.precision, None)
     if dialect not in graphs:
         raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
-    stage = VisionStage(bundle, graphs[dialect].vision, device, threads)
     redundancies: dict[str, float] = {}
     unreadable: dict[str, str] = {}
-    for done, path in enumerate(files):
-        progress(done, len(files))
-        try:
-            redundancies[str(path)] = redundancy(stage.patches(stage.run(path, Clock())))
-        except InputError as error:
-            unreadable[str(path)] = str(error)
-            note(f"not counted: {error}")
+    with contextlib.closing(backend):
+        stage = VisionStage(bundle, graphs[dialect].vision, backend)
+        for done, path in enumerate(files):
+            progress(done, len(files))
+            try:
+                redundancies[str(path)] = redundancy(stage.patches(stage.run(stage.preprocess(path))))
+            except InputError as error:
+                unreadable[str(path)] = str(error)
+                note(f"not counted: {error}")
     progress(len(files), len(files))
     if not redundancies:
         raise InputError(f"none of the {len(files)} files in {images} can be read as an image; give photographs")

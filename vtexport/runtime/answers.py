@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from vtexport.backends.base import Buffer
 from vtexport.bundle.manifest import Plan
 from vtexport.runtime.images import Crop
 from vtexport.runtime.sampling import FinishReason
@@ -27,7 +28,7 @@ class BudgetChoice:
 class VisualTokens:
     """One encoded image: the rows that enter the prompt, and which patches they stand for."""
 
-    embeddings: np.ndarray  # [1, N, W]
+    block: Buffer  # [1, N, W], where the backend computes
     keep_indices: np.ndarray  # [N] int64, raster index of the patch, -1 for CLS
     positions: np.ndarray  # [N] int64, counted from the image's place in the prompt
     position_span: int  # position ids that the image takes
@@ -40,7 +41,12 @@ class VisualTokens:
     warnings: list[str] = field(default_factory=list)  # on reports and files that are not as they should be
     route: BudgetChoice | None = None  # where an adaptive plan chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
-    aux_outputs: dict[str, np.ndarray] = field(default_factory=dict)  # for pruning steps inside the language model
+    aux_outputs: dict[str, Buffer] = field(default_factory=dict)  # for pruning steps inside the language model
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """[1, N, W] in the bundle's precision, for the host: what another language-model runtime takes."""
+        return self.block.numpy()
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,27 @@ class AnswerStream:
 
 
 class Clock:
-    """Milliseconds between calls of `lap`, by name."""
+    """Milliseconds of the pipeline's own work, by name; `resume` leaves out what somebody else took.
 
-    def __init__(self) -> None:
+    Args:
+        sync: waits for work that a backend has begun, before the clock is read.
+    """
+
+    def __init__(self, sync: Callable[[], object] = lambda: None) -> None:
         self.laps: dict[str, float] = {}
+        self._sync = sync
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """Adds the time since the last call to `name`."""
+        self._sync()
         now = time.perf_counter()
-        self.laps[name] = 1e3 * (now - self._last)
+        self.laps[name] = self.laps.get(name, 0.0) + 1e3 * (now - self._last)
         self._last = now
+
+    def resume(self) -> None:
+        """Counts from here on."""
+        self._last = time.perf_counter()
 
 
 def timings(visual: VisualTokens, laps: Mapping[str, float], *, encoded_here: bool) -> dict[str, float]:

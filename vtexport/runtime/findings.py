@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
+from vtexport.backends.trt.flavour import TENSORRT_RTX
 from vtexport.bundle.dialects import DIALECTS, RUNS_IN, choose_dialect, why_not
-from vtexport.engines.rtx import check_installed
 from vtexport.errors import MissingDependencyError, quoted
 
 # benchmarks/results/native_cpu.json
@@ -39,7 +39,7 @@ def system() -> Finding:
 
 def onnxruntime() -> Finding:
     """The installed ONNX Runtime and the graphs it runs rightly."""
-    from vtexport.runtime.onnxruntime_backend import import_onnxruntime
+    from vtexport.backends.onnxruntime.backend import import_onnxruntime
 
     try:
         runtime = import_onnxruntime()
@@ -99,7 +99,7 @@ def tensorrt_rtx_builder(has_gpu: bool) -> Finding:
     """TensorRT-RTX, which builds engines, and whether they run here."""
     ability: Literal["build RTX engines"] = "build RTX engines"
     try:
-        check_installed()
+        TENSORRT_RTX.check_installed()
         import tensorrt_rtx
     except MissingDependencyError as error:
         return Finding(ability, "missing", "TensorRT-RTX", f"{error} to build engines here; that takes no GPU")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from vtexport.backends.base import Backend, Buffer, Cache, Session
 from vtexport.bundle.manifest import Plan
 from vtexport.bundle.reader import Bundle
-from vtexport.runtime.cache import KVCache
-from vtexport.runtime.onnxruntime_backend import Session
 from vtexport.runtime.vision import check_finite
 
 
@@ -22,35 +20,22 @@ class Sequence:
     Attributes:
         caches: By segment.
         offsets: By segment, what is taken from the position ids of new tokens there.
-        kept: Which of the visual tokens each step kept, counted among those before it.
+        kept: [1, n'] of each step: which of the visual tokens it kept, counted among those before it.
     """
 
-    caches: list[KVCache]
+    caches: list[Cache]
     offsets: list[int]
-    kept: list[np.ndarray] = field(default_factory=list)
+    kept: list[Buffer] = field(default_factory=list)
 
 
 class LanguageModel:
     """The decoder graphs of a plan, loaded."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        plan: Plan,
-        dialect: str,
-        dtype: np.dtype,
-        device: str,
-        threads: int | None,
-        library: Path | None = None,
-    ):
-        self._manifest, self._plan, self._dtype = bundle.manifest, plan, dtype
-        graphs, sizes = plan.graphs[dialect], bundle.manifest.decoder
-
-        def load(name: str, library: Path | None = None) -> Session:
-            return Session(bundle.path(bundle.manifest.graphs[name].file), device, threads, library)
-
-        self._segments = [load(name) for name in graphs.decoder]
-        self._steps = [load(name, library) for name in graphs.prune_llm]
+    def __init__(self, bundle: Bundle, plan: Plan, dialect: str, backend: Backend):
+        self._manifest, self._plan, self._backend = bundle.manifest, plan, backend
+        graphs, sizes, files = plan.graphs[dialect], bundle.manifest.decoder, bundle.manifest.graphs
+        self._segments = [backend.load(bundle.path(files[name].file)) for name in graphs.decoder]
+        self._steps = [backend.load(bundle.path(files[name].file), plugins=True) for name in graphs.prune_llm]
         for session, segment in zip(self._segments, plan.segments, strict=True):
             session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.num_key_value_heads, sizes.head_dim)
 
@@ -61,16 +46,20 @@ class LanguageModel:
         for segment, less in zip(self._plan.segments, gone, strict=True):
             layers = range(segment.first_layer, segment.first_layer + segment.layers)
             capacity = prompt_tokens - less + new_tokens
-            caches.append(KVCache(layers, capacity, sizes.num_key_value_heads, sizes.head_dim, self._dtype))
+            caches.append(
+                self._backend.cache(
+                    layers, capacity, sizes.num_key_value_heads, sizes.head_dim, self._manifest.precision
+                )
+            )
         return Sequence(caches, [0] * len(caches))
 
     def prefill(
         self,
         sequence: Sequence,
-        embeddings: np.ndarray,
+        embeddings: Buffer,
         positions: np.ndarray,
         visual_start: int,
-        aux_outputs: Mapping[str, np.ndarray],
+        aux_outputs: Mapping[str, Buffer],
     ) -> np.ndarray:
         """Runs a prompt and returns the last position's logits [V] float32.
 
@@ -81,9 +70,10 @@ class LanguageModel:
             visual_start: Row of the first visual token.
             aux_outputs: What the op after the vision tower gave for the steps, such as `labels` [1, n].
         """
-        hidden, position_ids = embeddings, positions[None].astype(np.int64)
-        outputs: dict[str, np.ndarray] = {}
-        offset = 0
+        upload = self._backend.upload
+        hidden, position_ids = embeddings, upload(positions[None].astype(np.int64))
+        outputs: dict[str, Buffer] = {}
+        last, offset = int(positions[-1]), 0  # the last row's position id; what compacting took from it so far
         for number, (session, cache) in enumerate(zip(self._segments, sequence.caches, strict=True)):
             outputs = self._run(session, cache, hidden, position_ids)
             hidden = outputs.get("hidden_states_out", hidden)
@@ -95,36 +85,40 @@ class LanguageModel:
                     **aux_outputs,
                     "hidden_states": hidden,
                     "position_ids": position_ids,
-                    "visual_start": np.array([visual_start], np.int64),
+                    "visual_start": upload(np.array([visual_start], np.int64)),
                     "keys": outputs[f"new_key_values.{segment.first_layer + segment.layers - 1}.key"],
                     "query": outputs["query"],
                 }
             )
-            hidden, left = chosen["hidden_states_out"], chosen["position_ids_out"]
-            if step.positions == "compacted":
-                offset += int(position_ids[0, -1] - left[0, -1])
+            rows = hidden.shape[1]
+            hidden, position_ids = chosen["hidden_states_out"], chosen["position_ids_out"]
+            if step.positions == "compacted":  # numbered through from 0
+                offset += last - (hidden.shape[1] - 1)
+                last = hidden.shape[1] - 1
+            elif step.positions == "official":  # their places before the step
+                last = rows - 1
             sequence.offsets[number + 1] = offset
-            position_ids = left
-            sequence.kept.append(chosen["keep_indices"][0])
+            sequence.kept.append(chosen["keep_indices"])
         return self._logits(outputs)
 
-    def decode(self, sequence: Sequence, embedding: np.ndarray, position: int) -> np.ndarray:
+    def decode(self, sequence: Sequence, embedding: Buffer, position: int) -> np.ndarray:
         """Runs one new token, embedded [1, 1, W], and returns its logits [V] float32."""
         hidden = embedding
-        outputs: dict[str, np.ndarray] = {}
+        outputs: dict[str, Buffer] = {}
         for session, cache, offset in zip(self._segments, sequence.caches, sequence.offsets, strict=True):
-            outputs = self._run(session, cache, hidden, np.array([[position - offset]], np.int64))
+            position_ids = self._backend.upload(np.array([[position - offset]], np.int64))
+            outputs = self._run(session, cache, hidden, position_ids)
             hidden = outputs.get("hidden_states_out", hidden)
         return self._logits(outputs)
 
     @staticmethod
-    def _run(session: Session, cache: KVCache, hidden: np.ndarray, position_ids: np.ndarray) -> dict[str, np.ndarray]:
+    def _run(session: Session, cache: Cache, hidden: Buffer, position_ids: Buffer) -> dict[str, Buffer]:
         feeds = {"inputs_embeds": hidden, "hidden_states": hidden, "position_ids": position_ids, **cache.past()}
         outputs = session.run(feeds)
         cache.append(outputs)
         return outputs
 
-    def _logits(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        logits = outputs["logits"][0, 0].astype(np.float32, copy=False)
-        check_finite(logits, "the language model", self._manifest.precision)
+    def _logits(self, outputs: Mapping[str, Buffer]) -> np.ndarray:
+        logits = self._backend.read(outputs["logits"])
+        check_finite(bool(np.isfinite(logits).all()), "the language model", self._manifest.precision)
         return logits

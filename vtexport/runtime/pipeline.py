@@ -1,43 +1,48 @@
 """From an image and a question to an answer, by the graphs of one plan of a bundle.
 
 `encode` and `generate` are separate steps: the visual tokens of one image serve several questions, and another
-language-model runtime can take them.
+language-model runtime can take them. `stages` has the steps of both, one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, overload
+from types import TracebackType
 
 import numpy as np
 
-from vtexport.bundle.dialects import DIALECTS, RUNS_IN
-from vtexport.bundle.manifest import AdaptivePlan, StoredTensor
+from vtexport.backends.registry import open_backend
+from vtexport.bundle.dialects import DIALECTS
+from vtexport.bundle.manifest import AdaptivePlan
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, UsageError
-from vtexport.plugins.libraries import Choice, choose_library
 from vtexport.runtime.adaptive import BudgetChooser
-from vtexport.runtime.answers import Answer, AnswerStream, BudgetChoice, Clock, VisualTokens, reported, timings
-from vtexport.runtime.language_model import LanguageModel
+from vtexport.runtime.answers import Answer, AnswerStream, BudgetChoice, Clock, VisualTokens, timings
 from vtexport.runtime.messages import choose_image
-from vtexport.runtime.onnxruntime_backend import Session, check_device, dialect_here
-from vtexport.runtime.prompt import Messages, Prompt, PromptReader
-from vtexport.runtime.sampling import Decoding, Sampling
-from vtexport.runtime.vision import ImageLike, VisionStage, check_finite
+from vtexport.runtime.prompt import Messages, Prompt, PromptReader, Question
+from vtexport.runtime.sampling import Decoding, Sampling, TokenChooser
+from vtexport.runtime.stages import Continuation, Stages
+from vtexport.runtime.vision import ImageLike
 
 __all__ = ["DIALECTS", "Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
-AUX_OUTPUTS = ("labels",)  # outputs of the prune graph that steps inside the language model read
-TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 
 
 class Pipeline:
     """One plan of a bundle, or an adaptive one over several, loaded. Make it with `Pipeline.open`.
 
-    `native` says which library runs the pruning ops, or why the function bodies do; `dialect` which graphs run.
+    Use it in a `with` block, or `close` it, to give its memory back at once.
+
+    Attributes:
+        bundle: What was opened.
+        name: Of the plan.
+        plans: It, or those that an adaptive one chooses from.
+        dialect: Of the graphs that run.
+        native: The library that runs the pruning ops, or the reason why their function bodies do.
+        stages: The steps of `encode` and `generate`, for a measurement to call one by one.
     """
 
     def __init__(
@@ -51,36 +56,26 @@ class Pipeline:
     ):
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
-        manifest = bundle.manifest
-        if manifest.precision not in RUNS_IN:
+        self._backend = backend = open_backend(device=device, threads=threads)
+        precision = bundle.manifest.precision
+        if precision not in backend.provides.precisions:
             raise UsageError(
-                f"{bundle.folder} is in {manifest.precision}, which ONNX Runtime does not compute in on the CPU and "
-                "which is for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
+                f"{bundle.folder} is in {precision}, which {backend.provides.title} does not compute in and which is "
+                "for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
             )
-        check_device(device)
-        self.dialect = dialect = dialect_here(manifest.precision, dialect)
+        self.dialect = backend.dialect(precision, dialect)
+        self.native = backend.provides.plugins
         self.bundle = bundle
         chosen = bundle.plan_or_adaptive(plan)
         self.name = chosen.name
-        self._adaptive = BudgetChooser(bundle, chosen) if isinstance(chosen, AdaptivePlan) else None
-        self.plans = self._adaptive.plans if self._adaptive else [bundle.plan(chosen.name)]
-        if any(dialect not in each.graphs for each in self.plans):
-            raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
-        self._dtype = DTYPES[manifest.precision].numpy
-        graphs = self.plans[0].graphs[dialect]  # the plans of an adaptive one differ in the prune graph alone
-
-        # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
-        self.native = choose_library() if device == "cpu" else Choice(None, f"the device is {device}")
-        library = self.native.library
-
-        def load(name: str) -> Session:
-            return Session(bundle.path(manifest.graphs[name].file), device, threads, library)
-
-        self._vision = VisionStage(bundle, graphs.vision, device, threads)
-        self._prune = {each.name: load(each.graphs[dialect].prune) for each in self.plans}
-        self._language_model = LanguageModel(bundle, self.plans[0], dialect, self._dtype, device, threads, library)
+        chooser = BudgetChooser(bundle, chosen) if isinstance(chosen, AdaptivePlan) else None
+        self.plans = chooser.plans if chooser else [bundle.plan(chosen.name)]
+        if any(self.dialect not in each.graphs for each in self.plans):
+            raise BundleError(f"{bundle.folder} has no {self.dialect} graphs; build it again")
+        self.stages = Stages(bundle, self.plans, self.dialect, backend, chooser)
+        self._language_model = self.stages.language_model
         self._prompts = PromptReader(bundle)
-        self._embedding = _map(bundle, manifest.text.embedding)
+        self._closed = False
 
     @classmethod
     def open(
@@ -110,10 +105,23 @@ class Pipeline:
         """
         return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
 
+    def close(self) -> None:
+        """Gives the memory of the graphs back; a closed pipeline answers no more."""
+        self._closed = True
+        self._backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     @property
     def takes_question(self) -> bool:
         """True where the plan picks visual tokens by the question."""
-        return any(TEXT_INPUT in session.input_names for session in self._prune.values())
+        return self.stages.takes_question
 
     def encode(
         self, image: ImageLike | None = None, prompt: str | Messages | None = None, *, raw_prompt: bool = False
@@ -135,88 +143,31 @@ class Pipeline:
             UsageError: there is no image, or the plan needs a question and there is none.
             InputError: the image cannot be read.
         """
-        question, text = self._question(prompt, raw_prompt)
-        clock = Clock()
+        self._check_open()
+        question = None
+        if self.takes_question:
+            if prompt is None:
+                raise UsageError(
+                    f"plan {self.name} picks visual tokens by the question; give it as well "
+                    "(--prompt, or the second argument of encode)"
+                )
+            self._prompts.render(prompt, raw=raw_prompt)  # refuses what `generate` refuses
+            question = self._prompts.question(prompt, raw=raw_prompt)
+        return self._encode(image, prompt, question)
+
+    def _encode(
+        self, image: ImageLike | None, prompt: str | Messages | None, question: Question | None
+    ) -> VisualTokens:
+        """`prompt` is for the image that a conversation names."""
+        stages, clock = self.stages, Clock(self.stages.sync)
         image, passed_over = choose_image(image, prompt)
-        vision = self._vision.run(image, clock)
-        plan, route = self._adaptive.choose(self._vision.patches(vision)) if self._adaptive else (self.plans[0], None)
-        kept = self._prune[plan.name].run({**vision.outputs, **text})
-        check_finite(kept["image_features"], "the projector", self.bundle.manifest.precision)
+        pixels = stages.preprocess(image)
+        clock.lap("preprocess")
+        seen = stages.vision(pixels)
+        clock.lap("vision")
+        visual = stages.prune(seen, question)
         clock.lap("prune")
-        reports, warnings = reported(plan, kept)
-        rows = kept["keep_indices"].shape[1]
-        # The rows after `count` only fill the budget.
-        used = int(reports["count"]) if "count" in reports else rows
-        grid = self.bundle.manifest.vision
-        return VisualTokens(
-            embeddings=kept["image_features"][:, :used],
-            keep_indices=kept["keep_indices"][0, :used],
-            positions=kept["visual_positions"][0, :used],
-            position_span=plan.position_span - (rows - used if plan.positions == "contiguous" else 0),
-            grid=(grid.grid_height, grid.grid_width),
-            image_size=vision.image_size,
-            crop=vision.crop,
-            plan=plan.name,
-            timings_ms=clock.laps,
-            reports=reports,
-            warnings=[*passed_over, *vision.warnings, *warnings],
-            route=route,
-            question=question,
-            aux_outputs={name: value for name, value in kept.items() if name in AUX_OUTPUTS},
-        )
-
-    def _question(self, prompt: str | Messages | None, raw: bool) -> tuple[str | None, dict[str, np.ndarray]]:
-        """The question's text and its embeddings [1, M, W] float32 as the prune graph's input, where it has one."""
-        if not self.takes_question:
-            return None, {}
-        if prompt is None:
-            raise UsageError(
-                f"plan {self.name} picks visual tokens by the question; give it as well "
-                "(--prompt, or the second argument of encode)"
-            )
-        self._prompts.render(prompt, raw=raw)  # refuses what `generate` refuses
-        text, ids = self._prompts.question(prompt, raw=raw)
-        return text, {TEXT_INPUT: self._embedding[ids][None].astype(np.float32)}
-
-    def _other_question(self, visual: VisualTokens, prompt: str | Messages, raw: bool) -> list[str]:
-        """A sentence where the visual tokens were picked for another question than this one."""
-        if visual.question is None or self._prompts.question(prompt, raw=raw)[0] == visual.question:
-            return []
-        return [
-            f"the visual tokens were picked for {visual.question!r}; encode the image with this question for its own"
-        ]
-
-    @overload
-    def generate(
-        self,
-        image: ImageLike | VisualTokens | None = ...,
-        prompt: str | Messages = ...,
-        *,
-        max_new_tokens: int | None = ...,
-        temperature: float | None = ...,
-        top_p: float | None = ...,
-        seed: int | None = ...,
-        sampling: Sampling = ...,
-        logits_processors: bool = ...,
-        raw_prompt: bool = ...,
-        stream: Callable[[str], object] | None = ...,
-    ) -> Answer: ...
-
-    @overload
-    def generate(
-        self,
-        image: ImageLike | VisualTokens | None = ...,
-        prompt: str | Messages = ...,
-        *,
-        max_new_tokens: int | None = ...,
-        temperature: float | None = ...,
-        top_p: float | None = ...,
-        seed: int | None = ...,
-        sampling: Sampling = ...,
-        logits_processors: bool = ...,
-        raw_prompt: bool = ...,
-        stream: Literal[True],
-    ) -> AnswerStream: ...
+        return replace(visual, timings_ms=clock.laps, warnings=[*passed_over, *visual.warnings])
 
     def generate(
         self,
@@ -230,8 +181,8 @@ class Pipeline:
         sampling: Sampling = "greedy",
         logits_processors: bool = True,
         raw_prompt: bool = False,
-        stream: Callable[[str], object] | Literal[True] | None = None,
-    ) -> Answer | AnswerStream:
+        stream: Callable[[str], object] | None = None,
+    ) -> Answer:
         """Answers a question about an image, or about the visual tokens that `encode` made of one.
 
         Tokens are chosen greedily unless `temperature` or `sampling` says otherwise, from logits that the checkpoint's
@@ -250,12 +201,54 @@ class Pipeline:
                 warpers such as top_k, from the checkpoint's generation configuration, which may be greedy, too.
             logits_processors: False leaves the checkpoint's logits processors out.
             raw_prompt: `prompt` is the whole text with the image's placeholder in it, no chat template.
-            stream: a function that gets each piece of text as it comes, or True for an iterator over the pieces.
+            stream: a function that gets each piece of text as it comes. See the method `stream` for an iterator.
 
         Raises:
             UsageError: a value is out of range, or the prompt does not fit the model's context.
             InputError: the image cannot be read.
         """
+        if stream is not None and not callable(stream):
+            raise UsageError(
+                f"stream is {stream!r}; give a function, or call Pipeline.stream for an iterator over the pieces"
+            )
+        pieces = self.stream(
+            image,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            sampling=sampling,
+            logits_processors=logits_processors,
+            raw_prompt=raw_prompt,
+        )
+        for piece in pieces:
+            if stream is not None:
+                stream(piece)
+        assert pieces.answer is not None
+        return pieces.answer
+
+    def stream(
+        self,
+        image: ImageLike | VisualTokens | None = None,
+        prompt: str | Messages = "",
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        sampling: Sampling = "greedy",
+        logits_processors: bool = True,
+        raw_prompt: bool = False,
+    ) -> AnswerStream:
+        """Begins an answer, whose pieces of text come as they are asked for; arguments as of `generate`.
+
+        The call returns after the prefill. Times are those of the pipeline, not of who reads the pieces.
+
+        Raises:
+            UsageError, InputError: as `generate`, at the call.
+        """
+        self._check_open()
         decoding = Decoding(
             self.bundle.manifest.generation,
             sampling=sampling,
@@ -265,77 +258,73 @@ class Pipeline:
             logits_processors=logits_processors,
             max_new_tokens=max_new_tokens,
         )
-        if isinstance(image, VisualTokens) and image.plan not in self._prune:
+        encoded = isinstance(image, VisualTokens)
+        if isinstance(image, VisualTokens) and image.plan not in {plan.name for plan in self.plans}:
             raise UsageError(f"these visual tokens were made with plan {image.plan}, this pipeline runs {self.name}")
-        pieces = AnswerStream(self._pieces(image, prompt, raw_prompt, decoding))
-        if stream is True:
-            return pieces
-        for piece in pieces:
-            if stream is not None:
-                stream(piece)
-        assert pieces.answer is not None
-        return pieces.answer
+        # Before the image: a wrong prompt should not cost a vision pass.
+        read = self._prompts.read(prompt, raw=raw_prompt)
+        unpruned = self._unpruned(read)
+        limit = decoding.new_tokens(len(unpruned))
+        asks = image.question is not None if isinstance(image, VisualTokens) else self.takes_question
+        question = self._prompts.question(prompt, raw=raw_prompt) if asks else None
+        clock = Clock(self.stages.sync)
+        visual = image if isinstance(image, VisualTokens) else self._encode(image, prompt, question)
+        clock.lap("encode")
+        continuation = self.stages.prefill(visual, read, limit)
+        clock.lap("prefill")
+        text, decoder = self.bundle.manifest.text, self.bundle.manifest.decoder
+        choose = decoding.start(unpruned, limit, text.eos_token_ids, decoder.vocab_size, self._prompts.tokenizer)
+        if question is not None and question.text != visual.question:
+            warning = f"the visual tokens were picked for {visual.question!r}; encode the image with this question for its own"
+            visual = replace(visual, warnings=[*visual.warnings, warning])
+        return AnswerStream(self._pieces(visual, continuation, choose, clock, encoded_here=not encoded))
 
     def _pieces(
-        self, image: ImageLike | VisualTokens | None, prompt: str | Messages, raw: bool, decoding: Decoding
+        self,
+        visual: VisualTokens,
+        continuation: Continuation,
+        choose: TokenChooser,
+        clock: Clock,
+        *,
+        encoded_here: bool,
     ) -> Iterator[str | Answer]:
         """Pieces of text, and the whole `Answer` last."""
-        read = self._prompts.read(prompt, raw=raw)  # before the image: a wrong prompt should not cost a vision pass
-        unpruned = self._unpruned(read)
-        max_new_tokens = decoding.new_tokens(len(unpruned))
-        clock = Clock()
-        visual = image if isinstance(image, VisualTokens) else self.encode(image, prompt, raw_prompt=raw)
-        clock.lap("encode")
-        length = len(read.before) + len(visual.keep_indices) + len(read.after)
-        end_position = len(read.before) + visual.position_span + len(read.after)
-        limit = self.bundle.manifest.decoder.max_position_embeddings
-        if end_position + max_new_tokens > limit:
-            raise UsageError(
-                f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
-                f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
-            )
-        sequence = self._language_model.start(length, max_new_tokens)
-        embeddings = np.concatenate(
-            [self._embed(read.before), visual.embeddings.astype(self._dtype, copy=False), self._embed(read.after)],
-            axis=1,
-        )
-        start = len(read.before)
-        positions = np.concatenate(
-            [np.arange(start), start + visual.positions, start + visual.position_span + np.arange(len(read.after))]
-        )
-        logits = self._language_model.prefill(sequence, embeddings, positions, start, visual.aux_outputs)
-        clock.lap("prefill")
-
-        decoder = self._prompts.stream()
-        eos, vocabulary = self.bundle.manifest.text.eos_token_ids, self.bundle.manifest.decoder.vocab_size
-        choose = decoding.start(unpruned, max_new_tokens, eos, vocabulary, self._prompts.tokenizer)
+        clock.resume()
+        decoder, stages = self._prompts.stream(), self.stages
         token_ids: list[int] = []
+        lap = "first_token"
         while True:
-            token = choose(logits)
+            token = choose(continuation.logits)
             token_ids.append(token)
-            if len(token_ids) == 1:
-                clock.lap("first_token")
-            yield decoder.step(token)  # of an end token, too, which has text where it is not a special one
+            if lap == "first_token":
+                clock.lap(lap)
+                lap = "decode"
+            piece = decoder.step(token)  # of an end token, too, which has text where it is not a special one
+            if piece:
+                clock.lap(lap)
+                yield piece
+                clock.resume()
             if choose.finish_reason is not None:
                 break
-            position = end_position + len(token_ids) - 1
-            logits = self._language_model.decode(sequence, self._embed(np.array([token])), position)
-        yield decoder.finish()
-        clock.lap("decode")
+            stages.decode(continuation, token)
+        rest = decoder.finish()
+        clock.lap(lap)
+        yield rest
         yield Answer(
             text=decoder.text,
             token_ids=token_ids,
             finish_reason=choose.finish_reason,
-            prompt_tokens=length,
+            prompt_tokens=continuation.prompt_tokens,
             visual_tokens=len(visual.keep_indices),
             keep_indices=visual.keep_indices.tolist(),
             kept_by_layer={
-                step.layer: kept.tolist() for step, kept in zip(self.plans[0].steps, sequence.kept, strict=True)
+                step.layer: kept.numpy()[0].tolist()
+                for step, kept in zip(self.plans[0].steps, continuation.sequence.kept, strict=True)
             },
-            timings_ms=timings(visual, clock.laps, encoded_here=visual is not image),
+            timings_ms=timings(visual, clock.laps, encoded_here=encoded_here),
             plan=visual.plan,
             reports=visual.reports,
-            warnings=[*visual.warnings, *self._other_question(visual, prompt, raw)],
+            warnings=visual.warnings,
             route=visual.route,
         )
 
@@ -345,16 +334,6 @@ class Pipeline:
         placeholders = np.full(manifest.vision.tokens, manifest.text.image_token_id, np.int64)
         return np.concatenate([read.before, placeholders, read.after])
 
-    def _embed(self, ids: np.ndarray) -> np.ndarray:
-        """[1, S, W] rows of the memory-mapped embedding table."""
-        return self._embedding[ids][None].astype(self._dtype, copy=False)
-
-
-def _map(bundle: Bundle, tensor: StoredTensor) -> np.ndarray:
-    if tensor.dtype not in RUNS_IN:
-        raise BundleError(
-            f"the bundle's embedding has dtype {tensor.dtype}, which ONNX Runtime's CPU backend cannot take"
-        )
-    return np.memmap(
-        bundle.path(tensor.file), DTYPES[tensor.dtype].numpy, "r", offset=tensor.offset, shape=tuple(tensor.shape)
-    )
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"this pipeline of {self.bundle.folder} is closed; open it again")

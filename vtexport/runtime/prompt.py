@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from vtexport.runtime.chat_template import compile_template as _compile
 from vtexport.runtime.chat_template import render
 from vtexport.runtime.messages import Messages, check_utf8, image_parts, normalised
 
-__all__ = ["Messages", "Prompt", "PromptReader", "StreamDecoder"]
+__all__ = ["Messages", "Prompt", "PromptReader", "Question", "StreamDecoder"]
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
@@ -27,6 +28,13 @@ class Prompt:
 
     before: np.ndarray  # [P] int64
     after: np.ndarray  # [Q] int64
+
+
+class Question(NamedTuple):
+    """The question's own text, by which plans may pick visual tokens."""
+
+    text: str
+    ids: np.ndarray  # [M] int64, without special tokens
 
 
 class PromptReader:
@@ -123,8 +131,8 @@ class PromptReader:
             )
         return Prompt(ids[: at[0]], ids[at[0] + 1 :])
 
-    def question(self, prompt: str | Messages, *, raw: bool = False) -> tuple[str, np.ndarray]:
-        """The question's own text and its token ids [M] int64, for plans that pick visual tokens by the question.
+    def question(self, prompt: str | Messages, *, raw: bool = False) -> Question:
+        """The question's own text and its token ids, for plans that pick visual tokens by the question.
 
         Of a conversation that is the text of the last user message; neither the template's words nor special tokens
         are in it. The parts of a raw prompt cannot be told apart, so all its text counts.
@@ -145,7 +153,7 @@ class PromptReader:
         ids = [each for each in self.tokenizer.encode(text, add_special_tokens=False).ids if each not in special]
         if not text.strip() or not ids:
             raise UsageError("the last user message has no text, and the plan picks visual tokens by it; ask something")
-        return text, np.asarray(ids, np.int64)
+        return Question(text, np.asarray(ids, np.int64))
 
     def stream(self) -> StreamDecoder:
         """A decoder that turns ids into text as they come."""

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from vtexport.backends.base import Backend, Buffer
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError
-from vtexport.runtime.answers import Clock
 from vtexport.runtime.images import Crop, output_size, pixel_values, read_image
-from vtexport.runtime.onnxruntime_backend import Session
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """One image as the vision graph takes it.
+
+    Attributes:
+        pixel_values: [1, 3, H, W] float32, on the host.
+        image_size: Width and height of the upright image, pixels.
+        crop: The part of it that they are of.
+        warnings: What was passed over in its file.
+    """
+
+    pixel_values: np.ndarray
+    image_size: tuple[int, int]
+    crop: Crop
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -24,56 +39,55 @@ class VisionOutput:
 
     Attributes:
         outputs: `features` and the signals by name.
-        image_size: Width and height of the upright image, pixels.
-        crop: The part of it that they are of.
-        warnings: What was passed over in its file.
+        image: It before the graph.
     """
 
-    outputs: dict[str, np.ndarray]
-    image_size: tuple[int, int]
-    crop: Crop
-    warnings: list[str]
+    outputs: dict[str, Buffer]
+    image: Preprocessed
 
 
 class VisionStage:
     """One vision graph of a bundle, loaded."""
 
-    def __init__(self, bundle: Bundle, graph: str, device: str, threads: int | None):
+    def __init__(self, bundle: Bundle, graph: str, backend: Backend):
         manifest = bundle.manifest
         self._image, self._precision, self._tokens = manifest.image, manifest.precision, manifest.vision.tokens
-        self._session = Session(bundle.path(manifest.graphs[graph].file), device, threads)
-        self._session.check_input("pixel_values", 3, *output_size(manifest.image))
+        self._backend = backend
+        self.session = backend.load(bundle.path(manifest.graphs[graph].file))
+        self.session.check_input("pixel_values", 3, *output_size(manifest.image))
 
-    def run(self, image: ImageLike, clock: Clock) -> VisionOutput:
-        """Runs the graph on one image.
+    def preprocess(self, image: ImageLike) -> Preprocessed:
+        """Reads one image and makes the checkpoint's pixels of it.
 
         Raises:
-            InputError: the image cannot be read, or the numbers left the range of the bundle's precision.
+            InputError: the image cannot be read.
         """
         loaded = read_image(image)
         pixels, crop = pixel_values(loaded.image, self._image)
-        clock.lap("preprocess")
-        outputs = self.run_graph({"pixel_values": pixels})
-        check_finite(outputs["features"], "the vision tower", self._precision)
-        clock.lap("vision")
-        return VisionOutput(outputs, loaded.image.size, crop, loaded.warnings)
+        return Preprocessed(pixels, loaded.image.size, crop, loaded.warnings)
 
-    def run_graph(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs the graph alone: `pixel_values` [1, 3, H, W] to the features and signals, as they come."""
-        return self._session.run(inputs)
+    def run(self, image: Preprocessed) -> VisionOutput:
+        """Runs the graph on one image.
+
+        Raises:
+            InputError: the numbers left the range of the bundle's precision.
+        """
+        outputs = self.session.run({"pixel_values": self._backend.upload(image.pixel_values)})
+        check_finite(self._backend.is_finite(outputs["features"]), "the vision tower", self._precision)
+        return VisionOutput(outputs, image)
 
     def patches(self, output: VisionOutput) -> np.ndarray:
-        """[T, D]: the features without CLS."""
-        return output.outputs["features"][0, -self._tokens :]
+        """[T, D]: the features without CLS, for the host."""
+        return output.outputs["features"].numpy()[0, -self._tokens :]
 
 
-def check_finite(values: np.ndarray, stage: str, precision: str) -> None:
+def check_finite(finite: bool, stage: str, precision: str) -> None:
     """Stops where a stage left the range of numbers: what follows would be noise that looks like an answer.
 
     Raises:
-        InputError: one of `values` is not finite.
+        InputError: `finite` is False.
     """
-    if not np.isfinite(values).all():
+    if not finite:
         advice = (
             "build the bundle with --precision fp32" if precision == "float16" else "check the checkpoint's weights"
         )

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
-from vtexport.engines import rtx
-from vtexport.engines.rtx_worker import Job, Outcome
-from vtexport.engines.targets import find_target
+from vtexport.backends.trt import compile as trt_compile
+from vtexport.backends.trt.worker import Job, Outcome
+from vtexport.backends.targets import find_target
 from vtexport.errors import VtexportError
 
 

@@ -12,12 +12,20 @@ from vtexport.bundle.hub_cache import leads_out
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Sha256
 from vtexport.bundle.reader import Bundle
 from vtexport.bundle.references import is_inside
-from vtexport.engines.profiles import Profile
 from vtexport.errors import BundleError, quoted
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "engines.json"
 FOLDER = "engines"  # inside a bundle; a folder for each target below
+# Text around the image, template included, that an engine takes in one prefill unless the user says otherwise.
+TEXT_TOKENS = 512
+
+
+class Profile(msgspec.Struct, kw_only=True):
+    """One range: least, usual and largest shape of every input with a length that varies."""
+
+    name: str  # "prefill-64" for a budget of 64 visual tokens, "decode", or "question"
+    shapes: dict[str, list[list[int]]]
 
 
 class Engine(msgspec.Struct, kw_only=True):

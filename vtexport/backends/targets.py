@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 
+from vtexport.backends.recipe import Target
+from vtexport.backends.registry import runtimes
 from vtexport.data_files import data_folder
-from vtexport.dtypes import Precision
 from vtexport.errors import UsageError, VtexportError, quoted
 
 if sys.version_info >= (3, 11):
@@ -18,29 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
 DEFAULT_TARGET = "cpu"  # what is built for where none is named
-# Of an NVIDIA GPU, as NVIDIA writes it
-ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d$")]
-
-
-class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Target recipe: what a device runs. `buildable` says whether this version of vtexport can build for it."""
-
-    title: str
-    runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
-    buildable: bool
-    dialect: Literal["modern", "classic"]
-    precisions: Annotated[list[Precision], msgspec.Meta(min_length=1)]  # the default first
-    tensorrt: str | None = None  # version
-    cuda: str | None = None  # version
-    compute_capabilities: list[ComputeCapability] = []  # of its GPUs
-    name: str = ""  # of the file
-
-    @property
-    def default_precision(self) -> Precision:
-        """The precision to build in where none is named."""
-        return self.precisions[0]
 
 
 def list_targets(folder: Path | None = None) -> list[Target]:
@@ -53,6 +31,8 @@ def list_targets(folder: Path | None = None) -> list[Target]:
     for path in sorted((folder or data_folder("engines")).glob("*.toml")):
         try:
             target = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Target)
+            if target.runtime not in runtimes():
+                raise msgspec.ValidationError(f"runtime {target.runtime!r} is none of {', '.join(sorted(runtimes()))}")
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
             raise VtexportError(
                 f"{path} is not a target recipe: {quoted(error, path)}; install vtexport again"

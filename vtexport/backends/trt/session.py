@@ -1,4 +1,4 @@
-"""Running one TensorRT-RTX engine on the GPU: arrays in, arrays out.
+"""Running one engine of TensorRT or TensorRT-RTX on the GPU: arrays in, arrays out.
 
 For comparing engines with the graphs they were built from (`tests/gpu`), not for speed: buffers are made anew for each
 run, and the kernels that TensorRT-RTX compiles when an engine is loaded are not kept between processes.
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from vtexport.backends.trt.cuda_driver import Device
+from vtexport.backends.trt.flavour import Flavour
 from vtexport.dtypes import DTYPES
-from vtexport.engines.cuda_driver import Device
 from vtexport.errors import InputError, UsageError, VtexportError, quoted
 
 # (least, usual, largest) shape of each input
@@ -25,13 +26,12 @@ NUMPY = {each.tensorrt: each.numpy for each in DTYPES.values()}
 
 
 @functools.cache
-def _logger() -> tuple[Any, list[str]]:
+def _logger(flavour: Flavour) -> tuple[Any, list[str]]:
     """A logger and the errors it has heard: one for the process, because TensorRT keeps the first it is given."""
-    import tensorrt_rtx as trt
-
+    trt = flavour.load()
     logged: list[str] = []
 
-    class Logger(trt.ILogger):
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -70,16 +70,15 @@ def _fits(shape: Sequence[int], limits: Sequence[Sequence[int]]) -> bool:
 class EngineRunner:
     """One engine, loaded on a GPU. Use it in a `with` block, or `close` it before its device."""
 
-    def __init__(self, path: Path, device: Device):
+    def __init__(self, path: Path, device: Device, flavour: Flavour):
         """Loads the engine; TensorRT-RTX compiles its kernels for this GPU then.
 
         Raises:
-            VtexportError: TensorRT-RTX does not take the engine on this GPU; with its own sentence.
+            VtexportError: the library does not take the engine on this GPU; with its own sentence.
         """
-        import tensorrt_rtx as trt
-
-        self._trt, self._device, self.path = trt, device, path
-        logger, self._logged = _logger()
+        trt = flavour.load()
+        self._device, self.path, self._version = device, path, f"{flavour.module} {trt.__version__}"
+        logger, self._logged = _logger(flavour)
         self._logged.clear()
         self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -106,7 +105,7 @@ class EngineRunner:
         Raises:
             UsageError: no profile takes the inputs' shapes.
             InputError: an input has another type than the engine's.
-            VtexportError: TensorRT-RTX or the driver failed.
+            VtexportError: the library or the driver failed.
         """
         self._logged.clear()
         given = {name: np.ascontiguousarray(inputs[name]) for name in self.input_names}
@@ -159,8 +158,7 @@ class EngineRunner:
     def _check(self, succeeded: bool, what: str) -> None:
         if not succeeded:
             words = " ".join(self._logged) or "it gave no reason"
-            version = f"tensorrt_rtx {self._trt.__version__}"
             raise VtexportError(
-                f"{version} could not {what} {self.path} on this GPU: {quoted(words, self.path, limit=150)}; build the "
+                f"{self._version} could not {what} {self.path} on this GPU: {quoted(words, self.path, limit=150)}; build the "
                 "engine again with this version, for this GPU"
             )

@@ -13,9 +13,9 @@ import pytest
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.engines import cuda_driver, rtx_runner
-from vtexport.engines.cuda_driver import Device
-from vtexport.engines.profiles import profiles
-from vtexport.engines.rtx_runner import NUMPY, EngineRunner, choose_profile
+from vtexport.backends.trt.cuda_driver import Device
+from vtexport.backends.trt.profiles import profiles
+from vtexport.backends.trt.session import NUMPY, EngineRunner, choose_profile
 from vtexport.errors import InputError, MissingDependencyError, UsageError, VtexportError
 
 

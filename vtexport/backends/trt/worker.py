@@ -1,4 +1,4 @@
-"""One TensorRT-RTX engine from one ONNX file, in a process of its own: `python -m vtexport.engines.rtx_worker`.
+"""One engine from one ONNX file, in a process of its own: `python -m vtexport.backends.trt.worker`.
 
 A process for each engine, because the first logger given to TensorRT stays for the whole process, its memory (about
 three times the weights) goes back at once, and a crash ends nothing else. No plugin library of ours may be loaded here:
@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from vtexport.engines.profiles import Profile
+from vtexport.backends.record import Profile
+from vtexport.backends.trt.flavour import FLAVOURS
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -27,6 +28,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 class Job(msgspec.Struct, kw_only=True):
     """One engine to build."""
 
+    module: str  # of the flavour
     graph: str  # path of the ONNX file, its weights beside it
     engine: str  # path to write
     profiles: list[Profile]
@@ -44,11 +46,10 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 def run_job(job: Job) -> Outcome:
     """Parses, builds and writes one engine. Types are the graph's own (strongly typed), without TF32."""
-    import tensorrt_rtx as trt
-
+    trt = FLAVOURS[job.module].load()
     logged: list[str] = []
 
-    class Logger(trt.ILogger):
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -60,7 +61,7 @@ def run_job(job: Job) -> Outcome:
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    version = f"tensorrt_rtx {trt.__version__}"
+    version = f"{job.module} {trt.__version__}"
     if not parser.parse_from_file(job.graph):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
         refused = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]

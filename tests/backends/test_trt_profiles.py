@@ -9,7 +9,7 @@ import pytest
 
 from vtexport.bundle.manifest import Manifest
 from vtexport.bundle.reader import open_bundle
-from vtexport.engines.profiles import profiles
+from vtexport.backends.trt.profiles import profiles
 from vtexport.errors import UsageError
 
 

@@ -22,11 +22,11 @@ from vtexport.build import build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.engines import rtx
-from vtexport.engines.profiles import profiles
-from vtexport.engines.record import read_engines
-from vtexport.engines.rtx_worker import Job, Outcome
-from vtexport.engines.targets import find_target
+from vtexport.backends.trt import compile as trt_compile
+from vtexport.backends.trt.profiles import profiles
+from vtexport.backends.record import read_engines
+from vtexport.backends.trt.worker import Job, Outcome
+from vtexport.backends.targets import find_target
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS
@@ -219,7 +219,7 @@ def test_tf32_is_cleared(half_bundle: Path) -> None:
     graph = open_bundle(half_bundle).path("onnx/prunesid-16.prune.onnx")
     code = f"""
 import tensorrt_rtx as trt
-from vtexport.engines.rtx_worker import Job, run_job
+from vtexport.backends.trt.worker import Job, run_job
 real, seen = trt.Builder, []
 class Builder(real):
     def build_serialized_network(self, network, config):

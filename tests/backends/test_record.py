@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vtexport.bundle.manifest import MAX_MANIFEST_BYTES
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.engines.record import read_engines
+from vtexport.backends.record import read_engines
 from vtexport.errors import BundleError
 
 

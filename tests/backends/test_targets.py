@@ -12,7 +12,7 @@ import pytest
 import vtexport
 from vtexport.build import build
 from vtexport.cli.main import main
-from vtexport.engines.targets import DEFAULT_TARGET, Target, find_target, list_targets
+from vtexport.backends.targets import DEFAULT_TARGET, Target, find_target, list_targets
 from vtexport.errors import UsageError, VtexportError
 
 RECIPE = """

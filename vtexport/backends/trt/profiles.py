@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from vtexport.backends.record import TEXT_TOKENS, Profile
 from vtexport.bundle.manifest import Graph, Manifest
 from vtexport.errors import UsageError
 
-# Text around the image, template included, that an engine takes in one prefill unless the user says otherwise.
-TEXT_TOKENS = 512
 _USUAL_TEXT = 64
 _USUAL_ANSWER = 128
 # Decode runs one new token at a time. A profile fixed at one makes TensorRT-RTX 1.7 merge the products of one input and
 # store their weights a second time (98 MB for 57 MB of weights); with a range from 1 to 2 it stores them once.
 _DECODE_NEW = 1, 1, 2
 _USUAL_QUESTION = 16
-
-
-class Profile(msgspec.Struct, kw_only=True):
-    """One range: least, usual and largest shape of every input with a length that varies."""
-
-    name: str  # "prefill-64" for a budget of 64 visual tokens, "decode", or "question"
-    shapes: dict[str, list[list[int]]]
 
 
 def profiles(manifest: Manifest, graph: Graph, text_tokens: int = TEXT_TOKENS) -> list[Profile]:

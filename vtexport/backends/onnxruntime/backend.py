@@ -3,22 +3,101 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from vtexport.bundle.dialects import choose_dialect
+from vtexport.backends.base import Buffer, Provides
+from vtexport.backends.onnxruntime.host import HostBuffer, HostCache
+from vtexport.bundle.dialects import DIALECTS, RUNS_IN, choose_dialect, why_not
 from vtexport.bundle.paths import check_name
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, quoted
-from vtexport.plugins.libraries import SWITCH
+from vtexport.plugins.libraries import SWITCH, Choice, choose_library
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class Session:
-    """One graph, loaded; `run` takes and returns arrays by name.
+class OnnxRuntimeBackend:
+    """ONNX Runtime on one device, with its values in the host's memory: a buffer is an array, and nothing is copied.
+
+    Args:
+        device: "cpu", or "cuda" with onnxruntime-gpu, which copies what a graph takes and returns.
+        threads: threads for one operator; all cores when None.
+
+    Raises:
+        UsageError: no such device.
+        MissingDependencyError: ONNX Runtime or its provider for the device is not there.
+    """
+
+    def __init__(self, device: str, threads: int | None):
+        check_device(device)
+        self._device, self._threads = device, threads
+        self._sessions: list[OnnxRuntimeSession] = []
+        version = import_onnxruntime().__version__
+        self.provides = Provides(
+            title=f"ONNX Runtime {version}",
+            precisions=RUNS_IN,
+            dialects={
+                precision: tuple(each for each in DIALECTS if why_not(each, version, precision) is None)
+                for precision in RUNS_IN
+            },
+            # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
+            plugins=choose_library() if device == "cpu" else Choice(None, f"the device is {device}"),
+        )
+
+    def dialect(self, precision: str, wanted: str | None) -> str:
+        """As `base.Backend.dialect`; the sentences give the reason."""
+        return dialect_here(precision, wanted)
+
+    def load(self, graph: Path, *, plugins: bool = False) -> OnnxRuntimeSession:
+        """As `base.Backend.load`."""
+        library = self.provides.plugins.library if plugins else None
+        session = OnnxRuntimeSession(graph, self._device, self._threads, library)
+        self._sessions.append(session)
+        return session
+
+    def upload(self, array: np.ndarray) -> HostBuffer:
+        """The array itself, wrapped."""
+        return HostBuffer(array)
+
+    def adopt(self, buffer: Buffer) -> Buffer:
+        """Any array's wrapper, be it of another backend on the host."""
+        return buffer if isinstance(buffer, HostBuffer) else HostBuffer(buffer.numpy())
+
+    def join(self, buffers: Sequence[Buffer]) -> HostBuffer:
+        """As `base.Backend.join`."""
+        return HostBuffer(np.concatenate([buffer.numpy() for buffer in buffers], axis=1))
+
+    def first_rows(self, buffer: Buffer, count: int) -> HostBuffer:
+        """A view of them."""
+        return HostBuffer(buffer.numpy()[:, :count])
+
+    def is_finite(self, buffer: Buffer) -> bool:
+        """As `base.Backend.is_finite`."""
+        return bool(np.isfinite(buffer.numpy()).all())
+
+    def read(self, logits: Buffer) -> np.ndarray:
+        """A view [V] where they are float32 already."""
+        return logits.numpy()[0, 0].astype(np.float32, copy=False)
+
+    def cache(self, layers: range, capacity: int, num_key_value_heads: int, head_dim: int, dtype: str) -> HostCache:
+        """As `base.Backend.cache`."""
+        return HostCache(layers, capacity, num_key_value_heads, head_dim, dtype)
+
+    def sync(self) -> None:
+        """Nothing to wait for: a session returns when it is done."""
+
+    def close(self) -> None:
+        """Closes the sessions."""
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
+
+
+class OnnxRuntimeSession:
+    """One graph, loaded; `run` takes and returns arrays.
 
     With `library`, a library of operators that replaces the function bodies of the graph's pruning ops.
     """
@@ -40,7 +119,7 @@ class Session:
             # TF32 rounds the Gram matrix of a pruning op enough to change what it keeps
             providers = [(PROVIDERS["cuda"], {"use_tf32": 0}), *providers]
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            self._session: Any = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
             raise BundleError(
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {_reason(error, path)}; {_next_step(error, path)}"
@@ -50,7 +129,7 @@ class Session:
                 f"ONNX Runtime could not start {PROVIDERS[device]} and would fall back to "
                 f"{self._session.get_providers()[0]}; check the CUDA libraries or use --device cpu"
             )
-        self._path = path
+        self.path = path
         self._shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self.input_names = list(self._shapes)
         self.output_names = [value.name for value in self._session.get_outputs()]
@@ -64,14 +143,19 @@ class Session:
         shape = self._shapes.get(name)
         if shape is None or list(shape[-len(sizes) :]) != list(sizes):
             raise BundleError(
-                f"{self._path} takes {name} of shape {shape} and the bundle's manifest says that it ends in "
+                f"{self.path} takes {name} of shape {shape} and the bundle's manifest says that it ends in "
                 f"{list(sizes)}; build or copy the bundle again"
             )
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs that the graph does not have are not passed on."""
-        feeds = {name: inputs[name] for name in self.input_names}
-        return dict(zip(self.output_names, self._session.run(self.output_names, feeds), strict=True))
+    def run(self, feeds: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Outputs by name; feeds that the graph does not take are passed over."""
+        given = {name: cast(HostBuffer, feeds[name]).array for name in self.input_names}
+        outputs = self._session.run(self.output_names, given)
+        return dict(zip(self.output_names, map(HostBuffer, outputs), strict=True))
+
+    def close(self) -> None:
+        """Gives the graph's memory back."""
+        self._session = None
 
 
 def _register(ort: Any, options: Any, library: Path) -> None:

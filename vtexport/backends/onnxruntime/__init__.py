@@ -1,0 +1,1 @@
+"""Stock ONNX Runtime on the CPU or a CUDA device."""
