@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from vtexport.backends.record import read_engines
 from vtexport.bundle.manifest import MAX_MANIFEST_BYTES
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.backends.record import read_engines
 from vtexport.errors import BundleError
 
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 import vtexport
+from vtexport.backends.targets import DEFAULT_TARGET, Target, find_target, list_targets
 from vtexport.build import build
 from vtexport.cli.main import main
-from vtexport.backends.targets import DEFAULT_TARGET, Target, find_target, list_targets
 from vtexport.errors import UsageError, VtexportError
 
 RECIPE = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -18,15 +19,16 @@ import onnx_ir as ir
 import pytest
 from warm_builds import WarmBuilds
 
+from vtexport.backends.record import read_engines
+from vtexport.backends.registry import compile_bundle
+from vtexport.backends.targets import find_target
+from vtexport.backends.trt import compile as trt_compile
+from vtexport.backends.trt.profiles import profiles
+from vtexport.backends.trt.worker import Job, Outcome
 from vtexport.build import build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.backends.trt import compile as trt_compile
-from vtexport.backends.trt.profiles import profiles
-from vtexport.backends.record import read_engines
-from vtexport.backends.trt.worker import Job, Outcome
-from vtexport.backends.targets import find_target
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS
@@ -108,7 +110,7 @@ def test_compiling_again_replaces_and_changes_nothing_else(half_bundle: Path, ca
 
 def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_checkpoint: Path, capsys: Any) -> None:
     if not (half_bundle / "engines").exists():
-        rtx.compile_rtx(open_bundle(half_bundle), find_target("rtx"))
+        compile_bundle(open_bundle(half_bundle), find_target("rtx"))
     given = ["build", "--model", str(tiny_checkpoint), "--keep", "20", "--precision", "fp16", "-o", str(half_bundle)]
     assert main(given) == 0
     assert "run `vtexport compile` afterwards" in capsys.readouterr().err
@@ -168,13 +170,14 @@ def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_pat
     ranges = profiles(msgspec.structs.replace(manifest, plans=plans, decoder=sizes, graphs=graphs), graph)
     assert [profile.name for profile in ranges] == ["prefill-64", "prefill-192", "decode"]
     job = Job(
+        module="tensorrt_rtx",
         graph=str(tmp_path / "decoder.onnx"),
         engine=str(tmp_path / "decoder.engine"),
         profiles=ranges,
         compute_capabilities=[],
         parent=os.getpid(),
     )
-    rtx.build_engine(job, "decoder")
+    trt_compile.build_engine(job, "decoder")
     total = sum(weight.nbytes for weight in weights.values())
     assert total > 200e6
     assert total < (tmp_path / "decoder.engine").stat().st_size < 1.1 * total
@@ -182,18 +185,18 @@ def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_pat
 
 def test_a_failed_build_leaves_the_earlier_engines(half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(half_bundle)
-    rtx.compile_rtx(bundle, find_target("rtx"))
+    compile_bundle(bundle, find_target("rtx"))
     before = read_engines(bundle)
-    run = rtx.build_engine
+    run = trt_compile.build_engine
 
     def fail(wanted: Job, name: str) -> Outcome:
         if name.startswith("decoder"):
             raise VtexportError("no")
         return run(wanted, name)
 
-    monkeypatch.setattr(rtx, "build_engine", fail)
+    monkeypatch.setattr(trt_compile, "build_engine", fail)
     with pytest.raises(VtexportError, match="no"):
-        rtx.compile_rtx(bundle, find_target("rtx"), ["8.9"])
+        compile_bundle(bundle, find_target("rtx"), ["8.9"])
     assert read_engines(bundle) == before
     assert [path.name for path in (half_bundle / "engines").iterdir()] == ["rtx"]
 
@@ -230,7 +233,10 @@ class Builder(real):
         seen.append(config.get_flag(trt.BuilderFlag.TF32))
         return config
 trt.Builder = Builder
-run_job(Job(graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[], parent=0))
+job = Job(
+    module="tensorrt_rtx", graph={str(graph)!r}, engine="/nowhere", profiles=[], compute_capabilities=[], parent=0
+)
+run_job(job)
 print(seen)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -242,12 +248,12 @@ def test_what_cannot_work_is_refused_before_the_work(
 ) -> None:
     target = find_target("rtx")
     with pytest.raises(UsageError, match=r"is in fp32 and target rtx takes fp16 or bf16 .* --precision fp16"):
-        rtx.compile_rtx(open_bundle(tiny_bundle), target)
+        compile_bundle(open_bundle(tiny_bundle), target)
     with pytest.raises(UsageError, match=r"compute capability '9.0' is not one of TensorRT-RTX's; give some of 7.5"):
-        rtx.compile_rtx(open_bundle(half_bundle), target, ["9.0"])
-    monkeypatch.setattr(rtx.importlib.util, "find_spec", lambda name: None)
+        compile_bundle(open_bundle(half_bundle), target, ["9.0"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'vtexport\[tensorrt-rtx\]'"):
-        rtx.compile_rtx(open_bundle(half_bundle), target)
+        compile_bundle(open_bundle(half_bundle), target)
     given = ["build", "--model", str(tiny_checkpoint), "--keep", "16", "-o", str(tmp_path / "b"), "--target", "rtx"]
     assert main(given) == 3
     assert main([*given, "--precision", "fp32"]) == 2

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from vtexport.backends.trt.profiles import profiles
 from vtexport.bundle.manifest import Manifest
 from vtexport.bundle.reader import open_bundle
-from vtexport.backends.trt.profiles import profiles
 from vtexport.errors import UsageError
 
 

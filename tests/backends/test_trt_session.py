@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vtexport.bundle.reader import open_bundle
-from vtexport.engines import cuda_driver, rtx_runner
+from vtexport.backends.trt import cuda_driver, session
 from vtexport.backends.trt.cuda_driver import Device
+from vtexport.backends.trt.flavour import TENSORRT_RTX
 from vtexport.backends.trt.profiles import profiles
 from vtexport.backends.trt.session import NUMPY, EngineRunner, choose_profile
+from vtexport.bundle.reader import open_bundle
 from vtexport.errors import InputError, MissingDependencyError, UsageError, VtexportError
 
 
@@ -213,7 +214,7 @@ def fake_trt(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         TensorIOMode=types.SimpleNamespace(INPUT="input"),
     )
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
-    monkeypatch.setattr(rtx_runner, "_logger", lambda: (None, ["what the log says"]))
+    monkeypatch.setattr(session, "_logger", lambda flavour: (None, ["what the log says"]))
 
 
 def test_the_order_of_a_run(with_driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_the_order_of_a_run(with_driver: Any, monkeypatch: pytest.MonkeyPatch, t
     fake_trt(context, monkeypatch)
     (tmp_path / "e.engine").write_bytes(b"engine")
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    with EngineRunner(tmp_path / "e.engine", device) as runner:
+    with EngineRunner(tmp_path / "e.engine", device, TENSORRT_RTX) as runner:
         got = runner.run({"x": x, "past": np.zeros((0, 2), np.float32), "more": x})
         assert list(got) == ["y"]
         assert got["y"].tolist() == (x + 1).tolist()
@@ -243,7 +244,7 @@ def test_a_failure_is_said_and_leaves_no_memory(
     (tmp_path / "e.engine").write_bytes(b"engine")
     feeds = {"x": np.zeros((1, 4), np.float32), "past": np.zeros((0, 2), np.float32)}
     with pytest.raises(VtexportError, match=rf"tensorrt_rtx 9.9 could not {fails} .*e.engine on this GPU"):
-        EngineRunner(tmp_path / "e.engine", device).run(feeds)
+        EngineRunner(tmp_path / "e.engine", device, TENSORRT_RTX).run(feeds)
     assert driver.memory == {}
 
 
@@ -281,4 +282,4 @@ def test_an_engine_is_not_loaded_without_a_gpu(tmp_path: Path, with_driver: Any)
     device, _ = with_driver()
     (tmp_path / "e.engine").write_bytes(b"not an engine")
     with pytest.raises(VtexportError, match=r"tensorrt_rtx [\d.]+ could not load .*e.engine on this GPU: .+"):
-        EngineRunner(tmp_path / "e.engine", device)
+        EngineRunner(tmp_path / "e.engine", device, TENSORRT_RTX)

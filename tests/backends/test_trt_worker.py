@@ -17,11 +17,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vtexport.build import build
-from vtexport.bundle.reader import open_bundle
+from vtexport.backends.registry import compile_bundle
+from vtexport.backends.targets import find_target
 from vtexport.backends.trt import compile as trt_compile
 from vtexport.backends.trt.worker import Job, Outcome
-from vtexport.backends.targets import find_target
+from vtexport.build import build
+from vtexport.bundle.reader import open_bundle
 from vtexport.errors import VtexportError
 
 
@@ -49,7 +50,9 @@ def one_node(path: Path, op: str, shape: tuple[int, ...] = (2, 3), k: int | None
 
 def job(path: Path) -> Job:
     engine = str(path) + ".engine"
-    return Job(graph=str(path), engine=engine, profiles=[], compute_capabilities=[], parent=os.getpid())
+    return Job(
+        module="tensorrt_rtx", graph=str(path), engine=engine, profiles=[], compute_capabilities=[], parent=os.getpid()
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_a_failure_has_the_librarys_sentence_and_the_nodes_name(
 ) -> None:
     path = one_node(tmp_path / "g.onnx", **given)
     with pytest.raises(VtexportError, match=r"tensorrt_rtx [\d.]+ does not take g: " + message):
-        rtx.build_engine(job(path), "g")
+        trt_compile.build_engine(job(path), "g")
     assert not (tmp_path / "g.onnx.engine").exists()
 
 
@@ -74,28 +77,28 @@ def test_the_pruning_op_needs_its_function(half_bundle: Path) -> None:
     """The same node is an engine with the function, which is inlined, and an unknown plugin without."""
     folder = half_bundle / "onnx"
     with pytest.raises(VtexportError, match=r"Plugin not found.*VtxPruneSID\)"):
-        rtx.build_engine(job(folder / "prunesid-16.prune_plugin.onnx"), "g")
-    assert rtx.build_engine(job(folder / "prunesid-16.prune.onnx"), "g").problems == []
+        trt_compile.build_engine(job(folder / "prunesid-16.prune_plugin.onnx"), "g")
+    assert trt_compile.build_engine(job(folder / "prunesid-16.prune.onnx"), "g").problems == []
 
 
 def test_the_worker_speaks_json(tmp_path: Path) -> None:
     wanted = job(one_node(tmp_path / "g.onnx", "NonZero"))
-    shown = subprocess.run(rtx._WORKER, input=msgspec.json.encode(wanted), capture_output=True, check=True)
+    shown = subprocess.run(trt_compile._WORKER, input=msgspec.json.encode(wanted), capture_output=True, check=True)
     assert msgspec.json.decode(shown.stdout, type=Outcome).problems
 
 
 def test_its_memory_is_its_own(tmp_path: Path) -> None:
     """Not what the process that started it has, which the kernel hands on as the child's ru_maxrss."""
     held = np.ones(1_000_000_000, np.uint8)
-    peak = rtx.build_engine(job(one_node(tmp_path / "g.onnx", "Relu")), "g").peak_memory_bytes
+    peak = trt_compile.build_engine(job(one_node(tmp_path / "g.onnx", "Relu")), "g").peak_memory_bytes
     assert 50e6 < peak < 0.8 * held.nbytes
 
 
 def test_a_process_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(script: str) -> str:
-        monkeypatch.setattr(rtx, "_WORKER", ["/bin/sh", "-c", script])
+        monkeypatch.setattr(trt_compile, "_WORKER", ["/bin/sh", "-c", script])
         with pytest.raises(VtexportError) as said:
-            rtx.build_engine(job(tmp_path / "g.onnx"), "g")
+            trt_compile.build_engine(job(tmp_path / "g.onnx"), "g")
         return str(said.value)
 
     assert "engine of g ended with signal 6: terminate called" in dies("cat >&-; echo terminate called >&2; kill -6 $$")
@@ -107,10 +110,10 @@ def test_a_process_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_real_lack_of_memory_is_said(half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # small stacks, or its threads would be what does not fit
-    limited = ["/bin/sh", "-c", 'ulimit -s 256; ulimit -v 320000; exec "$0" "$@"', *rtx._WORKER]
-    monkeypatch.setattr(rtx, "_WORKER", limited)
+    limited = ["/bin/sh", "-c", 'ulimit -s 256; ulimit -v 320000; exec "$0" "$@"', *trt_compile._WORKER]
+    monkeypatch.setattr(trt_compile, "_WORKER", limited)
     with pytest.raises(VtexportError, match=r"memory did not suffice to build the engine of g .*bad_alloc"):
-        rtx.build_engine(job(half_bundle / "onnx" / "prunesid-16.prune.onnx"), "g")
+        trt_compile.build_engine(job(half_bundle / "onnx" / "prunesid-16.prune.onnx"), "g")
 
 
 def children(pid: int) -> list[int]:
@@ -148,7 +151,7 @@ def test_no_worker_outlives_the_command(number: signal.Signals, busy: bool, half
     engines = half_bundle / "engines"
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
-        rtx.compile_rtx(open_bundle(half_bundle), find_target("rtx"))
+        compile_bundle(open_bundle(half_bundle), find_target("rtx"))
         assert [path.name for path in engines.iterdir()] == ["rtx"], "the next run removes what was left"
     else:
         assert process.returncode == 130

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hub_snapshot import HUB_ID, REVISION, cache_bundle, everything
 
+from vtexport.backends.record import RECORD_NAME, read_engines
 from vtexport.build import build
 from vtexport.bundle.adaptive import ADAPTIVE_NAME, read_adaptations, write_adaptations
 from vtexport.bundle.hub_cache import repository_of
@@ -18,7 +19,6 @@ from vtexport.bundle.in_place import in_place
 from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.backends.record import RECORD_NAME, read_engines
 from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.adapt import adapt
 from vtexport.runtime.pipeline import Pipeline

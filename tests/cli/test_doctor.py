@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 
 from vtexport.cli import doctor
 from vtexport.cli.main import main
-from vtexport.backends.trt import compile as trt_compile
 from vtexport.runtime import findings
 
 
@@ -78,7 +78,7 @@ def test_the_hub_is_not_said_to_answer(value: str, said: str, monkeypatch: pytes
 
 
 def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(rtx.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     finding = rtx_finding(capsys)
     assert (finding["status"], finding["what"]) == ("missing", "TensorRT-RTX")
     assert "run pip install 'vtexport[tensorrt-rtx]' to build engines here" in finding["next_step"]

@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from vtexport.backends.record import Profile
 from vtexport.backends.trt import compile as trt_compile
-from vtexport.backends.trt.profiles import Profile
 from vtexport.backends.trt.worker import Job
 from vtexport.errors import VtexportError
 from vtexport.export.dialects import DIALECTS
@@ -111,8 +111,15 @@ def engine_of(path: Path) -> None:
     shapes["mask"] = [[1, 1, s, p] for s, p in zip(lengths["q"], lengths["k"], strict=True)]
     profile = Profile(name="any", shapes=shapes)
     engine = str(path.with_suffix(".engine"))
-    job = Job(graph=str(path), engine=engine, profiles=[profile], compute_capabilities=[], parent=os.getpid())
-    rtx.build_engine(job, "attention")
+    job = Job(
+        module="tensorrt_rtx",
+        graph=str(path),
+        engine=engine,
+        profiles=[profile],
+        compute_capabilities=[],
+        parent=os.getpid(),
+    )
+    trt_compile.build_engine(job, "attention")
 
 
 def test_tensorrt_refuses_to_be_told(tmp_path: Path) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vtexport.backends.onnxruntime.backend import Session
+from vtexport.backends.record import FOLDER
+from vtexport.backends.registry import compile_bundle
+from vtexport.backends.targets import find_target
+from vtexport.backends.trt.cuda_driver import Device
+from vtexport.backends.trt.flavour import TENSORRT_RTX
+from vtexport.backends.trt.session import EngineRunner
 from vtexport.build import build
 from vtexport.bundle.manifest import Manifest
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.backends.trt.cuda_driver import Device
-from vtexport.backends.record import FOLDER
-from vtexport.backends.trt.compile import check_installed, compile_rtx
-from vtexport.backends.trt.session import EngineRunner
-from vtexport.backends.targets import find_target
 from vtexport.errors import MissingDependencyError, VtexportError
 from vtexport.runtime.images import load_image, pixel_values
-from vtexport.backends.onnxruntime.backend import Session
 
 BUDGETS = [64, 128]
 TEXT = 40  # rows of the prompt apart from the image
@@ -32,7 +33,7 @@ TEXT = 40  # rows of the prompt apart from the image
 @pytest.fixture(scope="module")
 def device() -> Iterator[Device]:
     try:
-        check_installed()
+        TENSORRT_RTX.check_installed()
         found = Device()
     except MissingDependencyError as error:
         pytest.skip(str(error))
@@ -45,7 +46,7 @@ def bundle(device: Device, mini_cache: Path, tmp_path_factory: pytest.TempPathFa
     """mini in fp16 with portable engines; after `device`, so that nothing is built where nothing is run."""
     folder = tmp_path_factory.mktemp("gpu") / "mini"
     built = build("mini", folder, keep=BUDGETS, precision="fp16", cache_dir=mini_cache)
-    compile_rtx(built, find_target("rtx"))
+    compile_bundle(built, find_target("rtx"))
     return open_bundle(folder)
 
 
@@ -64,7 +65,7 @@ def both(
         expected = sessions[name].run(feeds)
         try:
             if name not in runners:
-                runners[name] = EngineRunner(bundle.folder / FOLDER / "rtx" / f"{name}.engine", device)
+                runners[name] = EngineRunner(bundle.folder / FOLDER / "rtx" / f"{name}.engine", device, TENSORRT_RTX)
             return runners[name].run(feeds), expected
         except VtexportError as error:
             if device.compute_capability not in find_target("rtx").compute_capabilities:

@@ -23,10 +23,10 @@ from native_ops.cases import RANDOM_KINDS, golden_case, golden_names, golden_typ
 from native_ops.compare import Case, problems
 from tensorrt_engines import TensorRT
 
-from vtexport.bundle.reader import open_bundle
-from vtexport.backends.trt.cuda_driver import Device
-from vtexport.errors import MissingDependencyError
 from vtexport.backends.onnxruntime.backend import Session
+from vtexport.backends.trt.cuda_driver import Device
+from vtexport.bundle.reader import open_bundle
+from vtexport.errors import MissingDependencyError
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 12  # of every kind of random case

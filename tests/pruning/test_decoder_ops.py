@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from pruning_cases import run_stock
 
-from vtexport.backends.trt.profiles import Profile
+from vtexport.backends.record import Profile
 from vtexport.backends.trt.worker import Job
 from vtexport.errors import InputError
 from vtexport.pruning import Op, Selection, Sizes
@@ -365,6 +365,7 @@ def test_tensorrt_rtx_builds_every_op(op: Op, tmp_path: Path) -> None:
     if "keys" in signals(op):
         shapes["keys"] = [[1, rows, 2, 8] for rows in (N, 40, 99)]
     job = Job(
+        module="tensorrt_rtx",
         graph=str(tmp_path / "op.onnx"),
         engine=str(tmp_path / "engine"),
         profiles=[Profile(name="lengths", shapes=shapes)],

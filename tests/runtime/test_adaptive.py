@@ -214,17 +214,16 @@ def test_each_image_gets_its_budget_and_the_answer_says_so(adapted: Path, photos
 
 
 def test_the_shared_graphs_are_loaded_once(adapted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtexport.runtime import language_model, onnxruntime_backend, pipeline, vision
+    from vtexport.backends.onnxruntime import backend
 
     loaded: list[str] = []
 
-    class Counted(onnxruntime_backend.Session):
+    class Counted(backend.OnnxRuntimeSession):
         def __init__(self, path: Path, device: str, threads: int | None, library: Path | None = None):
             loaded.append(path.name)
             super().__init__(path, device, threads, library)
 
-    for module in (pipeline, vision, language_model):
-        monkeypatch.setattr(module, "Session", Counted)
+    monkeypatch.setattr(backend, "OnnxRuntimeSession", Counted)
     Pipeline.open(adapted)
     prunes = [f"prunesid-{budget}.prune.onnx" for budget in BUDGETS]
     assert sorted(loaded) == sorted(["vision.cls_attention.modern.onnx", "decoder_0.modern.onnx", *prunes])

@@ -25,8 +25,8 @@ def version(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def loaded(pipeline: Pipeline) -> set[str]:
     """The dialects of the graphs that are loaded, by the files' names."""
-    sessions = [pipeline._vision._session, *pipeline._language_model._segments]
-    return {session._path.name.split(".")[-2] for session in sessions}
+    sessions = [pipeline.stages._vision.session, *pipeline._language_model._segments]
+    return {session.path.name.split(".")[-2] for session in sessions}
 
 
 @pytest.mark.parametrize(("text", "dialect"), [("1.22.1", "classic"), ("1.23.0", "classic"), ("1.23.1", "modern")])

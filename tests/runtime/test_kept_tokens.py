@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vtexport.backends.onnxruntime.host import HostBuffer
 from vtexport.errors import InputError, UsageError
 from vtexport.runtime.images import Crop
 from vtexport.runtime.kept_tokens import draw_kept_tokens, save_picture
@@ -16,7 +17,7 @@ from vtexport.runtime.pipeline import VisualTokens
 
 def tokens(kept: list[int], crop: Crop, size: tuple[int, int]) -> VisualTokens:
     return VisualTokens(
-        embeddings=np.zeros((1, len(kept), 1)), keep_indices=np.array(kept), positions=np.arange(len(kept)),
+        block=HostBuffer(np.zeros((1, len(kept), 1))), keep_indices=np.array(kept), positions=np.arange(len(kept)),
         position_span=len(kept), grid=(4, 4), image_size=size, crop=crop, plan="x", timings_ms={},
     )  # fmt: skip
 

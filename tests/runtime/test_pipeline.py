@@ -114,7 +114,7 @@ def test_streaming_by_function_and_by_iterator(pipeline: Pipeline, noisy_image: 
     pieces: list[str] = []
     called = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12, stream=pieces.append)
     assert "".join(pieces) == called.text == whole.text
-    stream = pipeline.generate(noisy_image, QUESTION, max_new_tokens=12, stream=True)
+    stream = pipeline.stream(noisy_image, QUESTION, max_new_tokens=12)
     assert isinstance(stream, AnswerStream)
     assert stream.answer is None
     assert "".join(stream) == whole.text
@@ -123,7 +123,7 @@ def test_streaming_by_function_and_by_iterator(pipeline: Pipeline, noisy_image: 
 
 
 def test_pieces_come_before_the_answer_is_finished(pipeline: Pipeline, noisy_image: np.ndarray) -> None:
-    stream = pipeline.generate(noisy_image, QUESTION, max_new_tokens=200, stream=True)
+    stream = pipeline.stream(noisy_image, QUESTION, max_new_tokens=200)
     assert next(iter(stream))
     assert stream.answer is None
 

@@ -16,7 +16,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.export.plan import bundle_shape, make_plans
 from vtexport.pruning import get_method, make_options, select
-from vtexport.runtime.answers import Clock, reported
+from vtexport.runtime.answers import reported
 from vtexport.runtime.pipeline import Pipeline
 
 REMEMBERS_VISION = True
@@ -74,7 +74,7 @@ def test_directions_too_few_for_the_budget_are_said(bundle: Path) -> None:
 def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:
     plan = open_bundle(bundle).manifest.plans[1]
     pipeline = Pipeline.open(bundle, plan.name)
-    features = pipeline._vision.patches(pipeline._vision.run(photo, Clock()))
+    features = pipeline.stages.vision(pipeline.stages.preprocess(photo)).outputs["features"].numpy()[0, -64:]
     expected = select("svdprune", features[None], keep=16, rank=12, mode="leverage", leverage=0.3)
     count = int(expected.details["count"][0])
     assert 4 <= count < 16

@@ -19,15 +19,15 @@ from test_parity import assert_same_answer
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from vtexport.backends.record import read_engines
+from vtexport.backends.registry import compile_bundle
+from vtexport.backends.targets import find_target
 from vtexport.build import BuildProgress, build
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest_json import encode
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.backends.record import read_engines
-from vtexport.backends.trt.compile import compile_rtx
-from vtexport.backends.targets import find_target
 from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.export.check import check_types
 from vtexport.runtime.images import load_image, pixel_values
@@ -184,14 +184,14 @@ def test_interfaces_and_statistics(bf16_bundle: Path) -> None:
 
 
 def test_every_graph_becomes_an_engine(bf16_bundle: Path) -> None:
-    compile_rtx(open_bundle(bf16_bundle), find_target("rtx"))
+    compile_bundle(open_bundle(bf16_bundle), find_target("rtx"))
     (record,) = read_engines(open_bundle(bf16_bundle))
     assert record.precision == "bfloat16"
     assert set(record.engines) == {
         "vision.cls_attention.modern", "prunesid-16.prune", "prunesid-32.prune", "decoder_0.modern"
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"compute capability 7\.5 has no"):
-        compile_rtx(open_bundle(bf16_bundle), find_target("rtx"), ["7.5", "8.9"])
+        compile_bundle(open_bundle(bf16_bundle), find_target("rtx"), ["7.5", "8.9"])
 
 
 def test_mini_becomes_engines_by_one_command(mini_cache: Path, tmp_path: Path, capsys: Any) -> None:

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtexport
+from vtexport.backends.record import read_engines
+from vtexport.backends.trt import compile as trt_compile
 from vtexport.bundle.adaptive import read_adaptations
 from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.hub import fetch_snapshot
 from vtexport.checkpoint.model_config import read_model_config
 from vtexport.cli.explain import explain
-from vtexport.backends.trt import compile as trt_compile
-from vtexport.backends.record import read_engines
 from vtexport.errors import VtexportError, quoted
 from vtexport.plugins import build as plugins_build
 from vtexport.plugins.native import Library
@@ -219,14 +219,16 @@ def test_what_a_library_provokes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [LONG, f"std::bad_alloc {LONG}", "", f"one\n{LONG}"])
 def test_what_an_engines_builder_provokes(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_sentence(VtexportError(rtx.describe_ending("decoder_0.modern", 1, told)))
+    check_sentence(VtexportError(trt_compile.describe_ending("decoder_0.modern", 1, told)))
     if not told:
         return
     outcome = json.dumps({"problems": [told], "version": "tensorrt_rtx 1.7.1.116"})
-    monkeypatch.setattr(rtx, "_WORKER", ["sh", "-c", f"cat > /dev/null; printf '%s' '{outcome}'"])
-    job = rtx.Job(graph="", engine="", profiles=[], compute_capabilities=[], parent=os.getpid())
+    monkeypatch.setattr(trt_compile, "_WORKER", ["sh", "-c", f"cat > /dev/null; printf '%s' '{outcome}'"])
+    job = trt_compile.Job(
+        module="tensorrt_rtx", graph="", engine="", profiles=[], compute_capabilities=[], parent=os.getpid()
+    )
     with pytest.raises(VtexportError) as caught:
-        rtx.build_engine(job, "decoder_0.modern")
+        trt_compile.build_engine(job, "decoder_0.modern")
     check_sentence(caught.value)
 
 

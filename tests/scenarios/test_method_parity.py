@@ -16,10 +16,10 @@ from remembered_vision import remembered_vision
 from test_parity import load, processor, pytorch_inputs, pytorch_vision
 from tiny_llava import PHOTO
 
+from vtexport.backends.trt.profiles import profiles
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
-from vtexport.backends.trt.profiles import profiles
 from vtexport.errors import UsageError
 from vtexport.pruning import select
 from vtexport.runtime.pipeline import Pipeline

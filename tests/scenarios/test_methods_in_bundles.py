@@ -14,10 +14,10 @@ from pruning_cases import has_own_op
 from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
+from vtexport.backends.registry import compile_bundle
+from vtexport.backends.targets import find_target
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
-from vtexport.backends.trt.compile import compile_rtx
-from vtexport.backends.targets import find_target
 from vtexport.pruning import apply, list_methods
 from vtexport.runtime.pipeline import Pipeline
 
@@ -126,7 +126,7 @@ def test_tensorrt_rtx_builds_every_graph(checkpoint: Path, tmp_path: Path) -> No
     """Prune graphs, decoder segments and the steps between them, vision towers with every set of signals."""
     folder = bundle_of_all(checkpoint, tmp_path / "tiny", "fp16")
     opened = open_bundle(folder)
-    record = compile_rtx(opened, find_target("rtx"))
+    record = compile_bundle(opened, find_target("rtx"))
     graphs = [each.graphs["modern"] for each in opened.manifest.plans]
     wanted = {name for each in graphs for name in (each.vision, each.prune, *each.decoder, *each.prune_llm)}
     assert set(record.engines) == wanted

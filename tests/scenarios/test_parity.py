@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graph_outputs import vision_outputs
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_llava import PHOTO, make_config, make_model, save_model
@@ -108,7 +109,7 @@ def assert_same_answer(folder: Path, bundle: Path, plan: str, keep: int, **param
 def test_vision_features_and_scores(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     pixels = pytorch_inputs(tiny_checkpoint, Image.open(PHOTO))["pixel_values"]
     features, scores = pytorch_vision(load(tiny_checkpoint), pixels)
-    got = Pipeline.open(tiny_bundle, "prunesid-16")._vision.run_graph({"pixel_values": pixels.numpy()})
+    got = vision_outputs(Pipeline.open(tiny_bundle, "prunesid-16"), pixels.numpy())
     np.testing.assert_allclose(got["features"], features.numpy(), rtol=0, atol=2e-5 * float(features.abs().max()))
     np.testing.assert_allclose(got["scores"], scores.numpy(), rtol=1e-5, atol=0)
 

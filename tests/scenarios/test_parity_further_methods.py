@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graph_outputs import run_session, vision_outputs
 from PIL import Image
 from remembered_vision import remembered_vision
 from test_parity import NEW_TOKENS, PROMPT, load, prefill_logits, pytorch_inputs
@@ -86,7 +87,7 @@ def test_bundle_equals_pytorch(
     image, pipeline = Image.open(PHOTO), Pipeline.open(folder)
     model, inputs = load(tiny_checkpoint), pytorch_inputs(tiny_checkpoint, image)
     signals = pytorch_signals(model, inputs["pixel_values"])
-    graph = pipeline._vision.run_graph({"pixel_values": inputs["pixel_values"].numpy()})
+    graph = vision_outputs(pipeline, inputs["pixel_values"].numpy())
     for name in graph:
         value = graph[name][:, 1:] if name == "features" else graph[name]
         np.testing.assert_allclose(value, signals[name], rtol=0, atol=2e-5 * float(np.abs(value).max()), err_msg=name)
@@ -110,7 +111,7 @@ def test_bundle_equals_pytorch(
     assert pipeline.generate(image, PROMPT, max_new_tokens=NEW_TOKENS).token_ids == tokens
     assert len(set(tokens)) > 4, "a model that repeats itself proves little"
 
-    outputs = pipeline._prune[pipeline.name].run(graph)
+    outputs = run_session(pipeline.stages._prune[pipeline.name], graph)
     common = {"image_features", "keep_indices", "visual_positions"}
     if method == "nuwa":
         assert set(outputs) == common | {"merged"}

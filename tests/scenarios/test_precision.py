@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graph_outputs import vision_outputs
 from onnx import TensorProto
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
@@ -34,7 +35,7 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def vision(bundle: Path, plan: str, dialect: str = "modern") -> dict[str, np.ndarray]:
     pipeline = Pipeline.open(bundle, plan, dialect=dialect)
     pixels, _ = pixel_values(load_image(PHOTO), pipeline.bundle.manifest.image)
-    return pipeline._vision.run_graph({"pixel_values": pixels})
+    return vision_outputs(pipeline, pixels)
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:

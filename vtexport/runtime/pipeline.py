@@ -258,7 +258,6 @@ class Pipeline:
             logits_processors=logits_processors,
             max_new_tokens=max_new_tokens,
         )
-        encoded = isinstance(image, VisualTokens)
         if isinstance(image, VisualTokens) and image.plan not in {plan.name for plan in self.plans}:
             raise UsageError(f"these visual tokens were made with plan {image.plan}, this pipeline runs {self.name}")
         # Before the image: a wrong prompt should not cost a vision pass.
@@ -275,9 +274,12 @@ class Pipeline:
         text, decoder = self.bundle.manifest.text, self.bundle.manifest.decoder
         choose = decoding.start(unpruned, limit, text.eos_token_ids, decoder.vocab_size, self._prompts.tokenizer)
         if question is not None and question.text != visual.question:
-            warning = f"the visual tokens were picked for {visual.question!r}; encode the image with this question for its own"
-            visual = replace(visual, warnings=[*visual.warnings, warning])
-        return AnswerStream(self._pieces(visual, continuation, choose, clock, encoded_here=not encoded))
+            picked = f"the visual tokens were picked for {visual.question!r}"
+            own = f"{picked}; encode the image with this question for its own"
+            visual = replace(visual, warnings=[*visual.warnings, own])
+        clock.lap("first_token")  # goes on when the first piece is asked for
+        encoded_here = not isinstance(image, VisualTokens)
+        return AnswerStream(self._pieces(visual, continuation, choose, clock, encoded_here))
 
     def _pieces(
         self,
@@ -285,7 +287,6 @@ class Pipeline:
         continuation: Continuation,
         choose: TokenChooser,
         clock: Clock,
-        *,
         encoded_here: bool,
     ) -> Iterator[str | Answer]:
         """Pieces of text, and the whole `Answer` last."""

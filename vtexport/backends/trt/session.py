@@ -31,7 +31,7 @@ def _logger(flavour: Flavour) -> tuple[Any, list[str]]:
     trt = flavour.load()
     logged: list[str] = []
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -159,6 +159,6 @@ class EngineRunner:
         if not succeeded:
             words = " ".join(self._logged) or "it gave no reason"
             raise VtexportError(
-                f"{self._version} could not {what} {self.path} on this GPU: {quoted(words, self.path, limit=150)}; build the "
-                "engine again with this version, for this GPU"
+                f"{self._version} could not {what} {self.path} on this GPU: {quoted(words, self.path, limit=150)}; "
+                "build the engine again with this version, for this GPU"
             )

@@ -49,7 +49,7 @@ def run_job(job: Job) -> Outcome:
     trt = FLAVOURS[job.module].load()
     logged: list[str] = []
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
