@@ -159,8 +159,11 @@ class Nothing:
     def run(given: Any) -> dict[str, Any]:
         import numpy as np
 
+        from vtexport.backends.onnxruntime.host import HostBuffer
+
         hidden, positions = given["hidden_states"], given["position_ids"]
-        return {"hidden_states_out": hidden, "position_ids_out": positions, "keep_indices": np.zeros((1, 0), np.int64)}
+        kept = HostBuffer(np.zeros((1, 0), np.int64))
+        return {"hidden_states_out": hidden, "position_ids_out": positions, "keep_indices": kept}
 
 
 def by_turns(bundle: Path, threads: int, runs: int) -> dict[str, Any]:
@@ -170,15 +173,16 @@ def by_turns(bundle: Path, threads: int, runs: int) -> dict[str, Any]:
     """
     import numpy as np
 
+    from vtexport.backends.registry import open_backend
     from vtexport.bundle.reader import open_bundle
     from vtexport.runtime.language_model import LanguageModel
 
-    opened = open_bundle(bundle)
+    opened, backend = open_bundle(bundle), open_backend(threads=threads)
     width = opened.manifest.decoder.hidden_size
     rows = np.random.default_rng(0).standard_normal((1, 600, width), np.float32)
     models = {}
     for plan in ("none", "pyramiddrop-576"):
-        models[plan] = LanguageModel(opened, opened.plan(plan), "modern", np.dtype(np.float32), "cpu", threads)
+        models[plan] = LanguageModel(opened, opened.plan(plan), "modern", backend)
         models[plan]._steps = [Nothing() for _ in models[plan]._steps]  # type: ignore[misc]
     samples: dict[str, dict[str, list[float]]] = {plan: {"prefill": [], "decode": []} for plan in models}
     for number in range(runs + 1):
@@ -186,11 +190,11 @@ def by_turns(bundle: Path, threads: int, runs: int) -> dict[str, Any]:
             talk = model.start(600, 16)
 
             def prefill(model: Any = model, talk: Any = talk) -> None:
-                model.prefill(talk, rows, np.arange(600), 4, {})
+                model.prefill(talk, backend.upload(rows), np.arange(600), 4, {})
 
             def decode(model: Any = model, talk: Any = talk) -> None:
                 for place in range(16):
-                    model.decode(talk, rows[:, :1], 600 + place)
+                    model.decode(talk, backend.upload(rows[:, :1]), 600 + place)
 
             for stage, run in (("prefill", prefill), ("decode", decode)):
                 start = time.perf_counter()

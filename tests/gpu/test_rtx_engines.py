@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graph_outputs import run_session
 
-from vtexport.backends.onnxruntime.backend import Session
+from vtexport.backends.onnxruntime.backend import OnnxRuntimeSession
 from vtexport.backends.record import FOLDER
 from vtexport.backends.registry import compile_bundle
 from vtexport.backends.targets import find_target
@@ -57,12 +58,12 @@ def both(
     """Runs a graph by name on both: (the engine's outputs, ONNX Runtime's)."""
     record_property("gpu", f"{device.name}, compute capability {device.compute_capability}")
     runners: dict[str, EngineRunner] = {}
-    sessions: dict[str, Session] = {}
+    sessions: dict[str, OnnxRuntimeSession] = {}
 
     def run(name: str, feeds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         if name not in sessions:
-            sessions[name] = Session(bundle.path(bundle.manifest.graphs[name].file), "cpu", None)
-        expected = sessions[name].run(feeds)
+            sessions[name] = OnnxRuntimeSession(bundle.path(bundle.manifest.graphs[name].file), "cpu", None)
+        expected = run_session(sessions[name], feeds)
         try:
             if name not in runners:
                 runners[name] = EngineRunner(bundle.folder / FOLDER / "rtx" / f"{name}.engine", device, TENSORRT_RTX)

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_outputs import run_session
 from native_nodes import node_inputs, node_model, node_outputs
 from native_ops.cases import RANDOM_KINDS, golden_case, golden_names, golden_types, random_case
 from native_ops.compare import Case, problems
 from tensorrt_engines import TensorRT
 
-from vtexport.backends.onnxruntime.backend import Session
+from vtexport.backends.onnxruntime.backend import OnnxRuntimeSession
 from vtexport.backends.trt.cuda_driver import Device
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import MissingDependencyError
@@ -141,8 +142,8 @@ def test_prune_graphs_of_a_bundle(
         "features": rng.standard_normal(shapes["features"]).astype(np.float32),
         "scores": rng.random(shapes["scores"]).astype(np.float32),
     }
-    session = Session(bundle.path(bundle.manifest.graphs[f"{plan}.prune"].file), "cpu", None)
-    got, expected = tensorrt.run(engine, feeds), session.run(feeds)
+    session = OnnxRuntimeSession(bundle.path(bundle.manifest.graphs[f"{plan}.prune"].file), "cpu", None)
+    got, expected = tensorrt.run(engine, feeds), run_session(session, feeds)
     assert got["keep_indices"].tolist() == expected["keep_indices"].tolist()
     assert got["visual_positions"].tolist() == expected["visual_positions"].tolist()
     np.testing.assert_allclose(got["image_features"], expected["image_features"], rtol=1e-3, atol=1e-3)
