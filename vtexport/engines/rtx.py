@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.interrupts import written_by
 from vtexport.bundle.manifest import MANIFEST_NAME, File
-from vtexport.bundle.publish import staged, written_by
+from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import Bundle
 from vtexport.dtypes import DTYPES
 from vtexport.engines.profiles import TEXT_TOKENS, profiles
