@@ -10,18 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtexport.bundle import manifest as schema
-from vtexport.bundle.adaptive import refuse_former_name
-from vtexport.bundle.hashing import hash_file
-from vtexport.bundle.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
-from vtexport.bundle.manifest_json import encode
-from vtexport.bundle.publish import check_destination, staged
-from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.checkpoint.readable import readable_folder
-from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, said_of, small_files
-from vtexport.dtypes import PRECISIONS
-from vtexport.errors import InputError, UsageError
-from vtexport.export.describe import (
+from vtexport.assemble.describe import (
     describe_adaptive_plan,
     describe_decoder,
     describe_embedding,
@@ -34,7 +23,7 @@ from vtexport.export.describe import (
     time_now,
     versions,
 )
-from vtexport.export.earlier import (
+from vtexport.assemble.earlier import (
     carry_adaptations,
     check_same_making,
     check_same_model,
@@ -45,10 +34,21 @@ from vtexport.export.earlier import (
     unchanged,
     weights_of,
 )
-from vtexport.export.link import check_linkable, reflink_weights, weights_in_place
+from vtexport.assemble.in_place import TEXT_FOLDER, UNFINISHED, InPlace, in_place
+from vtexport.assemble.link import check_linkable, reflink_weights, weights_in_place
+from vtexport.assemble.weights import PlacedWeights, copy_weights, named_if_it_vanishes, planned_bytes
+from vtexport.bundle import manifest as schema
+from vtexport.bundle.adaptive import refuse_former_name
+from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.manifest_json import encode
+from vtexport.bundle.publish import check_destination, staged
+from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.checkpoint.readable import readable_folder
+from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, said_of, small_files
+from vtexport.dtypes import PRECISIONS
+from vtexport.errors import InputError, UsageError
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec, check_stored, make_adaptive_plan, make_plans, shape_of
 from vtexport.export.requirements import check_versions
-from vtexport.export.weights import CopiedWeights, copy_weights, named_if_it_vanishes, planned_bytes
 from vtexport.models.spec import ModelSpec
 from vtexport.processing.read import Processing, read_processing
 from vtexport.processing.text import copy_settings
@@ -363,7 +363,7 @@ def _manifest(
     )
 
 
-def _place_weights(folder: Path, work: _Work, earlier: Bundle | None) -> CopiedWeights:
+def _place_weights(folder: Path, work: _Work, earlier: Bundle | None) -> PlacedWeights:
     """The weights copied from the checkpoint, or those of the earlier bundle after a look that they are the same."""
     checkpoint, report = work.checkpoint, work.report
     target = folder / WEIGHTS_PREFIX
@@ -385,7 +385,7 @@ def _place_weights(folder: Path, work: _Work, earlier: Bundle | None) -> CopiedW
     written_hashes = {
         name.removeprefix(WEIGHTS_PREFIX): f.sha256 for name, f in files if name.startswith(WEIGHTS_PREFIX)
     }
-    return CopiedWeights(weights_of(earlier, WEIGHTS_PREFIX, checkpoint), source_hashes, written_hashes)
+    return PlacedWeights(weights_of(earlier, WEIGHTS_PREFIX, checkpoint), source_hashes, written_hashes)
 
 
 def _check_space(checkpoint: Checkpoint, destination: Path, dtype: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hub_snapshot import HUB_ID, REVISION, cache_bundle, everything
 
+from vtexport.assemble.in_place import in_place
 from vtexport.build import build
 from vtexport.bundle.adaptive import ADAPTIVE_NAME, read_adaptations, write_adaptations
 from vtexport.bundle.hub_cache import repository_of
-from vtexport.bundle.in_place import in_place
 from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main

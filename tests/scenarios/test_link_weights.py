@@ -19,14 +19,13 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
+from vtexport.assemble import in_place, link
 from vtexport.build import BuildProgress, build
-from vtexport.bundle import in_place
 from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.safetensors_index import read_index
 from vtexport.cli.main import main
 from vtexport.dtypes import PRECISIONS
 from vtexport.errors import BundleError, InputError, UsageError
-from vtexport.export import link
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long

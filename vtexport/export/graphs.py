@@ -17,7 +17,7 @@ from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
 from vtexport.export.vision import TracedTower
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 
 __all__ = ["WEIGHTS_FOLDER", "GraphExporter"]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from vtexport.assemble.weights import stored_weight
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import read_adaptations, write_adaptations
 from vtexport.bundle.hashing import hash_file
@@ -15,7 +16,7 @@ from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.export.plan import PlanSpec
-from vtexport.export.weights import Weight, stored_weight
+from vtexport.graphs.weight import Weight
 from vtexport.version import __version__
 
 

@@ -9,12 +9,13 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from vtexport.assemble.weights import named_if_it_vanishes
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
-from vtexport.export.weights import Weight, named_if_it_vanishes
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 from vtexport.version import __version__
 
