@@ -92,7 +92,7 @@ def test_nothing_is_written(
         raise AssertionError("weights were touched")
 
     monkeypatch.setattr(resolve, "write_random_checkpoint", unwanted)
-    monkeypatch.setattr("vtexport.build.copy_weights", unwanted)
+    monkeypatch.setattr("vtexport.assemble.staged.copy_weights", unwanted)
     options = {"keep": 16, **options}
     output, cache = tmp_path / "bundle", tmp_path / "cache"
     with pytest.raises(VtexportError, match=message) as caught:
