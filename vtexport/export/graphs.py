@@ -53,7 +53,7 @@ class GraphExporter:
             name: schema.PlanGraphs(
                 vision=self._vision(plan.vision_signals, dialect),
                 prune=prune,
-                decoder=[self._decoder(first, layers, dialect) for first, layers in plan.segments],
+                decoder=[self._decoder(each.first_layer, each.layers, dialect) for each in plan.segments],
                 prune_llm=[whole for whole, _ in steps],
                 prune_plugin=without_function if name == "classic" else None,
                 prune_llm_plugin=[bare for _, bare in steps] if name == "classic" else [],
