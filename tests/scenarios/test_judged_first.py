@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from vtexport.build import build
 from vtexport.checkpoint import hub, random_weights, resolve
 from vtexport.checkpoint.resolve import locate, open_weights
 from vtexport.errors import UsageError, VtexportError
+from vtexport.models import llava
+from vtexport.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,31 @@ def test_nothing_is_written(
     assert "vtexport-" not in str(caught.value).replace(str(tmp_path), "")  # no name of a temporary copy
     assert not output.exists()
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("weights", ["stored", "random"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "visionzip"}, "this vision tower has none"),
+        ({"method": "prunesid", "options": {"cls_slot": True}}, "this vision tower has no CLS token"),
+    ],
+)
+def test_a_tower_without_cls_is_refused_before_weights(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Any,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    def without_cls(*arguments: Any) -> ModelSpec:
+        spec = model_spec(*arguments)
+        return replace(spec, vision=replace(spec.vision, cls_rows=0))
+
+    model_spec = llava.model_spec
+    monkeypatch.setattr(llava, "model_spec", without_cls)
+    test_nothing_is_written(checkpoint, tmp_path, monkeypatch, weights, nothing, options, message)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,19 @@ def test_a_build_that_fails_leaves_the_old_bundle(folder: Path, stage: str) -> N
     assert (sorted(folder.rglob("*")), content(folder)) == before
 
 
+def test_a_checkpoint_that_changes_while_it_is_read(folder: Path) -> None:
+    """Its files are hashed before they are read and afterwards, as for a bundle of its own."""
+
+    def change(text: str) -> None:
+        if text.startswith("writing tokenizer"):
+            (folder / "preprocessor_config.json").write_text("{}")
+
+    with pytest.raises(InputError, match="changed while it was read; restore the checkpoint and build again"):
+        build(str(folder), folder, keep=16, link_weights=True, report=BuildProgress(stage=change))
+    assert not ours(folder)
+    assert not (folder / "manifest.json").exists()
+
+
 def test_failing_at_the_manifest_leaves_the_old_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(str(folder), folder, keep=16, link_weights=True)
     before = sorted(folder.rglob("*")), content(folder)

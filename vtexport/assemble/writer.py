@@ -21,7 +21,7 @@ from vtexport.processing.text import TextFiles
 class Writer(Protocol):
     """The files of one bundle while they are written; `publish` makes a bundle of them.
 
-    Calls come in the order in which they stand here. What was written goes where `publish` is not reached.
+    Calls come in the order in which they stand here. What was written goes when an exception ends the writer's block.
     """
 
     @property
@@ -46,7 +46,7 @@ class Writer(Protocol):
 
     @property
     def weights_base(self) -> Path:
-        """A folder of graphs beside or above which the weights can be read until `publish`."""
+        """The folder that weights are named from in graphs, where their bytes can be read while graphs are written."""
 
     @property
     def weights_prefix(self) -> str:
