@@ -19,8 +19,9 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest
 from vtexport.bundle.manifest_json import decode, encode
-from vtexport.bundle.publish import discarded_when_interrupted, sync
+from vtexport.bundle.publish import sync
 from vtexport.bundle.reader import check_files
+from vtexport.bundle.unfinished import discarded_when_interrupted
 from vtexport.errors import BundleError, InputError, UsageError, quoted
 
 UNFINISHED = ".vtx-unfinished-"  # how names of what is being written begin
