@@ -88,7 +88,7 @@ def floor_of(call: Call) -> Floor:
         raw = exact and call.parameter("center") == 2
         return Floor(moved + every, gram * (not raw), gram * raw)
     if call.op_type == "VtxViTCoP":
-        keys = sizes.heads * sizes.head_width
+        keys = sizes.heads * sizes.head_dim
         clusters = call.parameter("clusters")
         read = batch * sizes.keep * keys * 4 if clusters else 0
         return Floor(moved + rows + scores + read, batch * float(sizes.keep) ** 2 * keys if clusters else 0.0)

@@ -147,12 +147,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
         self.last = nn.RMSNorm(shape.width, eps=1e-5)
         self.logits = _linear(shape.width, shape.vocabulary)
-        self.head_width = shape.width // shape.heads
+        self.head_dim = shape.width // shape.heads
 
     def forward(self, states: Tensor) -> tuple[Tensor, list[Tensor]]:
-        half = torch.arange(0, self.head_width, 2, device=states.device, dtype=torch.float32)
+        half = torch.arange(0, self.head_dim, 2, device=states.device, dtype=torch.float32)
         angles = torch.outer(
-            torch.arange(states.shape[1], device=states.device, dtype=torch.float32), 1e4 ** (-half / self.head_width)
+            torch.arange(states.shape[1], device=states.device, dtype=torch.float32), 1e4 ** (-half / self.head_dim)
         )
         angles = torch.cat([angles, angles], 1)
         turn = angles.cos().to(states.dtype), angles.sin().to(states.dtype)

@@ -115,7 +115,7 @@ class Call {
         !is_between(s.keep, op_.least_keep, tokens() + cls_rows())) {
       return false;
     }
-    if (has_input("keys") && !is_product_between(s.heads, s.head_width, VTX_MOST_WIDTH)) return false;
+    if (has_input("keys") && !is_product_between(s.heads, s.head_dim, VTX_MOST_WIDTH)) return false;
     if (!has_input("text_embeds")) return true;
     // A question without embeddings of the patches beside it is in the space of the features.
     return is_between(s.text_tokens, 1, VTX_MOST_TEXT) && is_between(s.embedding_width, 1, VTX_MOST_WIDTH) &&
@@ -129,9 +129,9 @@ class Call {
         !is_between(s.keep, op_.least_keep, s.visual_count) || !is_between(dtype_, VTX_FLOAT32, VTX_BFLOAT16)) {
       return false;
     }
-    if (has_input("keys") && !is_product_between(s.key_heads, s.head_width, VTX_MOST_WIDTH)) return false;
+    if (has_input("keys") && !is_product_between(s.key_heads, s.head_dim, VTX_MOST_WIDTH)) return false;
     return !has_input("query") ||
-           (is_product_between(s.query_heads, s.head_width, VTX_MOST_WIDTH) && s.query_heads % s.key_heads == 0);
+           (is_product_between(s.query_heads, s.head_dim, VTX_MOST_WIDTH) && s.query_heads % s.key_heads == 0);
   }
 
   // What a table of single parameters cannot say.

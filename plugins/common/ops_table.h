@@ -15,7 +15,7 @@ inline constexpr Axis kEncoderAxes[] = {
     {'D', VTX_MOST_WIDTH, offsetof(vtx_sizes, width)},
     {'N', VTX_MOST_TOKENS + 1, offsetof(vtx_sizes, keep)},
     {'H', VTX_MOST_WIDTH, offsetof(vtx_sizes, heads)},
-    {'K', VTX_MOST_WIDTH, offsetof(vtx_sizes, head_width)},
+    {'K', VTX_MOST_WIDTH, offsetof(vtx_sizes, head_dim)},
     {'M', VTX_MOST_TEXT, offsetof(vtx_sizes, text_tokens)},
     {'E', VTX_MOST_WIDTH, offsetof(vtx_sizes, embedding_width)},
 };
@@ -29,7 +29,7 @@ inline constexpr Axis kLlmAxes[] = {
     {'N', VTX_MOST_TOKENS, offsetof(vtx_step_sizes, keep)},
     {'G', VTX_MOST_WIDTH, offsetof(vtx_step_sizes, key_heads)},
     {'H', VTX_MOST_WIDTH, offsetof(vtx_step_sizes, query_heads)},
-    {'K', VTX_MOST_WIDTH, offsetof(vtx_step_sizes, head_width)},
+    {'K', VTX_MOST_WIDTH, offsetof(vtx_step_sizes, head_dim)},
 };
 
 namespace prunesid_parts {

@@ -37,7 +37,7 @@ class Image {
     salience_ = memory_.take<double>(tokens_);
     pillar_by_ = memory_.take<double>(tokens_);
     const float* scores = out_.scores + index_ * tokens_;
-    const size_t width = static_cast<size_t>(sizes_.heads) * sizes_.head_width;
+    const size_t width = static_cast<size_t>(sizes_.heads) * sizes_.head_dim;
     for (size_t i = 0; i < tokens_; ++i) {
       const double score = static_cast<double>(scores[i]);
       double by = score, salience = score;

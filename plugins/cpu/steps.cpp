@@ -28,7 +28,7 @@ void splice(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, const 
 }
 
 void key_norms(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, double* norms, Memory& memory) {
-  const size_t heads = sizes.key_heads, width = sizes.head_width;
+  const size_t heads = sizes.key_heads, width = sizes.head_dim;
   const Rows keys = {tensors.keys, sizes.dtype, heads * width};
   float* buffer = memory.take<float>(heads * width);
   double* mean = memory.take<double>(width);
@@ -65,7 +65,7 @@ void keep_best(const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, dou
 // The mean over the heads of the last row's attention to every visual token, as scores [n].
 void attention(const Executor& executor, const vtx_step_sizes& sizes, const vtx_step_tensors& tensors, double* scores,
                Memory& memory) {
-  const size_t rows = sizes.rows, heads = sizes.query_heads, width = sizes.head_width;
+  const size_t rows = sizes.rows, heads = sizes.query_heads, width = sizes.head_dim;
   const size_t groups = heads / sizes.key_heads, visual = sizes.visual_count;
   const Rows keys = {tensors.keys, sizes.dtype, sizes.key_heads * width};
   const Rows queries = {tensors.query, sizes.dtype, width};

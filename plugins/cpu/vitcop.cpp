@@ -189,7 +189,7 @@ void select_vitcop(const Executor& executor, const vtx_sizes& sizes, const vtx_v
   std::sort(kept, kept + keep);
   write_kept_rows(sizes, out, index);
   if (!p.clusters) return;
-  const size_t width = static_cast<size_t>(sizes.heads) * sizes.head_width;
+  const size_t width = static_cast<size_t>(sizes.heads) * sizes.head_dim;
   Clustering clustering(executor, memory, sizes, p, kept);
   clustering.run(out.keys + index * tokens * width, width, out.labels + index * keep);
   clustering.report(out, index);

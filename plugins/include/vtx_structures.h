@@ -15,7 +15,7 @@ typedef struct vtx_sizes {
   int32_t width;           /* D */
   int32_t keep;            /* N */
   int32_t heads;           /* H of `keys` */
-  int32_t head_width;      /* K of `keys` */
+  int32_t head_dim;        /* K of `keys` */
   int32_t embedding_width; /* E, width of `text_embeds` and `image_embeds` */
   int32_t text_tokens;     /* M of `text_embeds` */
   vtx_dtype dtype;         /* of `features` and `kept_features` */
@@ -125,7 +125,7 @@ typedef struct vtx_step_sizes {
   int32_t visual_count; /* n */
   int32_t keep;         /* n', 1 to n */
   int32_t key_heads;    /* H_kv */
-  int32_t head_width;   /* D */
+  int32_t head_dim;     /* D */
   int32_t query_heads;  /* H, a multiple of key_heads */
   vtx_dtype dtype;      /* of hidden_states, keys, query */
 } vtx_step_sizes;

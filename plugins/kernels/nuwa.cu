@@ -154,7 +154,7 @@ vtx_status enqueue(const Plan& p, const vtx_sizes& sizes, const vtx_nuwa& parame
   const float *salience = tensors.scores, *pillar_by = tensors.scores;
   if (parameters.paper) {
     VTX_TRY(launch(weigh_keys, Grid{divide_up(p.tokens, kTokensOfBlock), p.batch}, kThreads, 0, stream, false,
-                   tensors.keys, tensors.scores, p.tokens, sizes.heads * sizes.head_width, p.salience, p.norm));
+                   tensors.keys, tensors.scores, p.tokens, sizes.heads * sizes.head_dim, p.salience, p.norm));
     salience = p.salience;
     pillar_by = p.norm;
   }

@@ -14,12 +14,12 @@ __global__ void __launch_bounds__(kThreads) norms(vtx_step_sizes sizes, const in
   const int token = static_cast<int>(blockIdx.x) * kRowsOfBlock + warp_id();
   if (token >= sizes.visual_count) return;
   const size_t row = visual_start_of(sizes, start) + token,
-               width = static_cast<size_t>(sizes.key_heads) * sizes.head_width;
+               width = static_cast<size_t>(sizes.key_heads) * sizes.head_dim;
   float square = 0.0f;
-  for (int d = lane_id(); d < sizes.head_width; d += kWarp) {
+  for (int d = lane_id(); d < sizes.head_dim; d += kWarp) {
     float sum = 0.0f;
     for (int h = 0; h < sizes.key_heads; ++h)
-      sum += load(keys, row * width + static_cast<size_t>(h) * sizes.head_width + d, sizes.dtype);
+      sum += load(keys, row * width + static_cast<size_t>(h) * sizes.head_dim + d, sizes.dtype);
     sum /= static_cast<float>(sizes.key_heads);
     square += sum * sum;
   }
@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(kThreads) logits(vtx_step_sizes sizes, int fir
   const int head = first_head + static_cast<int>(blockIdx.y);
   if (row >= sizes.rows) return;
   const size_t group = head / (sizes.query_heads / sizes.key_heads);
-  const size_t key = (static_cast<size_t>(row) * sizes.key_heads + group) * sizes.head_width;
-  const size_t own = static_cast<size_t>(head) * sizes.head_width;
+  const size_t key = (static_cast<size_t>(row) * sizes.key_heads + group) * sizes.head_dim;
+  const size_t own = static_cast<size_t>(head) * sizes.head_dim;
   float sum = 0.0f;
-  for (int d = lane_id(); d < sizes.head_width; d += kWarp)
+  for (int d = lane_id(); d < sizes.head_dim; d += kWarp)
     sum += load(query, own + d, sizes.dtype) * load(keys, key + d, sizes.dtype);
   sum = warp_sum(sum);
   if (lane_id() == 0)
-    out[static_cast<size_t>(head) * sizes.rows + row] = sum / sqrtf(static_cast<float>(sizes.head_width));
+    out[static_cast<size_t>(head) * sizes.rows + row] = sum / sqrtf(static_cast<float>(sizes.head_dim));
 }
 
 // sums [H, 2]: a head's largest logit, and the sum of the exponentials above it.

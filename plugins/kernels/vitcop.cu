@@ -155,7 +155,7 @@ Plan plan_of(const vtx_sizes& sizes, const vtx_vitcop& parameters, void* base) {
   p.keys = space.take<uint64_t>(all);
   p.chosen = space.take<int>(kept);
   if (parameters.clusters) {
-    p.key_width = sizes.heads * sizes.head_width;
+    p.key_width = sizes.heads * sizes.head_dim;
     p.points = space.take<float>(kept * p.key_width);
     p.means = space.take<float>(batch * p.key_width);
     p.partial = space.take<float>(gram_partial_count(p.batch, p.keep, p.key_width));

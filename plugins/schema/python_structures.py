@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import ctypes
 
-from vtexport.plugins.op_table import Attribute, Axis, Op, Tensor
+from vtexport.plugins.op_table import Attribute, Axis, NativeOp, NativeTensor
 
 ABI_VERSION = {version}
 
 _int, _float, _pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 '''
-_STRUCTURES = {"vtx_sizes": "Sizes", "vtx_tensors": "Tensors", "vtx_step_sizes": "StepSizes",
-               "vtx_step_tensors": "StepTensors"}  # fmt: skip
+_STRUCTURES = {"vtx_sizes": "NativeSizes", "vtx_tensors": "NativeTensors", "vtx_step_sizes": "NativeStepSizes",
+               "vtx_step_tensors": "NativeStepTensors"}  # fmt: skip
 
 
 def write(schema: Schema) -> str:
@@ -43,7 +43,7 @@ def write(schema: Schema) -> str:
 
 
 def structure_name(op: Op) -> str:
-    return op.name.removeprefix("Vtx")
+    return f"{op.name.removeprefix('Vtx')}Parameters"
 
 
 def _structure(name: str, c_name: str, fields: dict[str, str]) -> str:
@@ -79,7 +79,7 @@ def _axes_name(place: Place) -> str:
 
 def _op(schema: Schema, op: Op) -> str:
     parameters = structure_name(op) if op.fields else "None"
-    lines = [f'    "{op.name}": Op(', f'        "{op.function}", "{op.name}", {parameters},']
+    lines = [f'    "{op.name}": NativeOp(', f'        "{op.function}", "{op.name}", {parameters},']
     lines.append(f"        is_step={op.place.name == 'llm'}, needs_grid={op.needs_grid is not None},")
     lines.append(f"        axes={_axes_name(op.place)},")
     lines.append("        attributes=(")
@@ -108,4 +108,4 @@ def _tensor(each: Tensor) -> str:
     given = [repr(each.name), repr(each.element), repr(each.axes), repr(each.member)]
     if each.when:
         given.append(f"when={each.when!r}")
-    return f"Tensor({', '.join(given)})"
+    return f"NativeTensor({', '.join(given)})"

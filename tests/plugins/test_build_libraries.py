@@ -62,7 +62,7 @@ def test_a_bundle_s_own_libraries_are_never_loaded(
     tmp_path: Path, folder: Path, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening a bundle, which is data from anywhere, must not run code that lies in it."""
-    building.build(tmp_path / "bundle" / "plugins")
+    building.build_libraries(tmp_path / "bundle" / "plugins")
     monkeypatch.chdir(tmp_path / "bundle")
     assert libraries.choose_library() == libraries.Choice(None, "it is not built")
 
@@ -70,14 +70,14 @@ def test_a_bundle_s_own_libraries_are_never_loaded(
 def test_the_switch_takes_the_function_bodies(
     folder: Path, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    building.build()
+    building.build_libraries()
     assert libraries.choose_library().library is not None
     monkeypatch.setenv(libraries.SWITCH, "0")
     assert libraries.choose_library() == libraries.Choice(None, f"{libraries.SWITCH} is 0")
 
 
 def test_a_library_of_other_sources_is_not_taken(folder: Path, compiled: list[Any]) -> None:
-    record = building.build().folder / libraries.RECORD
+    record = building.build_libraries().folder / libraries.RECORD
     content = json.loads(record.read_text())
     others = {"sources": {libraries.ORT_LIBRARY: "0" * 64}}
     for change, reason in ((others, "other sources"), ({"abi_version": 0}, "another version")):
@@ -153,7 +153,7 @@ def test_a_plugin_that_was_asked_for_and_is_not_built_is_a_failure(
 
 def test_a_bundle_gets_libraries_and_nothing_else(tmp_path: Path, folder: Path, compiled: list[Any]) -> None:
     output = tmp_path / "bundle" / "plugins"
-    built = building.build(output, cpu_only=True).folder
+    built = building.build_libraries(output, cpu_only=True).folder
     assert list(output.iterdir()) == [built]
     assert {each.name for each in built.iterdir()} == {libraries.ORT_LIBRARY, libraries.RECORD}
 
@@ -181,7 +181,7 @@ def test_missing_tools_are_said(tool: str, advice: str, monkeypatch: pytest.Monk
     )
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(MissingDependencyError, match=advice):
-        building.build(tmp_path)
+        building.build_libraries(tmp_path)
 
 
 def test_a_compiler_that_fails_is_said_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +196,10 @@ def test_a_compiler_that_fails_is_said_and_forgotten(folder: Path, monkeypatch: 
     monkeypatch.setattr(building, "_run", configure_only)
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(InputError, match=r"The C\+\+ compiler ./usr/bin/false. is not able"):
-        building.build(cpu_only=True)
+        building.build_libraries(cpu_only=True)
     monkeypatch.delenv("CXX")
     with pytest.raises(InputError, match="configured"):
-        building.build(cpu_only=True)
+        building.build_libraries(cpu_only=True)
     assert [each.name for each in folder.iterdir()] == [f".work-{platform.machine()}"]
 
 

@@ -17,7 +17,7 @@ from native_ops.calls import Call, HostRunner, output_shapes, widened
 from native_ops.cases import RANDOM_KINDS, random_case
 from native_ops.compare import Case, problems
 
-from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
+from vtexport.plugins.op_structures import OPS, NativeSizes, NativeStepSizes
 from vtexport.plugins.structures import Status
 
 INT32 = 2**31 - 1
@@ -57,7 +57,7 @@ def checked(cpu: HostRunner, call: Call, **other: Any) -> Status:
 @pytest.mark.parametrize("kind", RANDOM_KINDS)
 def test_sizes_out_of_range(kind: str, cpu: HostRunner) -> None:
     call = call_of(kind)
-    reads = {"heads": "keys", "head_width": "keys", "key_heads": "keys", "embedding_width": "text_embeds"}
+    reads = {"heads": "keys", "head_dim": "keys", "key_heads": "keys", "embedding_width": "text_embeds"}
     reads |= {"text_tokens": "text_embeds", "query_heads": "query"}
     for name, _ in call.sizes._fields_:
         if name in reads and reads[name] not in call.inputs:
@@ -118,7 +118,7 @@ def test_any_structures_give_a_status(op_type: str, data: st.DataObject, cpu: Ho
         fields = [data.draw(real if each[1] is ctypes.c_float else number) for each in kind._fields_]
         return kind(*fields)
 
-    sizes = draw(StepSizes if op.is_step else Sizes)
+    sizes = draw(NativeStepSizes if op.is_step else NativeSizes)
     parameters = draw(op.parameters) if op.parameters else None
     found = cpu.library.call(op_type, sizes, parameters, {})  # type: ignore[arg-type]
     assert found in (Status.BAD_SIZE, Status.BAD_PARAMETER, Status.NULL_POINTER)
@@ -213,7 +213,7 @@ def test_half_precision_numbers_are_read_exactly(cpu: HostRunner) -> None:
     call = call_of("VtxClusterMerge")
     rows, width = 2, len(numbers) // 2
     hidden = numbers[: rows * width].reshape(rows, width)
-    sizes = StepSizes(rows, width, 2, 2, 1, 1, 0, 1)
+    sizes = NativeStepSizes(rows, width, 2, 2, 1, 1, 0, 1)
     mean = type(call.parameters)(2, 1)  # type: ignore[misc]
     inputs = {"hidden_states": hidden, "visual_start": np.array([0]), "labels": np.array([0, 1])}
     inputs["keys"] = np.ones((rows, 1, 1), np.float16)

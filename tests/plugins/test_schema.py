@@ -151,7 +151,7 @@ def _hold(op: schema.Op, model: onnx.ModelProto, lengths: dict[str, Any], dtype:
 def test_nodes_behind_the_tower_are_the_schemas(method: str, options: dict[str, Any]) -> None:
     op = METHODS[method]
     model = op_model(
-        method, tokens=48, grid=GRID, keep=KEEP, width=WIDTH, heads=HEADS, head_width=HEAD_WIDTH, batch=2,
+        method, tokens=48, grid=GRID, keep=KEEP, width=WIDTH, heads=HEADS, head_dim=HEAD_WIDTH, batch=2,
         embedding_width=WIDTH if options.get("relevance", "llm") == "llm" else EMBEDDING, dtype="float16", **options,
     )  # fmt: skip
     given = {each.name: each.i for each in model.graph.node[0].attribute}

@@ -16,16 +16,16 @@ from vtexport.plugins.native import Executor
 ROOT = Path(__file__).parents[2]
 FEATURE_TYPES = {name: each.native for name, each in DTYPES.items() if each.native is not None}
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "vtx_sizes": op_structures.Sizes,
-    "vtx_tensors": op_structures.Tensors,
-    "vtx_prunesid": op_structures.PruneSID,
-    "vtx_svdprune": op_structures.SVDPrune,
-    "vtx_vitcop": op_structures.ViTCoP,
-    "vtx_nuwa": op_structures.Nuwa,
-    "vtx_cdpruner": op_structures.CDPruner,
-    "vtx_step_sizes": op_structures.StepSizes,
-    "vtx_step_tensors": op_structures.StepTensors,
-    "vtx_cluster_merge": op_structures.ClusterMerge,
+    "vtx_sizes": op_structures.NativeSizes,
+    "vtx_tensors": op_structures.NativeTensors,
+    "vtx_prunesid": op_structures.PruneSIDParameters,
+    "vtx_svdprune": op_structures.SVDPruneParameters,
+    "vtx_vitcop": op_structures.ViTCoPParameters,
+    "vtx_nuwa": op_structures.NuwaParameters,
+    "vtx_cdpruner": op_structures.CDPrunerParameters,
+    "vtx_step_sizes": op_structures.NativeStepSizes,
+    "vtx_step_tensors": op_structures.NativeStepTensors,
+    "vtx_cluster_merge": op_structures.ClusterMergeParameters,
     "vtx_parallel": Executor,
 }
 

@@ -145,7 +145,7 @@ def test_tensors_sizes_and_parameters_are_those_of_the_node(
         keep=40,
         batch=batch,
         heads=3 if "keys" in names else 0,
-        head_width=32 if "keys" in names else 0,
+        head_dim=32 if "keys" in names else 0,
         embedding_width=wide if "text_embeds" in names else 0,
         text_tokens=TEXT_TOKENS if "text_embeds" in names else 0,
         dtype=dtype,
@@ -180,7 +180,7 @@ def test_steps_are_those_of_the_node(describe: Describe, op: DecoderOp, dtype: s
         visual_count=60,
         keep=17,
         key_heads=heads[0],
-        head_width=heads[1],
+        head_dim=heads[1],
         query_heads=6 if "query" in names else 0,
         dtype=dtype,
     )

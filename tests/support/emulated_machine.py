@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from native_ops.calls import Call, HostRunner, Prepared
 
-from vtexport.plugins.op_structures import OPS, StepTensors, Tensors
+from vtexport.plugins.op_structures import OPS, NativeStepTensors, NativeTensors
 from vtexport.plugins.structures import Status
 
 SOURCES = Path(__file__).parents[1] / "plugins" / "emulated"
@@ -55,7 +55,7 @@ class EmulatedRunner(HostRunner):
 
     def launch(self, prepared: Prepared) -> None:
         call, buffers = prepared.call, prepared.buffers
-        tensors = StepTensors if call.is_step else Tensors
+        tensors = NativeStepTensors if call.is_step else NativeTensors
         parts = [f"vtx_cpu_{OPS[call.op_type].function}".encode(), bytes(call.sizes), _bytes(call)]
         written = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
         written += struct.pack("<QQ", len(bytes(tensors())), len(buffers))

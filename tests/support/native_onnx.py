@@ -28,7 +28,7 @@ def request(call: Call) -> dict[str, Any]:
     sizes = call.sizes
     asked: dict[str, Any] = {"grid": (sizes.grid_rows, sizes.grid_columns), "width": sizes.width}
     asked |= {"tokens": sizes.grid_rows * sizes.grid_columns, "keep": sizes.keep, "batch": sizes.batch}
-    asked |= {"heads": sizes.heads or None, "head_dim": sizes.head_width or None}
+    asked |= {"heads": sizes.heads or None, "head_dim": sizes.head_dim or None}
     asked |= {"embedding_width": sizes.embedding_width or None}
     return asked | options(call)
 
@@ -46,7 +46,7 @@ def step_of(call: Call) -> tuple[DecoderOp, Sizes]:
         keep=own.keep,
         heads=own.query_heads or 1,
         kv_heads=own.key_heads or 1,
-        head_dim=own.head_width or 1,
+        head_dim=own.head_dim or 1,
     )
     return STEPS[call.op_type](**settings), sizes
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from vtexport.dtypes import DTYPES
 from vtexport.plugins.native import Library
-from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
+from vtexport.plugins.op_structures import OPS, NativeSizes, NativeStepSizes
 from vtexport.plugins.structures import Status, make_sizes, make_step_sizes, parameters_of
 from vtexport.pruning.op import DecoderOp
 from vtexport.pruning.registry import get_method, make_options
@@ -59,7 +59,7 @@ class Call:
 
 
 def output_shapes(
-    op_type: str, sizes: Sizes | StepSizes, parameters: ctypes.Structure | None
+    op_type: str, sizes: NativeSizes | NativeStepSizes, parameters: ctypes.Structure | None
 ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape and NumPy type of every output of an op by its name in the C structures, intermediate values included.
 
@@ -75,7 +75,7 @@ def output_shapes(
             return int(getattr(parameters, axis.parameter)) + axis.plus
         if axis.size is not None:
             return int(getattr(sizes, axis.size))
-        if isinstance(sizes, StepSizes):
+        if isinstance(sizes, NativeStepSizes):
             return {"1": 1, "U": sizes.rows - sizes.visual_count + sizes.keep}[letter]
         return int({"T": sizes.grid_rows * sizes.grid_columns}[letter])
 
@@ -122,11 +122,11 @@ def encoder_call(
     read = {each.name: np.ascontiguousarray(inputs[each.name], np.float32) for each in op.inputs()[1:]}
     further: dict[str, int] = {}
     if "keys" in read:
-        further["heads"], further["head_width"] = read["keys"].shape[2:]
+        further["heads"], further["head_dim"] = read["keys"].shape[2:]
     if "text_embeds" in read:
         further["text_tokens"], further["embedding_width"] = read["text_embeds"].shape[1:]
     batch, _, width = inputs["features"].shape
-    sizes: Sizes = make_sizes(grid=grid, width=width, keep=placed.keep, batch=batch, dtype=dtype, **further)
+    sizes: NativeSizes = make_sizes(grid=grid, width=width, keep=placed.keep, batch=batch, dtype=dtype, **further)
     parameters = parameters_of(op.op_type, op)
     return Call(
         op.op_type,
@@ -156,7 +156,7 @@ def step_call(
         for letter, length in zip(each.axes.removeprefix("1"), value.shape, strict=False):
             if (name := native.axes[letter].size) is not None:
                 lengths[name] = length
-    sizes: StepSizes = make_step_sizes(**lengths, dtype=dtype)
+    sizes: NativeStepSizes = make_step_sizes(**lengths, dtype=dtype)
     parameters = parameters_of(op.op_type, op)
     outputs = output_shapes(op.op_type, sizes, parameters)
     if op.op_type == "VtxTextSimilarityTopK":  # vtx_ops.h: saliency is of key norms and of attention

@@ -28,21 +28,21 @@ def step_case(seed: int, rng: np.random.Generator, op_type: str, **full: Any) ->
     keep = full.get("keep", int(rng.integers(1, visual + 1)))
     start, behind = int(rng.integers(0, 40)), int(rng.integers(1, 30))
     heads, groups = int(rng.choice((1, 2, 4, 8))), int(rng.choice((1, 4)))
-    width, head_width = full.get("width", int(rng.choice((8, 40, 64)))), int(rng.choice((8, 32, 128)))
+    width, head_dim = full.get("width", int(rng.choice((8, 40, 64)))), int(rng.choice((8, 32, 128)))
     dtype, rows = str(rng.choice(TYPES)), start + visual + behind
     dtype = full.get("dtype", dtype)
     clusters = full.get("clusters", int(rng.integers(1, visual + 1)))
     inputs = {
         "hidden_states": rounded(rng.standard_normal((rows, width)), dtype),
-        "keys": rounded(rng.standard_normal((rows, heads, head_width)) + 0.5 * rng.standard_normal(head_width), dtype),
-        "query": rounded(rng.standard_normal((heads * groups, head_width)), dtype),
+        "keys": rounded(rng.standard_normal((rows, heads, head_dim)) + 0.5 * rng.standard_normal(head_dim), dtype),
+        "query": rounded(rng.standard_normal((heads * groups, head_dim)), dtype),
         "labels": rng.integers(-1, clusters, visual),
     }
     settings = {}
     if op_type == "VtxClusterMerge":
         settings = {"clusters": clusters, "merge": str(rng.choice(("sum", "mean")))}
     op = STEPS[op_type](**settings)
-    sizes = Sizes(1, (1, visual), width, keep, heads=heads * groups, kv_heads=heads, head_dim=head_width)
+    sizes = Sizes(1, (1, visual), width, keep, heads=heads * groups, kv_heads=heads, head_dim=head_dim)
     read = {name: each[None] for name, each in inputs.items()} | {"visual_start": np.array([start])}
     found = op.select({each.name: read[each.name] for each in op.inputs()}, sizes)
     details = {name: np.asarray(each)[0] for name, each in found.details.items()}

@@ -22,11 +22,11 @@ from vtexport.assemble.progress import BuildProgress
 from vtexport.assemble.weights import PlacedWeights
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import refuse_to_write
-from vtexport.bundle.interrupts import discarded_when_interrupted
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest, Source
 from vtexport.bundle.manifest_json import decode, encode
 from vtexport.bundle.publish import sync
 from vtexport.bundle.reader import Bundle, check_files
+from vtexport.bundle.unfinished import discarded_when_interrupted
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.errors import BundleError, InputError, UsageError, quoted
 from vtexport.processing.text import TextFiles

@@ -19,8 +19,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vtexport.bundle import unfinished
 from vtexport.bundle.hub_cache import refuse_to_write
-from vtexport.bundle.interrupts import forget, register
 from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.bundle.paths import check_name
 from vtexport.errors import InputError, UsageError
@@ -52,7 +52,7 @@ def staged(
         with _locked(destination.parent):
             _remove_abandoned(destination)
             # Before it is there: a signal may come at any moment.
-            register(staging, lambda: _discard(staging, destination))
+            unfinished.begin(staging, lambda: _discard(staging, destination))
             staging.mkdir(mode=0o700)
             lock = _lock_folder(staging)
     except OSError as error:
@@ -90,7 +90,7 @@ def _discard(staging: Path, destination: Path) -> None:
             aside.rename(destination)
     shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(staging, ignore_errors=True)
-    forget(staging)
+    unfinished.end(staging)
 
 
 def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from vtexport.bundle.interrupts import discard_unfinished
+from vtexport.bundle.unfinished import discard_unfinished
 from vtexport.cli.console import prepare_streams, say, silence, tell
 from vtexport.cli.explain import INTERRUPTED, explain
 from vtexport.errors import UsageError

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from vtexport.cli.console import say, say_json, tell
-from vtexport.plugins.build import build
+from vtexport.plugins.build import build_libraries
 from vtexport.plugins.libraries import PLUGIN
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds and reports."""
-    built = build(args.output, tensorrt_include=args.tensorrt_include, cpu_only=args.cpu_only, tell=tell)
+    built = build_libraries(args.output, tensorrt_include=args.tensorrt_include, cpu_only=args.cpu_only, tell=tell)
     code = int(args.tensorrt_include is not None and PLUGIN in built.missing)
     if args.json:
         say_json({"folder": str(built.folder), "libraries": built.libraries, "missing": built.missing})

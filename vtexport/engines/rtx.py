@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 
 from vtexport.bundle.hashing import hash_file
-from vtexport.bundle.interrupts import written_by
 from vtexport.bundle.manifest import MANIFEST_NAME, File
 from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import Bundle
+from vtexport.bundle.unfinished import written_by
 from vtexport.dtypes import DTYPES
 from vtexport.engines.profiles import TEXT_TOKENS, profiles
 from vtexport.engines.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, Engine, Engines, encode

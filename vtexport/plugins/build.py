@@ -27,7 +27,7 @@ _CUDA_HINTS = ("/usr/local/cuda/bin",)
 
 
 @dataclass
-class Built:
+class LibraryFolder:
     """Libraries that a build gave.
 
     Attributes:
@@ -41,13 +41,13 @@ class Built:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def build(
+def build_libraries(
     output: Path | None = None,
     *,
     tensorrt_include: Path | None = None,
     cpu_only: bool = False,
     tell: Callable[[str], object] = lambda text: None,
-) -> Built:
+) -> LibraryFolder:
     """Builds what this machine can build: the library for ONNX Runtime, and with an nvcc the CUDA kernels and, with
     TensorRT's headers, its plugin.
 
@@ -95,7 +95,7 @@ def build(
         found[ORT_LIBRARY] = "the ops in ONNX Runtime on the CPU, and their C API (vtx_cpu.h)"
         if not cpu_only:
             _build_cuda(cmake, work, sources, nvcc, tensorrt, found, missing, tell)
-        built = Built(output / folder_name(said, found, tensorrt), found, missing)
+        built = LibraryFolder(output / folder_name(said, found, tensorrt), found, missing)
         _make_folder(built.folder)
         for library in found:
             unfinished = built.folder / f".{library}.{os.getpid()}"

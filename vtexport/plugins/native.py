@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.errors import MissingDependencyError, quoted
-from vtexport.plugins.op_structures import ABI_VERSION, OPS, Sizes, StepSizes, StepTensors, Tensors
-from vtexport.plugins.op_table import Op
+from vtexport.plugins.op_structures import (
+    ABI_VERSION,
+    OPS,
+    NativeSizes,
+    NativeStepSizes,
+    NativeStepTensors,
+    NativeTensors,
+)
+from vtexport.plugins.op_table import NativeOp
 from vtexport.plugins.structures import Status
 
 Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
@@ -65,7 +72,7 @@ class Library:
         return bytes(self._library.vtx_status_text(status)).decode()
 
     def workspace_bytes(
-        self, op_type: str, sizes: Sizes | StepSizes | None, parameters: ctypes.Structure | None
+        self, op_type: str, sizes: NativeSizes | NativeStepSizes | None, parameters: ctypes.Structure | None
     ) -> tuple[Status, int]:
         """Bytes of workspace that the CUDA form wants; 0 for the CPU form, which has memory of its own."""
         if self.prefix == "vtx_cpu_":
@@ -77,7 +84,7 @@ class Library:
     def call(
         self,
         op_type: str,
-        sizes: Sizes | StepSizes | None,
+        sizes: NativeSizes | NativeStepSizes | None,
         parameters: ctypes.Structure | None,
         addresses: Mapping[str, int | None] | None,
         *,
@@ -100,9 +107,9 @@ class Library:
             The status. The CUDA form has then only enqueued the work.
         """
         op = OPS[op_type]
-        tensors: Tensors | StepTensors | None = None
+        tensors: NativeTensors | NativeStepTensors | None = None
         if addresses is not None:
-            tensors = (StepTensors if op.is_step else Tensors)(**addresses)
+            tensors = (NativeStepTensors if op.is_step else NativeTensors)(**addresses)
         arguments = [*_arguments(op, sizes, parameters), _by_reference(tensors)]
         if self.prefix == "vtx_cpu_":
             arguments.append(_by_reference(executor))
@@ -115,5 +122,5 @@ def _by_reference(structure: ctypes.Structure | None) -> Any:
     return ctypes.c_void_p(None) if structure is None else ctypes.byref(structure)
 
 
-def _arguments(op: Op, sizes: Any, parameters: ctypes.Structure | None) -> list[Any]:
+def _arguments(op: NativeOp, sizes: Any, parameters: ctypes.Structure | None) -> list[Any]:
     return [_by_reference(sizes), *([_by_reference(parameters)] if op.parameters else [])]

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import ctypes
 
-from vtexport.plugins.op_table import Attribute, Axis, Op, Tensor
+from vtexport.plugins.op_table import Attribute, Axis, NativeOp, NativeTensor
 
 ABI_VERSION = 1
 
 _int, _float, _pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 
 
-class Sizes(ctypes.Structure):
+class NativeSizes(ctypes.Structure):
     """`vtx_sizes`."""
 
     _fields_ = [
         ("batch", _int), ("grid_rows", _int), ("grid_columns", _int), ("width", _int), ("keep", _int), ("heads", _int),
-        ("head_width", _int), ("embedding_width", _int), ("text_tokens", _int), ("dtype", _int),
+        ("head_dim", _int), ("embedding_width", _int), ("text_tokens", _int), ("dtype", _int),
     ]
 
 
-class Tensors(ctypes.Structure):
+class NativeTensors(ctypes.Structure):
     """`vtx_tensors`."""
 
     _fields_ = [
@@ -38,16 +38,16 @@ class Tensors(ctypes.Structure):
     ]
 
 
-class StepSizes(ctypes.Structure):
+class NativeStepSizes(ctypes.Structure):
     """`vtx_step_sizes`."""
 
     _fields_ = [
         ("rows", _int), ("width", _int), ("visual_count", _int), ("keep", _int), ("key_heads", _int),
-        ("head_width", _int), ("query_heads", _int), ("dtype", _int),
+        ("head_dim", _int), ("query_heads", _int), ("dtype", _int),
     ]
 
 
-class StepTensors(ctypes.Structure):
+class NativeStepTensors(ctypes.Structure):
     """`vtx_step_tensors`."""
 
     _fields_ = [
@@ -57,7 +57,7 @@ class StepTensors(ctypes.Structure):
     ]
 
 
-class PruneSID(ctypes.Structure):
+class PruneSIDParameters(ctypes.Structure):
     """`vtx_prunesid`."""
 
     _fields_ = [
@@ -66,7 +66,7 @@ class PruneSID(ctypes.Structure):
     ]
 
 
-class SVDPrune(ctypes.Structure):
+class SVDPruneParameters(ctypes.Structure):
     """`vtx_svdprune`."""
 
     _fields_ = [
@@ -75,7 +75,7 @@ class SVDPrune(ctypes.Structure):
     ]
 
 
-class ViTCoP(ctypes.Structure):
+class ViTCoPParameters(ctypes.Structure):
     """`vtx_vitcop`."""
 
     _fields_ = [
@@ -84,7 +84,7 @@ class ViTCoP(ctypes.Structure):
     ]
 
 
-class Nuwa(ctypes.Structure):
+class NuwaParameters(ctypes.Structure):
     """`vtx_nuwa`."""
 
     _fields_ = [
@@ -92,7 +92,7 @@ class Nuwa(ctypes.Structure):
     ]
 
 
-class CDPruner(ctypes.Structure):
+class CDPrunerParameters(ctypes.Structure):
     """`vtx_cdpruner`."""
 
     _fields_ = [
@@ -100,7 +100,7 @@ class CDPruner(ctypes.Structure):
     ]
 
 
-class ClusterMerge(ctypes.Structure):
+class ClusterMergeParameters(ctypes.Structure):
     """`vtx_cluster_merge`."""
 
     _fields_ = [
@@ -110,19 +110,19 @@ class ClusterMerge(ctypes.Structure):
 
 _ENCODER_AXES = {
     "B": Axis(size="batch"), "R": Axis(), "T": Axis(), "D": Axis(size="width"), "N": Axis(size="keep"),
-    "H": Axis(size="heads"), "K": Axis(size="head_width"), "M": Axis(size="text_tokens"),
+    "H": Axis(size="heads"), "K": Axis(size="head_dim"), "M": Axis(size="text_tokens"),
     "E": Axis(size="embedding_width"), "G": Axis(parameter="groups"), "C": Axis(parameter="cluster_count"),
 }
 
 _LLM_AXES = {
     "1": Axis(), "S": Axis(size="rows"), "U": Axis(), "W": Axis(size="width"), "V": Axis(size="visual_count"),
-    "N": Axis(size="keep"), "G": Axis(size="key_heads"), "H": Axis(size="query_heads"), "K": Axis(size="head_width"),
+    "N": Axis(size="keep"), "G": Axis(size="key_heads"), "H": Axis(size="query_heads"), "K": Axis(size="head_dim"),
     "C": Axis(parameter="clusters", plus=1),
 }
 
 OPS = {
-    "VtxPruneSID": Op(
-        "prunesid", "VtxPruneSID", PruneSID,
+    "VtxPruneSID": NativeOp(
+        "prunesid", "VtxPruneSID", PruneSIDParameters,
         is_step=False, needs_grid=False,
         axes=_ENCODER_AXES,
         attributes=(
@@ -139,22 +139,22 @@ OPS = {
             Attribute("space", "word", is_read=False, words={"vision": None, "projected": None}),
         ),
         inputs=(
-            Tensor("features", "features", "BRD", "features"),
-            Tensor("scores", "float32", "BT", "scores", when={"nms_score": ("cls_attention",)}),
+            NativeTensor("features", "features", "BRD", "features"),
+            NativeTensor("scores", "float32", "BT", "scores", when={"nms_score": ("cls_attention",)}),
         ),
         outputs=(
-            Tensor("kept_features", "features", "BND", "kept_features"),
-            Tensor("keep_indices", "int64", "BN", "keep_indices"),
+            NativeTensor("kept_features", "features", "BND", "kept_features"),
+            NativeTensor("keep_indices", "int64", "BN", "keep_indices"),
         ),
         diagnostics=(
-            Tensor("groups", "int64", "BT", "groups"), Tensor("sizes", "int64", "BG", "sizes"),
-            Tensor("survivors", "int64", "BG", "survivors"), Tensor("taken", "int64", "BG", "taken"),
-            Tensor("rho", "float32", "B", "rho"), Tensor("tau", "float32", "B", "tau"),
-            Tensor("residual", "float32", "B", "residual"),
+            NativeTensor("groups", "int64", "BT", "groups"), NativeTensor("sizes", "int64", "BG", "sizes"),
+            NativeTensor("survivors", "int64", "BG", "survivors"), NativeTensor("taken", "int64", "BG", "taken"),
+            NativeTensor("rho", "float32", "B", "rho"), NativeTensor("tau", "float32", "B", "tau"),
+            NativeTensor("residual", "float32", "B", "residual"),
         ),
     ),
-    "VtxSVDPrune": Op(
-        "svdprune", "VtxSVDPrune", SVDPrune,
+    "VtxSVDPrune": NativeOp(
+        "svdprune", "VtxSVDPrune", SVDPruneParameters,
         is_step=False, needs_grid=False,
         axes=_ENCODER_AXES,
         attributes=(
@@ -167,21 +167,22 @@ OPS = {
             Attribute("leverage", "number", "leverage"),
         ),
         inputs=(
-            Tensor("features", "features", "BRD", "features"),
+            NativeTensor("features", "features", "BRD", "features"),
         ),
         outputs=(
-            Tensor("kept_features", "features", "BND", "kept_features"),
-            Tensor("keep_indices", "int64", "BN", "keep_indices"), Tensor("rank", "int64", "B", "rank"),
-            Tensor("energy", "float32", "B", "energy"),
-            Tensor("count", "int64", "B", "count", when={"mode": ("leverage",)}),
-            Tensor("leverage", "float32", "B", "leverage", when={"mode": ("leverage",)}),
+            NativeTensor("kept_features", "features", "BND", "kept_features"),
+            NativeTensor("keep_indices", "int64", "BN", "keep_indices"), NativeTensor("rank", "int64", "B", "rank"),
+            NativeTensor("energy", "float32", "B", "energy"),
+            NativeTensor("count", "int64", "B", "count", when={"mode": ("leverage",)}),
+            NativeTensor("leverage", "float32", "B", "leverage", when={"mode": ("leverage",)}),
         ),
         diagnostics=(
-            Tensor("leverages", "float32", "BT", "leverages"), Tensor("residual", "float32", "B", "residual"),
+            NativeTensor("leverages", "float32", "BT", "leverages"),
+            NativeTensor("residual", "float32", "B", "residual"),
         ),
     ),
-    "VtxViTCoP": Op(
-        "vitcop", "VtxViTCoP", ViTCoP,
+    "VtxViTCoP": NativeOp(
+        "vitcop", "VtxViTCoP", ViTCoPParameters,
         is_step=False, needs_grid=True,
         axes=_ENCODER_AXES,
         attributes=(
@@ -197,23 +198,23 @@ OPS = {
             Attribute("variant", "word", "counts_itself", words={"official": 1, "paper": 0}),
         ),
         inputs=(
-            Tensor("features", "features", "BRD", "features"), Tensor("scores", "float32", "BT", "scores"),
-            Tensor("keys", "float32", "BTHK", "keys", when={"clusters": (1,)}),
+            NativeTensor("features", "features", "BRD", "features"), NativeTensor("scores", "float32", "BT", "scores"),
+            NativeTensor("keys", "float32", "BTHK", "keys", when={"clusters": (1,)}),
         ),
         outputs=(
-            Tensor("kept_features", "features", "BND", "kept_features"),
-            Tensor("keep_indices", "int64", "BN", "keep_indices"),
-            Tensor("labels", "int64", "BN", "labels", when={"clusters": (1,)}),
+            NativeTensor("kept_features", "features", "BND", "kept_features"),
+            NativeTensor("keep_indices", "int64", "BN", "keep_indices"),
+            NativeTensor("labels", "int64", "BN", "labels", when={"clusters": (1,)}),
         ),
         diagnostics=(
-            Tensor("centers", "int64", "BC", "centers", when={"clusters": (1,)}),
-            Tensor("density", "float32", "BN", "density", when={"clusters": (1,)}),
-            Tensor("delta", "float32", "BN", "delta", when={"clusters": (1,)}),
-            Tensor("parent", "int64", "BN", "parent", when={"clusters": (1,)}),
+            NativeTensor("centers", "int64", "BC", "centers", when={"clusters": (1,)}),
+            NativeTensor("density", "float32", "BN", "density", when={"clusters": (1,)}),
+            NativeTensor("delta", "float32", "BN", "delta", when={"clusters": (1,)}),
+            NativeTensor("parent", "int64", "BN", "parent", when={"clusters": (1,)}),
         ),
     ),
-    "VtxNuwa": Op(
-        "nuwa", "VtxNuwa", Nuwa,
+    "VtxNuwa": NativeOp(
+        "nuwa", "VtxNuwa", NuwaParameters,
         is_step=False, needs_grid=True,
         axes=_ENCODER_AXES,
         attributes=(
@@ -225,19 +226,19 @@ OPS = {
             Attribute("variant", "word", "paper", words={"official": 0, "paper": 1}),
         ),
         inputs=(
-            Tensor("features", "features", "BRD", "features"), Tensor("scores", "float32", "BT", "scores"),
-            Tensor("keys", "float32", "BTHK", "keys", when={"variant": ("paper",)}),
-            Tensor("similarity_features", "float32", "BTD", "similarity_features"),
+            NativeTensor("features", "features", "BRD", "features"), NativeTensor("scores", "float32", "BT", "scores"),
+            NativeTensor("keys", "float32", "BTHK", "keys", when={"variant": ("paper",)}),
+            NativeTensor("similarity_features", "float32", "BTD", "similarity_features"),
         ),
         outputs=(
-            Tensor("kept_features", "features", "BND", "kept_features"),
-            Tensor("keep_indices", "int64", "BN", "keep_indices"), Tensor("merged", "bool", "BN", "merged"),
+            NativeTensor("kept_features", "features", "BND", "kept_features"),
+            NativeTensor("keep_indices", "int64", "BN", "keep_indices"), NativeTensor("merged", "bool", "BN", "merged"),
         ),
         diagnostics=(
-            Tensor("pillar_threshold", "float32", "B", "pillar_threshold"),
+            NativeTensor("pillar_threshold", "float32", "B", "pillar_threshold"),
         ),
     ),
-    "VtxDivPrune": Op(
+    "VtxDivPrune": NativeOp(
         "divprune", "VtxDivPrune", None,
         is_step=False, needs_grid=False,
         axes=_ENCODER_AXES,
@@ -247,18 +248,18 @@ OPS = {
             Attribute("space", "word", is_read=False, words={"projected": None, "vision": None}),
         ),
         inputs=(
-            Tensor("features", "features", "BRD", "features"),
+            NativeTensor("features", "features", "BRD", "features"),
         ),
         outputs=(
-            Tensor("kept_features", "features", "BND", "kept_features"),
-            Tensor("keep_indices", "int64", "BN", "keep_indices"),
+            NativeTensor("kept_features", "features", "BND", "kept_features"),
+            NativeTensor("keep_indices", "int64", "BN", "keep_indices"),
         ),
         diagnostics=(
-            Tensor("order", "int64", "BN", "order"),
+            NativeTensor("order", "int64", "BN", "order"),
         ),
     ),
-    "VtxCDPruner": Op(
-        "cdpruner", "VtxCDPruner", CDPruner,
+    "VtxCDPruner": NativeOp(
+        "cdpruner", "VtxCDPruner", CDPrunerParameters,
         is_step=False, needs_grid=False,
         axes=_ENCODER_AXES,
         attributes=(
@@ -268,21 +269,21 @@ OPS = {
             Attribute("negate", "flag", "negate"), Attribute("theta", "number", "theta"),
         ),
         inputs=(
-            Tensor("features", "features", "BRD", "features"),
-            Tensor("text_embeds", "float32", "BMD", "text_embeds", when={"relevance": ("llm",)}),
-            Tensor("image_embeds", "float32", "BTE", "image_embeds", when={"relevance": ("clip",)}),
-            Tensor("text_embeds", "float32", "BME", "text_embeds", when={"relevance": ("clip",)}),
+            NativeTensor("features", "features", "BRD", "features"),
+            NativeTensor("text_embeds", "float32", "BMD", "text_embeds", when={"relevance": ("llm",)}),
+            NativeTensor("image_embeds", "float32", "BTE", "image_embeds", when={"relevance": ("clip",)}),
+            NativeTensor("text_embeds", "float32", "BME", "text_embeds", when={"relevance": ("clip",)}),
         ),
         outputs=(
-            Tensor("kept_features", "features", "BND", "kept_features"),
-            Tensor("keep_indices", "int64", "BN", "keep_indices"),
+            NativeTensor("kept_features", "features", "BND", "kept_features"),
+            NativeTensor("keep_indices", "int64", "BN", "keep_indices"),
         ),
         diagnostics=(
-            Tensor("order", "int64", "BN", "order"), Tensor("relevance", "float32", "BT", "relevance"),
+            NativeTensor("order", "int64", "BN", "order"), NativeTensor("relevance", "float32", "BT", "relevance"),
         ),
     ),
-    "VtxClusterMerge": Op(
-        "cluster_merge", "VtxClusterMerge", ClusterMerge,
+    "VtxClusterMerge": NativeOp(
+        "cluster_merge", "VtxClusterMerge", ClusterMergeParameters,
         is_step=True, needs_grid=False,
         axes=_LLM_AXES,
         attributes=(
@@ -292,19 +293,19 @@ OPS = {
             Attribute("merge", "word", "mean", words={"sum": 0, "mean": 1}),
         ),
         inputs=(
-            Tensor("hidden_states", "features", "1SW", "hidden_states"),
-            Tensor("visual_start", "int64", "1", "visual_start"), Tensor("keys", "features", "1SGK", "keys"),
-            Tensor("labels", "int64", "1V", "labels"),
+            NativeTensor("hidden_states", "features", "1SW", "hidden_states"),
+            NativeTensor("visual_start", "int64", "1", "visual_start"),
+            NativeTensor("keys", "features", "1SGK", "keys"), NativeTensor("labels", "int64", "1V", "labels"),
         ),
         outputs=(
-            Tensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
-            Tensor("rows", "int64", "1U", "out_rows"),
+            NativeTensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
+            NativeTensor("rows", "int64", "1U", "out_rows"),
         ),
         diagnostics=(
-            Tensor("saliency", "float32", "1V", "saliency"), Tensor("quotas", "int64", "1C", "quotas"),
+            NativeTensor("saliency", "float32", "1V", "saliency"), NativeTensor("quotas", "int64", "1C", "quotas"),
         ),
     ),
-    "VtxKeyNormTopK": Op(
+    "VtxKeyNormTopK": NativeOp(
         "key_norm_topk", "VtxKeyNormTopK", None,
         is_step=True, needs_grid=False,
         axes=_LLM_AXES,
@@ -313,18 +314,19 @@ OPS = {
             Attribute("visual_count", "integer"), Attribute("keep", "integer"),
         ),
         inputs=(
-            Tensor("hidden_states", "features", "1SW", "hidden_states"),
-            Tensor("visual_start", "int64", "1", "visual_start"), Tensor("keys", "features", "1SGK", "keys"),
+            NativeTensor("hidden_states", "features", "1SW", "hidden_states"),
+            NativeTensor("visual_start", "int64", "1", "visual_start"),
+            NativeTensor("keys", "features", "1SGK", "keys"),
         ),
         outputs=(
-            Tensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
-            Tensor("rows", "int64", "1U", "out_rows"),
+            NativeTensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
+            NativeTensor("rows", "int64", "1U", "out_rows"),
         ),
         diagnostics=(
-            Tensor("saliency", "float32", "1V", "saliency"),
+            NativeTensor("saliency", "float32", "1V", "saliency"),
         ),
     ),
-    "VtxAttentionTopK": Op(
+    "VtxAttentionTopK": NativeOp(
         "attention_topk", "VtxAttentionTopK", None,
         is_step=True, needs_grid=False,
         axes=_LLM_AXES,
@@ -333,19 +335,19 @@ OPS = {
             Attribute("visual_count", "integer"), Attribute("keep", "integer"),
         ),
         inputs=(
-            Tensor("hidden_states", "features", "1SW", "hidden_states"),
-            Tensor("visual_start", "int64", "1", "visual_start"), Tensor("keys", "features", "1SGK", "keys"),
-            Tensor("query", "features", "1HK", "query"),
+            NativeTensor("hidden_states", "features", "1SW", "hidden_states"),
+            NativeTensor("visual_start", "int64", "1", "visual_start"),
+            NativeTensor("keys", "features", "1SGK", "keys"), NativeTensor("query", "features", "1HK", "query"),
         ),
         outputs=(
-            Tensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
-            Tensor("rows", "int64", "1U", "out_rows"),
+            NativeTensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
+            NativeTensor("rows", "int64", "1U", "out_rows"),
         ),
         diagnostics=(
-            Tensor("saliency", "float32", "1V", "saliency"),
+            NativeTensor("saliency", "float32", "1V", "saliency"),
         ),
     ),
-    "VtxTextSimilarityTopK": Op(
+    "VtxTextSimilarityTopK": NativeOp(
         "text_similarity_topk", "VtxTextSimilarityTopK", None,
         is_step=True, needs_grid=False,
         axes=_LLM_AXES,
@@ -354,15 +356,15 @@ OPS = {
             Attribute("visual_count", "integer"), Attribute("keep", "integer"),
         ),
         inputs=(
-            Tensor("hidden_states", "features", "1SW", "hidden_states"),
-            Tensor("visual_start", "int64", "1", "visual_start"),
+            NativeTensor("hidden_states", "features", "1SW", "hidden_states"),
+            NativeTensor("visual_start", "int64", "1", "visual_start"),
         ),
         outputs=(
-            Tensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
-            Tensor("rows", "int64", "1U", "out_rows"),
+            NativeTensor("hidden_states_out", "features", "1UW", "hidden_states_out"),
+            NativeTensor("rows", "int64", "1U", "out_rows"),
         ),
         diagnostics=(
-            Tensor("saliency", "float32", "1V", "saliency"),
+            NativeTensor("saliency", "float32", "1V", "saliency"),
         ),
     ),
 }

@@ -53,7 +53,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class NativeTensor:
     """An input, an output or an intermediate value.
 
     Attributes:
@@ -72,7 +72,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Op:
+class NativeOp:
     """One op of the C API.
 
     Attributes:
@@ -93,14 +93,14 @@ class Op:
     needs_grid: bool
     axes: Mapping[str, Axis]
     attributes: tuple[Attribute, ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    diagnostics: tuple[Tensor, ...]
+    inputs: tuple[NativeTensor, ...]
+    outputs: tuple[NativeTensor, ...]
+    diagnostics: tuple[NativeTensor, ...]
 
     def attribute(self, name: str) -> Attribute:
         return next(each for each in self.attributes if each.name == name)
 
-    def is_there(self, tensor: Tensor, parameters: ctypes.Structure | None) -> bool:
+    def is_there(self, tensor: NativeTensor, parameters: ctypes.Structure | None) -> bool:
         """True where a call with these parameters has the tensor."""
         for name, values in tensor.when.items():
             attribute = self.attribute(name)

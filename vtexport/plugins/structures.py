@@ -11,7 +11,7 @@ import enum
 from typing import Any
 
 from vtexport.dtypes import DTYPES
-from vtexport.plugins.op_structures import OPS, Sizes, StepSizes
+from vtexport.plugins.op_structures import OPS, NativeSizes, NativeStepSizes
 
 
 class Status(enum.IntEnum):
@@ -49,14 +49,14 @@ def make_sizes(
     keep: int,
     batch: int = 1,
     heads: int = 0,
-    head_width: int = 0,
+    head_dim: int = 0,
     embedding_width: int = 0,
     text_tokens: int = 0,
     dtype: str = "float32",
-) -> Sizes:
-    """Sizes of an op behind the vision tower; those that it does not have stay out."""
-    further = heads, head_width, embedding_width, text_tokens
-    return Sizes(batch, *grid, width, keep, *further, DTYPES[dtype].native)
+) -> NativeSizes:
+    """NativeSizes of an op behind the vision tower; those that it does not have stay out."""
+    further = heads, head_dim, embedding_width, text_tokens
+    return NativeSizes(batch, *grid, width, keep, *further, DTYPES[dtype].native)
 
 
 def make_step_sizes(
@@ -66,9 +66,9 @@ def make_step_sizes(
     visual_count: int,
     keep: int,
     key_heads: int = 0,
-    head_width: int = 0,
+    head_dim: int = 0,
     query_heads: int = 0,
     dtype: str = "float32",
-) -> StepSizes:
-    """Sizes of an op inside the language model; those that it does not have stay out."""
-    return StepSizes(rows, width, visual_count, keep, key_heads, head_width, query_heads, DTYPES[dtype].native)
+) -> NativeStepSizes:
+    """NativeSizes of an op inside the language model; those that it does not have stay out."""
+    return NativeStepSizes(rows, width, visual_count, keep, key_heads, head_dim, query_heads, DTYPES[dtype].native)

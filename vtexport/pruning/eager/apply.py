@@ -17,7 +17,7 @@ import torch
 from vtexport.errors import UsageError
 from vtexport.pruning.eager.cut import ANEW, Cut, Prompts, check_mask, count_positions, cut_of, images_per_row
 from vtexport.pruning.eager.encode import Encoder
-from vtexport.pruning.eager.generate import RECORD, GenerateSide, Record
+from vtexport.pruning.eager.generate import RECORD, GenerateSide, KeptColumns
 from vtexport.pruning.eager.patches import Patches
 from vtexport.pruning.eager.steps import StepHooks, StepState, no_copy
 from vtexport.pruning.registry import get_method, make_options
@@ -94,7 +94,7 @@ class Applied:
         mm_encoder_outputs: Any = None,
         **rest: Any,
     ) -> Any:
-        record: Record | None = rest.pop(RECORD, None)
+        record: KeptColumns | None = rest.pop(RECORD, None)
         tower = {
             "vision_feature_layer": vision_feature_layer,
             "vision_feature_select_strategy": vision_feature_select_strategy,
@@ -176,7 +176,7 @@ class Applied:
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
         given: dict[str, Any],
-        record: Record | None,
+        record: KeptColumns | None,
     ) -> Any:
         """The pass that prunes: kept visual tokens in place of the first placeholders of their image."""
         encoded = self._encoder.encode(pixel_values, self.extra_signals)

@@ -22,7 +22,7 @@ RECORD = "_vtexport_record"  # argument by which the outer forward pass learns o
 
 
 @dataclass
-class Record:
+class KeptColumns:
     """Columns of input_ids that the inner forward pass's rows are, [B, L'] int64, told to the outer one."""
 
     columns: torch.Tensor | None = None
@@ -93,7 +93,7 @@ class GenerateSide:
                 f"labels have to fit the unpruned input_ids, {None if ids is None else list(ids.shape)}, "
                 f"not {list(labels.shape)}"
             )
-        record = Record()
+        record = KeptColumns()
         as_dict = further.pop("return_dict", None)
         del given["labels"]
         outputs = original(**given, **further, return_dict=True, **{RECORD: record})

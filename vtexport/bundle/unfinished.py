@@ -1,8 +1,4 @@
-"""Registry of what this process has not finished writing, so that a signal that ends the process can remove it.
-
-A handler may run between any two steps of the code that it interrupts: what is written is registered before it is
-there, and stays registered until it has gone or has its name.
-"""
+"""Registry of what this process is writing, so that a signal that ends it leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -12,33 +8,33 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_unfinished: dict[Path, Callable[[], None]] = {}  # what is being written, and how to remove it
+_unfinished: dict[Path, Callable[[], None]] = {}  # how to remove what is written at a path
 _writers: set[subprocess.Popen[bytes]] = set()  # child processes that write there
 
 
-def register(path: Path, discard: Callable[[], None]) -> None:
-    """From here on `discard_unfinished` calls `discard` for what is written at `path`."""
+def begin(path: Path, discard: Callable[[], None]) -> None:
+    """Has `discard_unfinished` call `discard` for what is written at `path`, until `end`."""
     _unfinished[path] = discard
 
 
-def forget(path: Path) -> None:
-    """Nothing at `path` is unfinished any more."""
+def end(path: Path) -> None:
+    """Forgets what was written at `path`; nothing where it is not known."""
     _unfinished.pop(path, None)
 
 
 @contextlib.contextmanager
 def discarded_when_interrupted(path: Path, discard: Callable[[], None]) -> Iterator[None]:
     """While the block runs, `discard_unfinished` calls `discard` for what is written at `path`."""
-    register(path, discard)
+    begin(path, discard)
     try:
         yield
     finally:
-        forget(path)
+        end(path)
 
 
 @contextlib.contextmanager
 def written_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While `process` writes something unfinished: `discard_unfinished` ends it before it removes that."""
+    """While `process` writes into a staged folder: `discard_unfinished` ends it before it removes the folder."""
     _writers.add(process)
     try:
         yield
@@ -47,16 +43,16 @@ def written_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def discard_unfinished() -> bool:
-    """Removes what this process has not finished writing, and says whether there was something.
+    """Removes what this process has not finished writing; True where there was something.
 
-    For a signal handler that ends the process.
+    For a signal handler that ends the process; it may come between any two steps of a writer.
     """
     for process in _writers:
         process.kill()
         # Not Popen.wait: the code that the signal interrupted may hold the lock that it takes.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process.pid, 0)
-    unfinished = list(_unfinished.values())
-    for discard in unfinished:
+    discards = list(_unfinished.values())
+    for discard in discards:
         discard()
-    return bool(unfinished)
+    return bool(discards)
