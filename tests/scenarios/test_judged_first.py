@@ -78,24 +78,29 @@ FAULTS: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("weights", ["stored", "random"])
-@pytest.mark.parametrize(("fault", "options", "message"), FAULTS)
-def test_nothing_is_written(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    weights: Any,
-    fault: Callable[[Path], None],
-    options: dict[str, Any],
-    message: str,
-) -> None:
-    fault(checkpoint)
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that goes on to the weights fails."""
 
     def unwanted(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("weights were touched")
 
     monkeypatch.setattr(resolve, "write_random_checkpoint", unwanted)
     monkeypatch.setattr("vtexport.assemble.staged.copy_weights", unwanted)
+
+
+@pytest.mark.parametrize("weights", ["stored", "random"])
+@pytest.mark.parametrize(("fault", "options", "message"), FAULTS)
+def test_nothing_is_written(
+    checkpoint: Path,
+    tmp_path: Path,
+    no_weights: None,
+    weights: Any,
+    fault: Callable[[Path], None],
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    fault(checkpoint)
     options = {"keep": 16, **options}
     output, cache = tmp_path / "bundle", tmp_path / "cache"
     with pytest.raises(VtexportError, match=message) as caught:
@@ -113,21 +118,28 @@ def test_nothing_is_written(
         ({"method": "prunesid", "options": {"cls_slot": True}}, "this vision tower has no CLS token"),
     ],
 )
-def test_a_tower_without_cls_is_refused_before_weights(
+def test_a_plan_that_the_tower_cannot_give(
     checkpoint: Path,
     tmp_path: Path,
+    no_weights: None,
     monkeypatch: pytest.MonkeyPatch,
     weights: Any,
     options: dict[str, Any],
     message: str,
 ) -> None:
+    """A method that keeps CLS, on a tower that has none."""
+
     def without_cls(*arguments: Any) -> ModelSpec:
         spec = model_spec(*arguments)
         return replace(spec, vision=replace(spec.vision, cls_rows=0))
 
     model_spec = llava.model_spec
     monkeypatch.setattr(llava, "model_spec", without_cls)
-    test_nothing_is_written(checkpoint, tmp_path, monkeypatch, weights, nothing, options, message)
+    output, cache = tmp_path / "bundle", tmp_path / "cache"
+    with pytest.raises(UsageError, match=message):
+        build(str(checkpoint), output, keep=16, weights=weights, cache_dir=cache, **options)
+    assert not output.exists()
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(

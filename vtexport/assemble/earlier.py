@@ -107,7 +107,7 @@ def weights_of(
     return PlacedWeights(weights, source_hashes, written_hashes)
 
 
-def take_over(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, str]:
+def linked(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, str]:
     """Puts files of the earlier bundle into `folder` without copying them, where the file system can; their hashes.
 
     Hard links: the earlier bundle goes when the new one is in place, so each file has one name again.

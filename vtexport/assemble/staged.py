@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from vtexport.assemble.describe import describe_files
-from vtexport.assemble.earlier import carry_adaptations, find_earlier, tell_of_engines, unchanged, weights_of
-from vtexport.assemble.earlier import take_over as take_over_files
+from vtexport.assemble.earlier import carry_adaptations, find_earlier, linked, tell_of_engines, unchanged, weights_of
 from vtexport.assemble.link import reflink_weights
 from vtexport.assemble.progress import BuildProgress
 from vtexport.assemble.weights import PlacedWeights, copy_weights, planned_bytes
@@ -68,7 +67,7 @@ class Staged:
     def take_over(self, graphs: Iterable[str]) -> None:
         """Links these graphs, and the weights, of the earlier bundle."""
         if self.earlier is not None:
-            self._hashes |= take_over_files(self.earlier, [*self._hashes, *graphs], self._folder)
+            self._hashes |= linked(self.earlier, [*self._hashes, *graphs], self._folder)
 
     def settle(self, path: Path) -> str:
         """Returns the file's name; it is where it stays."""
