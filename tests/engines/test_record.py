@@ -147,3 +147,36 @@ def test_inspect_verifies_engines(bundle: Bundle, capsys: pytest.CaptureFixture[
     assert main(["inspect", str(bundle.folder), "--verify", "--json"]) == 4
     described = json.loads(capsys.readouterr().out)
     assert (described["verified"], described["problems"]) == (False, [problem])
+
+
+def test_inspect_describes_a_bundle_with_engines_of_another_manifest(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(bundle.folder)]) == 0
+    whole = capsys.readouterr().out
+    write(bundle, record(bundle) | {"manifest_sha256": "0" * 64})
+    path = bundle.folder / "engines" / "rtx" / "engines.json"
+    sentence = f"{path} is of engines that were built from another manifest; run `vtexport compile` again"
+    assert main(["inspect", str(bundle.folder)]) == 0
+    assert capsys.readouterr().out == f"{whole}\n{sentence}\n"
+    assert main(["inspect", str(bundle.folder), "--verify"]) == 4
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (f"{whole}\n{sentence}\n", f"vtexport: {sentence}\n")
+    for arguments, code, problems in (((), 0, None), (("--verify",), 4, [sentence])):
+        assert main(["inspect", str(bundle.folder), "--json", *arguments]) == code
+        described = json.loads(capsys.readouterr().out)
+        assert (described["engines"], described["unusable_engines"]) == ([], [sentence])
+        assert described["problems"] == problems
+
+
+def test_inspect_describes_a_bundle_whose_engines_are_not_there(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(bundle.folder)]) == 0
+    whole = capsys.readouterr().out
+    write(bundle, record(bundle))
+    (bundle.folder / "engines" / "rtx" / "e.engine").unlink()
+    assert main(["inspect", str(bundle.folder)]) == 4
+    shown = capsys.readouterr()
+    assert shown.out == whole
+    assert "names 'e.engine', which is not there with 5 bytes; run `vtexport compile` again" in shown.err

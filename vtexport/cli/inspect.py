@@ -1,7 +1,7 @@
 """Say what a bundle holds: source, image and text processing, plans with budgets, engines, graphs, files.
 
 With --verify every file is read and its SHA-256 compared with the manifest, every engine's with its record; damage
-ends with exit code 4.
+and engines that were built from another manifest end with exit code 4.
 
 examples:
   vtexport inspect mini
@@ -11,7 +11,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import msgspec
 
@@ -22,7 +21,7 @@ from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, counted, say, say_json, size, table
 from vtexport.dtypes import DTYPES
-from vtexport.engines.record import Engines, read_folders, verify_engines
+from vtexport.engines.record import FoundEngines, find_engines, verify_engines
 from vtexport.errors import BundleError, printable
 
 _FIRST_OF_SAMPLING = "do_sample"  # before it in `Generation` stand the logits processors, which are always done
@@ -38,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Describes, and verifies where asked."""
     bundle = open_bundle(args.bundle)
-    engines = read_folders(bundle)
+    engines = find_engines(bundle)
     problems = _verify(bundle) if args.verify else None
-    engine_problems = _verify_engines(engines) if args.verify else []
+    engine_problems = [*engines.damaged, *(engines.outdated + _verify_engines(engines) if args.verify else [])]
     if args.json:
         manifest = msgspec.to_builtins(bundle.manifest)
         plans = bundle.manifest.plans
@@ -51,8 +50,15 @@ def run(args: argparse.Namespace) -> int:
         }
         adaptations = read_adaptations(bundle.folder, bundle.manifest)
         adaptive = {name: msgspec.to_builtins(each) for name, each in adaptations.items()}
-        built = [msgspec.to_builtins(record) for record in engines.values()]
-        found = {"manifest": manifest, "image_kv_bytes": kv, "by_layer": layers, "engines": built}
+        built = [msgspec.to_builtins(record) for record in engines.usable.values()]
+        unusable = engines.damaged + engines.outdated
+        found = {
+            "manifest": manifest,
+            "image_kv_bytes": kv,
+            "by_layer": layers,
+            "engines": built,
+            "unusable_engines": unusable,
+        }
         every = None if problems is None else problems + engine_problems
         verified = None if every is None else not every
         say_json(found | {"adaptive": adaptive, "verified": verified, "problems": every})
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise BundleError(_first(engine_problems))
     if problems is not None and not args.json:
         say(f"verified: all {len(bundle.manifest.files)} files have the SHA-256 that the manifest states")
-        if count := sum(len(record.engines) for record in engines.values()):
+        if count := _count(engines):
             say(f"verified: {counted(count, 'engine')} with the SHA-256 that engines.json states")
     return 0
 
@@ -80,10 +86,14 @@ def _verify(bundle: Bundle) -> list[str]:
         return bundle.verify(lambda _, count: done(count))
 
 
-def _verify_engines(engines: dict[Path, Engines]) -> list[str]:
-    if not engines:
+def _count(engines: FoundEngines) -> int:
+    return sum(len(record.engines) for record in engines.usable.values())
+
+
+def _verify_engines(engines: FoundEngines) -> list[str]:
+    if not _count(engines):
         return []
-    total = sum(engine.bytes for record in engines.values() for engine in record.engines.values())
+    total = sum(engine.bytes for record in engines.usable.values() for engine in record.engines.values())
     with Progress().bytes_done("verifying engines", total) as done:
         return verify_engines(engines, done)
 
@@ -100,7 +110,7 @@ def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
     return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
-def _describe(bundle: Bundle, engines: dict[Path, Engines]) -> None:
+def _describe(bundle: Bundle, engines: FoundEngines) -> None:
     manifest = bundle.manifest
     source, vision, decoder = manifest.source, manifest.vision, manifest.decoder
     weights = f"random weights, seed {source.seed}" if source.weights == "random" else "stored weights"
@@ -138,7 +148,7 @@ def _describe(bundle: Bundle, engines: dict[Path, Engines]) -> None:
             say_adaptation(adaptations[each.name])
         else:
             say(f"  not set by images yet: vtexport adapt {bundle.folder} --images FOLDER")
-    for record in engines.values():
+    for record in engines.usable.values():
         say()
         say_engines(record)
     for name, graph in sorted(manifest.graphs.items()):
@@ -147,6 +157,9 @@ def _describe(bundle: Bundle, engines: dict[Path, Engines]) -> None:
         for direction, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensor_lines(tensors):
                 say(f"  {direction}  {line}")
+    for sentence in engines.outdated:
+        say()
+        say(sentence)
 
 
 def _describe_processing(manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,10 @@ SCHEMA_VERSION = 1
 RECORD_NAME = "engines.json"
 FOLDER = "engines"  # inside a bundle; a folder for each target below
 _AGAIN = "run `vtexport compile` again"
+
+
+class _OtherManifestError(BundleError):
+    """Engines that were built from another manifest than the bundle's."""
 
 
 class Engine(msgspec.Struct, kw_only=True):
@@ -56,27 +61,46 @@ def read_engines(bundle: Bundle) -> list[Engines]:
         BundleError: a record cannot be read, is of another manifest, names a file outside its folder, or a file is
             missing or of another size.
     """
-    return list(read_folders(bundle).values())
-
-
-def read_folders(bundle: Bundle) -> dict[Path, Engines]:
-    """The same records by the folders that they stand in, which hold their engines.
-
-    Raises:
-        BundleError: as `read_engines`.
-    """
     manifest = hash_file(bundle.path(MANIFEST_NAME))
-    records = sorted((bundle.folder / FOLDER).glob(f"[!.]*/{RECORD_NAME}"))
-    return {path.parent: _read(path, manifest) for path in records}
+    return [_read(path, manifest) for path in _records(bundle)]
 
 
-def verify_engines(folders: dict[Path, Engines], progress: Callable[[int], object] = lambda count: None) -> list[str]:
-    """Reads every engine and compares its SHA-256 with its record's; returns one sentence for each that differs.
+@dataclass(frozen=True)
+class FoundEngines:
+    """What a bundle's folders of engines hold.
+
+    Attributes:
+        usable: The records by the folders that they stand in, which hold their engines.
+        outdated: A sentence for each record of engines that were built from another manifest.
+        damaged: A sentence for each other record that cannot be used.
+    """
+
+    usable: dict[Path, Engines]
+    outdated: list[str]
+    damaged: list[str]
+
+
+def find_engines(bundle: Bundle) -> FoundEngines:
+    """The records of every target as `read_engines` reads them; what it would raise is among the sentences."""
+    manifest = hash_file(bundle.path(MANIFEST_NAME))
+    found = FoundEngines({}, [], [])
+    for path in _records(bundle):
+        try:
+            found.usable[path.parent] = _read(path, manifest)
+        except _OtherManifestError as error:
+            found.outdated.append(str(error))
+        except BundleError as error:
+            found.damaged.append(str(error))
+    return found
+
+
+def verify_engines(found: FoundEngines, progress: Callable[[int], object] = lambda count: None) -> list[str]:
+    """Reads every usable record's engines and compares their SHA-256; returns one sentence for each that differs.
 
     `progress` is called with each count of bytes read.
     """
     problems = []
-    for folder, record in folders.items():
+    for folder, record in found.usable.items():
         for engine in record.engines.values():
             file = folder / engine.file
             try:
@@ -87,6 +111,10 @@ def verify_engines(folders: dict[Path, Engines], progress: Callable[[int], objec
             if digest != engine.sha256:
                 problems.append(f"{file} does not have the SHA-256 that {RECORD_NAME} states; {_AGAIN}")
     return problems
+
+
+def _records(bundle: Bundle) -> list[Path]:
+    return sorted((bundle.folder / FOLDER).glob(f"[!.]*/{RECORD_NAME}"))
 
 
 def _read(path: Path, manifest_sha256: str) -> Engines:
@@ -103,7 +131,7 @@ def _read(path: Path, manifest_sha256: str) -> Engines:
     if record.schema_version != SCHEMA_VERSION:
         raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {_AGAIN}")
     if record.manifest_sha256 != manifest_sha256:
-        raise BundleError(f"{path} is of engines that were built from another manifest; {_AGAIN}")
+        raise _OtherManifestError(f"{path} is of engines that were built from another manifest; {_AGAIN}")
     bundle = path.parents[2]
     for engine in record.engines.values():
         file = path.parent / engine.file
