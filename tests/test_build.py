@@ -9,10 +9,10 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
+from vtexport.assemble import earlier
 from vtexport.build import BuildProgress, Report, build
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, InputError, UsageError
-from vtexport.export import earlier
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long

@@ -2,6 +2,6 @@
 
 import sys
 
-from vtexport.cli.main import main
+from vtexport.cli.main import run_command
 
-sys.exit(main())
+sys.exit(run_command())

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from vtexport.backends.record import read_engines
 from vtexport.bundle.manifest import MAX_MANIFEST_BYTES
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.cli.main import main
 from vtexport.errors import BundleError
+
+SHA256 = hashlib.sha256(b"12345").hexdigest()
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def bundle(bundle_copy: Path) -> Bundle:
 def record(bundle: Bundle) -> dict[str, Any]:
     digest = hashlib.sha256((bundle.folder / "manifest.json").read_bytes()).hexdigest()
     profile = {"name": "decode", "shapes": {"x": [[1], [1], [1]]}}
-    engine = {"file": "e.engine", "bytes": 5, "sha256": "0" * 64, "profiles": [profile], "peak_memory_bytes": 1}
+    engine = {"file": "e.engine", "bytes": 5, "sha256": SHA256, "profiles": [profile], "peak_memory_bytes": 1}
     return {
         "schema_version": 1, "target": "rtx", "builder": "b", "compute_capabilities": [], "precision": "float16",
         "manifest_sha256": digest, "engines": {"e": engine},
@@ -122,3 +125,58 @@ def test_engines_in_a_folder_elsewhere(bundle: Bundle, tmp_path: Path) -> None:
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match=r"engines.json leads out of the bundle; run `vtexport compile` again"):
         read_engines(bundle)
+
+
+def test_inspect_verifies_engines(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    write(bundle, record(bundle))
+    assert main(["inspect", str(bundle.folder), "--verify"]) == 0
+    files = len(bundle.manifest.files)
+    assert capsys.readouterr().out.endswith(
+        f"verified: all {files} files have the SHA-256 that the manifest states\n"
+        "verified: 1 engine with the SHA-256 that engines.json states\n"
+    )
+    (bundle.folder / "engines" / "rtx" / "e.engine").write_bytes(b"12344")
+    assert main(["inspect", str(bundle.folder)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(bundle.folder), "--verify"]) == 4
+    shown = capsys.readouterr()
+    engine = bundle.folder / "engines" / "rtx" / "e.engine"
+    problem = f"{engine} does not have the SHA-256 that engines.json states; run `vtexport compile` again"
+    assert shown.err == f"vtexport: {problem}\n"
+    assert "verified" not in shown.out
+    assert main(["inspect", str(bundle.folder), "--verify", "--json"]) == 4
+    described = json.loads(capsys.readouterr().out)
+    assert (described["verified"], described["problems"]) == (False, [problem])
+
+
+def test_inspect_describes_a_bundle_with_engines_of_another_manifest(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(bundle.folder)]) == 0
+    whole = capsys.readouterr().out
+    write(bundle, record(bundle) | {"manifest_sha256": "0" * 64})
+    path = bundle.folder / "engines" / "rtx" / "engines.json"
+    sentence = f"{path} is of engines that were built from another manifest; run `vtexport compile` again"
+    assert main(["inspect", str(bundle.folder)]) == 0
+    assert capsys.readouterr().out == f"{whole}\n{sentence}\n"
+    assert main(["inspect", str(bundle.folder), "--verify"]) == 4
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (f"{whole}\n{sentence}\n", f"vtexport: {sentence}\n")
+    for arguments, code, problems in (((), 0, None), (("--verify",), 4, [sentence])):
+        assert main(["inspect", str(bundle.folder), "--json", *arguments]) == code
+        described = json.loads(capsys.readouterr().out)
+        assert (described["engines"], described["unusable_engines"]) == ([], [sentence])
+        assert described["problems"] == problems
+
+
+def test_inspect_describes_a_bundle_whose_engines_are_not_there(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(bundle.folder)]) == 0
+    whole = capsys.readouterr().out
+    write(bundle, record(bundle))
+    (bundle.folder / "engines" / "rtx" / "e.engine").unlink()
+    assert main(["inspect", str(bundle.folder)]) == 4
+    shown = capsys.readouterr()
+    assert shown.out == whole
+    assert "names 'e.engine', which is not there with 5 bytes; run `vtexport compile` again" in shown.err

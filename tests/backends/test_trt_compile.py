@@ -33,7 +33,7 @@ from vtexport.errors import BundleError, MissingDependencyError, UsageError, Vte
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import interface
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import DecoderSpec
 from vtexport.runtime.pipeline import Pipeline
 

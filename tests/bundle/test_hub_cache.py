@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hub_snapshot import HUB_ID, REVISION, cache_bundle, everything
 
+from vtexport.assemble.in_place import in_place
 from vtexport.backends.record import RECORD_NAME, read_engines
-from vtexport.build import build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle.adaptive import ADAPTIVE_NAME, read_adaptations, write_adaptations
 from vtexport.bundle.hub_cache import repository_of
-from vtexport.bundle.in_place import in_place
 from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
@@ -249,7 +249,7 @@ def test_no_graphs_beside_a_checkpoint_in_a_cache(tiny_checkpoint: Path, tmp_pat
     before = everything(tmp_path)
     with pytest.raises(UsageError, match="Hugging Face cache"):
         build(str(folder), folder, method="none", link_weights=True)
-    with pytest.raises(UsageError, match="Hugging Face cache"), in_place(folder):
+    with pytest.raises(UsageError, match="Hugging Face cache"), in_place(folder, replace=False, report=BuildProgress()):
         pytest.fail("must refuse before any work")
     assert everything(tmp_path) == before
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,6 @@ from vtexport.export.plan import PlanSpec, make_plans, shape_of
 from vtexport.pruning import get_method, make_options
 
 LIMITS = ("--limit", "12", "--max-new-tokens", "4", "--threads", "1")
-
-
-@pytest.fixture(autouse=True)
-def signals_restored() -> Iterator[None]:
-    """`main` takes over Ctrl-C; the test run wants it back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,13 +269,28 @@ def test_every_error_has_its_code(error: Exception, code: int, text: str) -> Non
     assert message.startswith(text)
 
 
-@pytest.fixture(autouse=True)
-def signals_restored() -> Iterator[None]:
-    """`main` takes over Ctrl-C; the test run wants it back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def test_a_program_that_calls_main_keeps_its_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its handlers of signals, and what it does when it ends."""
+    code = """
+import atexit, gc, signal, sys
+from vtexport.cli.main import main
+
+def handler(number, frame): ...
+
+atexit.register(lambda: print("frozen", gc.get_freeze_count()))  # last, after all that the call may have registered
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, handler)
+frozen = gc.get_freeze_count()
+assert main(sys.argv[1:]) == 0
+assert "torch" in sys.modules
+assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [handler, handler]
+print("frozen", frozen)
+"""
+    build = ["build", "--model", str(tiny_checkpoint), "--method", "none", "-o", str(tmp_path / "b"), "--quiet"]
+    done = subprocess.run([sys.executable, "-c", code, *build], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.splitlines()[-2:]
+    assert before == after
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

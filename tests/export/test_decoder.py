@@ -15,7 +15,7 @@ from onnxruntime import InferenceSession
 from vtexport.bundle.reader import open_bundle
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models import llava
 from vtexport.models.spec import DecoderSpec
 
@@ -33,8 +33,8 @@ def segments(
 ) -> dict[Any, Any]:
     """Sessions of the whole decoder and of a cut after layer 0, on the same weights, in each dialect."""
     dialect = DIALECTS[request.param]
+    from vtexport.assemble.weights import copy_weights
     from vtexport.checkpoint.resolve import open_checkpoint
-    from vtexport.export.weights import copy_weights
 
     folder = tmp_path_factory.mktemp("decoder")
     (folder / "weights").mkdir()

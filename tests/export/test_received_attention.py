@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 import torch
 
+from vtexport.assemble.link import weights_in_place
 from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.export.graph import save
-from vtexport.export.link import weights_in_place
 from vtexport.export.vision import TracedTower
 from vtexport.models import llava
 from vtexport.pruning.eager.encode import signals_of

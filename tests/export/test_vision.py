@@ -9,10 +9,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from vtexport.assemble.weights import stored_weight
 from vtexport.checkpoint.resolve import open_checkpoint
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.vision import TracedTower
-from vtexport.export.weights import Weight, stored_weight
+from vtexport.graphs.weight import Weight
 from vtexport.models import llava
 
 pytestmark = pytest.mark.long

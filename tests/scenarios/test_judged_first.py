@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from vtexport.build import build
 from vtexport.checkpoint import hub, random_weights, resolve
 from vtexport.checkpoint.resolve import locate, open_weights
 from vtexport.errors import UsageError, VtexportError
+from vtexport.models import llava
+from vtexport.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -75,29 +78,66 @@ FAULTS: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
 ]
 
 
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that goes on to the weights fails."""
+
+    def unwanted(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were touched")
+
+    monkeypatch.setattr(resolve, "write_random_checkpoint", unwanted)
+    monkeypatch.setattr("vtexport.assemble.staged.copy_weights", unwanted)
+
+
 @pytest.mark.parametrize("weights", ["stored", "random"])
 @pytest.mark.parametrize(("fault", "options", "message"), FAULTS)
 def test_nothing_is_written(
     checkpoint: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    no_weights: None,
     weights: Any,
     fault: Callable[[Path], None],
     options: dict[str, Any],
     message: str,
 ) -> None:
     fault(checkpoint)
-
-    def unwanted(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("weights were touched")
-
-    monkeypatch.setattr(resolve, "write_random_checkpoint", unwanted)
-    monkeypatch.setattr("vtexport.build.copy_weights", unwanted)
     options = {"keep": 16, **options}
     output, cache = tmp_path / "bundle", tmp_path / "cache"
     with pytest.raises(VtexportError, match=message) as caught:
         build(str(checkpoint), output, weights=weights, cache_dir=cache, **options)
     assert "vtexport-" not in str(caught.value).replace(str(tmp_path), "")  # no name of a temporary copy
+    assert not output.exists()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("weights", ["stored", "random"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "visionzip"}, "this vision tower has none"),
+        ({"method": "prunesid", "options": {"cls_slot": True}}, "this vision tower has no CLS token"),
+    ],
+)
+def test_a_plan_that_the_tower_cannot_give(
+    checkpoint: Path,
+    tmp_path: Path,
+    no_weights: None,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Any,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    """A method that keeps CLS, on a tower that has none."""
+
+    def without_cls(*arguments: Any) -> ModelSpec:
+        spec = model_spec(*arguments)
+        return replace(spec, vision=replace(spec.vision, cls_rows=0))
+
+    model_spec = llava.model_spec
+    monkeypatch.setattr(llava, "model_spec", without_cls)
+    output, cache = tmp_path / "bundle", tmp_path / "cache"
+    with pytest.raises(UsageError, match=message):
+        build(str(checkpoint), output, keep=16, weights=weights, cache_dir=cache, **options)
     assert not output.exists()
     assert not cache.exists()
 

@@ -19,14 +19,13 @@ import onnx
 import pytest
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
+from vtexport.assemble import in_place, link
 from vtexport.build import BuildProgress, build
-from vtexport.bundle import in_place
 from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.safetensors_index import read_index
 from vtexport.cli.main import main
 from vtexport.dtypes import PRECISIONS
 from vtexport.errors import BundleError, InputError, UsageError
-from vtexport.export import link
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
@@ -131,6 +130,19 @@ def test_a_build_that_fails_leaves_the_old_bundle(folder: Path, stage: str) -> N
     with pytest.raises(OSError, match="No space"):
         build(str(folder), folder, keep=20, link_weights=True, report=BuildProgress(stage=fail))
     assert (sorted(folder.rglob("*")), content(folder)) == before
+
+
+def test_a_checkpoint_that_changes_while_it_is_read(folder: Path) -> None:
+    """Its files are hashed before they are read and afterwards, as for a bundle of its own."""
+
+    def change(text: str) -> None:
+        if text.startswith("writing tokenizer"):
+            (folder / "preprocessor_config.json").write_text("{}")
+
+    with pytest.raises(InputError, match="changed while it was read; restore the checkpoint and build again"):
+        build(str(folder), folder, keep=16, link_weights=True, report=BuildProgress(stage=change))
+    assert not ours(folder)
+    assert not (folder / "manifest.json").exists()
 
 
 def test_failing_at_the_manifest_leaves_the_old_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 Run as a script it is a process that has imported everything a build needs and has taken the vision tower of one
 checkpoint through PyTorch's exporter. For each request it forks a child of its own process group that runs one command
-through `vtexport.cli.main.main`; only PyTorch's two export calls are answered from memory. What is left of a build is
-what touches the disk, so moments that are spread evenly over it fall where it matters.
+through `vtexport.cli.main.run_command`; only PyTorch's two export calls are answered from memory. What is left of a
+build is what touches the disk, so moments that are spread evenly over it fall where it matters.
 
 It lives in a mount namespace of its own where the system allows that, so that it can have small and read-only disks
 that vanish with it.
@@ -171,11 +171,11 @@ def fill(file: Path) -> None:
 def _child(request: dict[str, Any]) -> int:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-    from vtexport.cli.main import main
+    from vtexport.cli.main import run_command
 
     if request["fill"]:
         _fill_at(request["fill"], Path(request["disk"]))
-    return main(request["arguments"])
+    return run_command(request["arguments"])
 
 
 def _serve(checkpoint: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,11 @@ RECORD_NAME = "engines.json"
 FOLDER = "engines"  # inside a bundle; a folder for each target below
 # Text around the image, template included, that an engine takes in one prefill unless the user says otherwise.
 TEXT_TOKENS = 512
+_AGAIN = "run `vtexport compile` again"
+
+
+class _OtherManifestError(BundleError):
+    """Engines that were built from another manifest than the bundle's."""
 
 
 class Profile(msgspec.Struct, kw_only=True):
@@ -63,25 +70,76 @@ def read_engines(bundle: Bundle) -> list[Engines]:
             missing or of another size.
     """
     manifest = hash_file(bundle.path(MANIFEST_NAME))
-    return [_read(path, manifest) for path in sorted((bundle.folder / FOLDER).glob(f"[!.]*/{RECORD_NAME}"))]
+    return [_read(path, manifest) for path in _records(bundle)]
+
+
+@dataclass(frozen=True)
+class FoundEngines:
+    """What a bundle's folders of engines hold.
+
+    Attributes:
+        usable: The records by the folders that they stand in, which hold their engines.
+        outdated: A sentence for each record of engines that were built from another manifest.
+        damaged: A sentence for each other record that cannot be used.
+    """
+
+    usable: dict[Path, Engines]
+    outdated: list[str]
+    damaged: list[str]
+
+
+def find_engines(bundle: Bundle) -> FoundEngines:
+    """The records of every target as `read_engines` reads them; what it would raise is among the sentences."""
+    manifest = hash_file(bundle.path(MANIFEST_NAME))
+    found = FoundEngines({}, [], [])
+    for path in _records(bundle):
+        try:
+            found.usable[path.parent] = _read(path, manifest)
+        except _OtherManifestError as error:
+            found.outdated.append(str(error))
+        except BundleError as error:
+            found.damaged.append(str(error))
+    return found
+
+
+def verify_engines(found: FoundEngines, progress: Callable[[int], object] = lambda count: None) -> list[str]:
+    """Reads every usable record's engines and compares their SHA-256; returns one sentence for each that differs.
+
+    `progress` is called with each count of bytes read.
+    """
+    problems = []
+    for folder, record in found.usable.items():
+        for engine in record.engines.values():
+            file = folder / engine.file
+            try:
+                digest = hash_file(file, progress)
+            except OSError as error:
+                problems.append(f"{file} cannot be read ({error.strerror}); {_AGAIN}")
+                continue
+            if digest != engine.sha256:
+                problems.append(f"{file} does not have the SHA-256 that {RECORD_NAME} states; {_AGAIN}")
+    return problems
+
+
+def _records(bundle: Bundle) -> list[Path]:
+    return sorted((bundle.folder / FOLDER).glob(f"[!.]*/{RECORD_NAME}"))
 
 
 def _read(path: Path, manifest_sha256: str) -> Engines:
-    again = "run `vtexport compile` again"
     if leads_out(path, path.parents[2]):
-        raise BundleError(f"{path} leads out of the bundle; {again}")
+        raise BundleError(f"{path} leads out of the bundle; {_AGAIN}")
     try:
         with path.open("rb") as opened:
             data = opened.read(MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has more bytes than a record of engines can have; {again}")
+            raise BundleError(f"{path} has more bytes than a record of engines can have; {_AGAIN}")
         record = msgspec.json.decode(data, type=Engines)
     except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a record of engines ({quoted(error, path)}); {again}") from error
+        raise BundleError(f"{path} is not a record of engines ({quoted(error, path)}); {_AGAIN}") from error
     if record.schema_version != SCHEMA_VERSION:
-        raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {again}")
+        raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {_AGAIN}")
     if record.manifest_sha256 != manifest_sha256:
-        raise BundleError(f"{path} is of engines that were built from another manifest; {again}")
+        raise _OtherManifestError(f"{path} is of engines that were built from another manifest; {_AGAIN}")
     bundle = path.parents[2]
     for engine in record.engines.values():
         file = path.parent / engine.file
@@ -91,7 +149,6 @@ def _read(path: Path, manifest_sha256: str) -> Engines:
             status = None
         plain = status is not None and stat.S_ISREG(status.st_mode) and status.st_size == engine.bytes
         if not plain or leads_out(file, bundle):
-            raise BundleError(
-                f"{path} names {quoted(repr(engine.file), path)}, which is not there with {engine.bytes} bytes; {again}"
-            )
+            name = quoted(repr(engine.file), path)
+            raise BundleError(f"{path} names {name}, which is not there with {engine.bytes} bytes; {_AGAIN}")
     return record

@@ -16,10 +16,10 @@ import fcntl
 import os
 import secrets
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vtexport.bundle import unfinished
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.bundle.paths import check_name
@@ -27,8 +27,6 @@ from vtexport.errors import InputError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_unfinished: dict[Path, Callable[[], None]] = {}  # what this process is writing, and how to remove it
-_writers: set[subprocess.Popen[bytes]] = set()  # child processes that write there
 
 
 @contextlib.contextmanager
@@ -54,7 +52,7 @@ def staged(
         with _locked(destination.parent):
             _remove_abandoned(destination)
             # Before it is there: a signal may come at any moment.
-            _unfinished[staging] = lambda: _discard(staging, destination)
+            unfinished.begin(staging, lambda: _discard(staging, destination))
             staging.mkdir(mode=0o700)
             lock = _lock_folder(staging)
     except OSError as error:
@@ -81,42 +79,6 @@ def staged(
         os.close(lock)
 
 
-@contextlib.contextmanager
-def written_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While `process` writes into a staged folder: `discard_unfinished` ends it before it removes the folder."""
-    _writers.add(process)
-    try:
-        yield
-    finally:
-        _writers.discard(process)
-
-
-def discard_unfinished() -> bool:
-    """Removes what this process has not finished writing, and says whether there was something.
-
-    For a signal handler that ends the process; it may come between any two steps of `staged`.
-    """
-    for process in _writers:
-        process.kill()
-        # Not Popen.wait: the code that the signal interrupted may hold the lock that it takes.
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(process.pid, 0)
-    unfinished = list(_unfinished.values())
-    for discard in unfinished:
-        discard()
-    return bool(unfinished)
-
-
-@contextlib.contextmanager
-def discarded_when_interrupted(path: Path, discard: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, `discard_unfinished` calls `discard` for what is written at `path`."""
-    _unfinished[path] = discard
-    try:
-        yield
-    finally:
-        _unfinished.pop(path, None)
-
-
 def _discard(staging: Path, destination: Path) -> None:
     """Removes `staging`: after an exchange this is the old bundle, after a failure the half-written one.
 
@@ -128,7 +90,7 @@ def _discard(staging: Path, destination: Path) -> None:
             aside.rename(destination)
     shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(staging, ignore_errors=True)
-    _unfinished.pop(staging, None)
+    unfinished.end(staging)
 
 
 def check_destination(destination: Path, marker: str = MANIFEST_NAME) -> None:

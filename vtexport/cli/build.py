@@ -16,8 +16,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import atexit
-import gc
 import shlex
 from typing import Any
 
@@ -129,7 +127,6 @@ def run(args: argparse.Namespace) -> int:
 def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int:
     """Exports the bundle, builds its engines where a `target` has some, and says what is in it."""
     progress = Progress(args.quiet)
-    atexit.register(gc.freeze)  # or the ending process looks through all of PyTorch's modules for garbage, for a second
     progress.stage("loading the exporter")
     from vtexport.build import BuildProgress, build
 

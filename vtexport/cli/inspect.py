@@ -1,6 +1,7 @@
 """Say what a bundle holds: source, image and text processing, plans with budgets, engines, graphs, files.
 
-With --verify every file is read and its SHA-256 compared with the manifest; damage ends with exit code 4.
+With --verify every file is read and its SHA-256 compared with the manifest, every engine's with its record; damage
+and engines that were built from another manifest end with exit code 4.
 
 examples:
   vtexport inspect mini
@@ -13,13 +14,13 @@ import argparse
 
 import msgspec
 
-from vtexport.backends.record import read_engines
+from vtexport.backends.record import FoundEngines, find_engines, verify_engines
 from vtexport.bundle.adaptive import read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
-from vtexport.cli.console import Progress, say, say_json, size, table
+from vtexport.cli.console import Progress, counted, say, say_json, size, table
 from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, printable
 
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Describes, and verifies where asked."""
     bundle = open_bundle(args.bundle)
+    engines = find_engines(bundle)
     problems = _verify(bundle) if args.verify else None
+    engine_problems = [*engines.damaged, *(engines.outdated + _verify_engines(engines) if args.verify else [])]
     if args.json:
         manifest = msgspec.to_builtins(bundle.manifest)
         plans = bundle.manifest.plans
@@ -45,26 +48,54 @@ def run(args: argparse.Namespace) -> int:
             plan.name: {"visual_tokens": plan.tokens_by_layer(), "kv_bytes": kv_bytes_by_layer(bundle.manifest, plan)}
             for plan in plans
         }
-        engines = [msgspec.to_builtins(record) for record in read_engines(bundle)]
         adaptations = read_adaptations(bundle.folder, bundle.manifest)
         adaptive = {name: msgspec.to_builtins(each) for name, each in adaptations.items()}
-        found = {"manifest": manifest, "image_kv_bytes": kv, "by_layer": layers, "engines": engines}
-        verified = None if problems is None else not problems
-        say_json(found | {"adaptive": adaptive, "verified": verified, "problems": problems})
+        built = [msgspec.to_builtins(record) for record in engines.usable.values()]
+        unusable = engines.damaged + engines.outdated
+        found = {
+            "manifest": manifest,
+            "image_kv_bytes": kv,
+            "by_layer": layers,
+            "engines": built,
+            "unusable_engines": unusable,
+        }
+        every = None if problems is None else problems + engine_problems
+        verified = None if every is None else not every
+        say_json(found | {"adaptive": adaptive, "verified": verified, "problems": every})
     else:
-        _describe(bundle)
+        _describe(bundle, engines)
     if problems:
-        rest = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise BundleError(f"{bundle.folder} is damaged: {problems[0]}{rest}; build or copy the bundle again")
+        raise BundleError(f"{bundle.folder} is damaged: {_first(problems)}; build or copy the bundle again")
+    if engine_problems:
+        raise BundleError(_first(engine_problems))
     if problems is not None and not args.json:
         say(f"verified: all {len(bundle.manifest.files)} files have the SHA-256 that the manifest states")
+        if count := _count(engines):
+            say(f"verified: {counted(count, 'engine')} with the SHA-256 that engines.json states")
     return 0
+
+
+def _first(problems: list[str]) -> str:
+    """The first of them, and how many there are beyond it."""
+    return problems[0] + (f" and {len(problems) - 1} more" if len(problems) > 1 else "")
 
 
 def _verify(bundle: Bundle) -> list[str]:
     total = sum(file.bytes for file in bundle.manifest.files.values())
     with Progress().bytes_done("verifying", total) as done:
         return bundle.verify(lambda _, count: done(count))
+
+
+def _count(engines: FoundEngines) -> int:
+    return sum(len(record.engines) for record in engines.usable.values())
+
+
+def _verify_engines(engines: FoundEngines) -> list[str]:
+    if not _count(engines):
+        return []
+    total = sum(engine.bytes for record in engines.usable.values() for engine in record.engines.values())
+    with Progress().bytes_done("verifying engines", total) as done:
+        return verify_engines(engines, done)
 
 
 def kv_bytes(manifest: Manifest, plan: Plan) -> int:
@@ -79,7 +110,7 @@ def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
     return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
-def _describe(bundle: Bundle) -> None:
+def _describe(bundle: Bundle, engines: FoundEngines) -> None:
     manifest = bundle.manifest
     source, vision, decoder = manifest.source, manifest.vision, manifest.decoder
     weights = f"random weights, seed {source.seed}" if source.weights == "random" else "stored weights"
@@ -117,7 +148,7 @@ def _describe(bundle: Bundle) -> None:
             say_adaptation(adaptations[each.name])
         else:
             say(f"  not set by images yet: vtexport adapt {bundle.folder} --images FOLDER")
-    for record in read_engines(bundle):
+    for record in engines.usable.values():
         say()
         say_engines(record)
     for name, graph in sorted(manifest.graphs.items()):
@@ -126,6 +157,9 @@ def _describe(bundle: Bundle) -> None:
         for direction, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensor_lines(tensors):
                 say(f"  {direction}  {line}")
+    for sentence in engines.outdated:
+        say()
+        say(sentence)
 
 
 def _describe_processing(manifest: Manifest) -> None:

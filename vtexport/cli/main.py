@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from vtexport.bundle.publish import discard_unfinished
+from vtexport.bundle.unfinished import discard_unfinished
 from vtexport.cli.console import prepare_streams, say, silence, tell
 from vtexport.cli.explain import INTERRUPTED, explain
 from vtexport.errors import UsageError
@@ -61,10 +62,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns its exit code; errors are one sentence on stderr."""
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb as `main` does, in a process that is there for it alone: the entry point of the script `vtexport`.
+
+    SIGINT and SIGTERM end the process at once (`interrupt`).
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    code = main(arguments)
+    if "torch" in sys.modules:
+        gc.freeze()  # or the ending process looks through all of PyTorch's modules for garbage, for a second
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code; errors are one sentence on stderr.
+
+    A program may call it: handlers of signals stay as they are.
+    """
     prepare_streams()
     debug = False
     try:
@@ -107,4 +122,4 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command())

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from vtexport.export.dialects import Dialect
 from vtexport.export.graph import DTYPES, GraphWriter
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import DecoderSpec
 
 

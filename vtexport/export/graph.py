@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from vtexport import dtypes
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 
 # The newest IR version that TensorRT 10.3, ONNX Runtime 1.23 and everything after them read.
 IR_VERSION = 10

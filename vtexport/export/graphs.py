@@ -17,7 +17,7 @@ from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
 from vtexport.export.vision import TracedTower
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 
 __all__ = ["WEIGHTS_FOLDER", "GraphExporter"]
@@ -53,7 +53,7 @@ class GraphExporter:
             name: schema.PlanGraphs(
                 vision=self._vision(plan.vision_signals, dialect),
                 prune=prune,
-                decoder=[self._decoder(first, layers, dialect) for first, layers in plan.segments],
+                decoder=[self._decoder(each.first_layer, each.layers, dialect) for each in plan.segments],
                 prune_llm=[whole for whole, _ in steps],
                 prune_plugin=without_function if name == "classic" else None,
                 prune_llm_plugin=[bare for _, bare in steps] if name == "classic" else [],

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtexport.bundle.manifest import Manifest
+from vtexport.bundle.manifest import Manifest, Segment
 from vtexport.errors import InputError, UsageError
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning import Method, ModelShape, Options, PlacedOp, Schedule, list_methods
@@ -23,7 +23,7 @@ class PlanSpec:
     method: Method
     options: Options
     schedule: Schedule
-    segments: tuple[tuple[int, int], ...]  # first layer and number of layers of each
+    segments: tuple[Segment, ...]
     position_span: int
 
     @property
@@ -115,7 +115,7 @@ def _plan(method: Method, options: Options, shape: ModelShape, budget: int | Non
         method=method,
         options=options,
         schedule=schedule,
-        segments=tuple((start, end - start) for start, end in itertools.pairwise(edges)),
+        segments=tuple(Segment(first_layer=start, layers=end - start) for start, end in itertools.pairwise(edges)),
         position_span=schedule.visual_tokens if contiguous else shape.tokens,
     )
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
 from vtexport.export.half import wide_gemm
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning.onnx_op import model_of_op
 from vtexport.pruning.schedule import PlacedOp

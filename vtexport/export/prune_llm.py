@@ -12,7 +12,7 @@ from vtexport.export.decoder import linear, rope_tables
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
 from vtexport.export.prune import PRUNE_OPSET
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import DecoderSpec
 from vtexport.pruning.onnx_op import model_of_op
 from vtexport.pruning.schedule import PlacedOp

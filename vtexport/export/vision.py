@@ -27,7 +27,7 @@ from transformers import CLIPVisionModel
 from vtexport.errors import VtexportError
 from vtexport.export.graph import IR_VERSION, external_tensor
 from vtexport.export.half import softmax_in_float32, wide_scale
-from vtexport.export.weights import Weight
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import VisionSpec
 from vtexport.pruning.signals import SIGNALS
 

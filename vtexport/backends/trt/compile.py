@@ -19,8 +19,9 @@ from vtexport.backends.trt.profiles import profiles
 from vtexport.backends.trt.worker import Job, Outcome
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
-from vtexport.bundle.publish import staged, written_by
+from vtexport.bundle.publish import staged
 from vtexport.bundle.reader import Bundle
+from vtexport.bundle.unfinished import written_by
 from vtexport.dtypes import DTYPES
 from vtexport.errors import UsageError, VtexportError, quoted
 

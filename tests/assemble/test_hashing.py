@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from vtexport.export.hashing import BackgroundDigest
+from vtexport.assemble.hashing import BackgroundDigest
 
 
 @pytest.mark.parametrize("count", [0, 1, BackgroundDigest.AHEAD, 50])

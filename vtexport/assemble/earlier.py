@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from vtexport.assemble.weights import PlacedWeights, named_if_it_vanishes, stored_weight
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import read_adaptations, write_adaptations
 from vtexport.bundle.hashing import hash_file
@@ -14,8 +15,8 @@ from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
 from vtexport.errors import BundleError, InputError, UsageError, quoted
-from vtexport.export.plan import PlanSpec
-from vtexport.export.weights import Weight, stored_weight
+from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
+from vtexport.graphs.weight import Weight
 from vtexport.version import __version__
 
 
@@ -54,33 +55,47 @@ def check_same_making(earlier: Bundle, precision: str) -> None:
         raise UsageError(f"{earlier.folder} was made by vtexport {other}, this is {__version__}; {choices}")
 
 
-def check_same_model(earlier: Bundle, source: schema.Source, precision: str) -> None:
+def check_same_model(earlier: Bundle | None, source_files: Mapping[str, str], precision: str) -> None:
     """Refuses to add to a bundle that was made of other files, or as `check_same_making` does.
+
+    Args:
+        earlier: the bundle; None where there is none to add to.
+        source_files: SHA-256 of the checkpoint's files by name.
+        precision: of this build.
 
     Raises:
         UsageError: checkpoint, configuration or tokenizer differ.
     """
+    if earlier is None:
+        return
     check_same_making(earlier, precision)
     before = earlier.manifest
     # By hash, not by name: a snapshot of the hub's cache holds the same files under other names than a copy of it.
-    if sorted(before.source.files.values()) != sorted(source.files.values()):
-        differing = sorted(name for name, _ in before.source.files.items() ^ source.files.items())
+    if sorted(before.source.files.values()) != sorted(source_files.values()):
+        differing = sorted(name for name, _ in before.source.files.items() ^ source_files.items())
         raise UsageError(
             f"{earlier.folder} is a bundle of another checkpoint ({before.source.id}: {differing[0]} differs); "
             f"{_CHOICES}"
         )
 
 
-def weights_of(earlier: Bundle, prefix: str, checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Canonical name -> weight for the checkpoint's tensors, from the headers of the bundle's files under `prefix`.
+def weights_of(
+    earlier: Bundle, prefix: str, checkpoint: Checkpoint, progress: Callable[[int], object] = lambda count: None
+) -> PlacedWeights:
+    """The weights in the bundle's files under `prefix`, from their headers; the checkpoint's are read and hashed.
 
     Raises:
-        BundleError: a weight file is damaged.
+        BundleError: a weight file of the bundle is damaged.
+        InputError: one of the checkpoint vanishes.
     """
+    with named_if_it_vanishes():
+        source_hashes = {path.name: hash_file(path, progress) for path in checkpoint.weight_files}
     weights: dict[str, Weight] = {}
-    for name in earlier.manifest.files:
+    written_hashes: dict[str, str] = {}
+    for name, file in earlier.manifest.files.items():
         if not name.startswith(prefix):
             continue
+        written_hashes[name.removeprefix(prefix)] = file.sha256
         try:
             header = read_header(earlier.path(name))
         except InputError as error:
@@ -89,10 +104,10 @@ def weights_of(earlier: Bundle, prefix: str, checkpoint: Checkpoint) -> dict[str
             canonical = checkpoint.family.canonical_name(stored)
             if canonical in checkpoint.tensors:  # files may hold buffers that no graph uses
                 weights[canonical] = stored_weight(name.removeprefix(prefix), entry, entry.offset)
-    return weights
+    return PlacedWeights(weights, source_hashes, written_hashes)
 
 
-def take_over(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, str]:
+def linked(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, str]:
     """Puts files of the earlier bundle into `folder` without copying them, where the file system can; their hashes.
 
     Hard links: the earlier bundle goes when the new one is in place, so each file has one name again.
@@ -121,12 +136,20 @@ def take_over(earlier: Bundle, names: Iterable[str], folder: Path) -> dict[str, 
 
 
 def kept_plans(
-    earlier: schema.Manifest, plans: Iterable[PlanSpec], graphs: Mapping[str, schema.Graph]
+    earlier: Bundle | None, plans: Iterable[PlanSpec], graphs: Mapping[str, schema.Graph]
 ) -> tuple[list[schema.Plan], dict[str, schema.Graph]]:
     """The earlier plans that no new one of `plans` replaces, and the graphs they use that are not among `graphs`."""
-    kept = [plan for plan in earlier.plans if plan.name not in {new.name for new in plans}]
+    if earlier is None:
+        return [], {}
+    kept = [plan for plan in earlier.manifest.plans if plan.name not in {new.name for new in plans}]
     used = {name for plan in kept for name in plan.graph_names()} - set(graphs)
-    return kept, {name: earlier.graphs[name] for name in sorted(used)}
+    return kept, {name: earlier.manifest.graphs[name] for name in sorted(used)}
+
+
+def kept_adaptive_plans(earlier: Bundle | None, added: AdaptivePlanSpec | None) -> list[schema.AdaptivePlan]:
+    """The earlier adaptive plans that `added` does not replace."""
+    before = earlier.manifest.adaptive_plans if earlier else []
+    return [each for each in before if added is None or each.name != added.name]
 
 
 def checked(earlier: Bundle, names: Iterable[str]) -> dict[str, schema.File]:
@@ -158,6 +181,12 @@ def carry_adaptations(earlier: Bundle, folder: Path, manifest: schema.Manifest, 
         write_adaptations(folder, manifest, kept)
     for name in sorted(set(found) - set(kept)):
         note(f"the adaptive plan {name} has changed, so what images had set goes; run `vtexport adapt` afterwards")
+
+
+def tell_of_engines(folder: Path, note: Callable[[str], object]) -> None:
+    """Says that the engines in a bundle's `folder` go, where there are any: they are of graphs that are replaced."""
+    if (folder / "engines").is_dir():
+        note(f"the engines of {folder} are of its present graphs and go; run `vtexport compile` afterwards")
 
 
 def _damaged(earlier: Bundle, name: str) -> BundleError:

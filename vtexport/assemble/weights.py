@@ -19,30 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
+from vtexport.assemble.finite import FiniteCheck, is_finite, not_finite
+from vtexport.assemble.hashing import BackgroundDigest
 from vtexport.checkpoint.float_values import from_float32, largest, to_float32
 from vtexport.checkpoint.safetensors_index import WEIGHT_FORMATS, TensorEntry, read_header
 from vtexport.dtypes import DTYPES
 from vtexport.errors import InputError
-from vtexport.export.finite import FiniteCheck, is_finite, not_finite
-from vtexport.export.hashing import BackgroundDigest
+from vtexport.graphs.weight import Weight
 
 _CHUNK = 2**20  # bytes; a multiple of every item size, and small enough for the cache of a core
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A tensor in one of the bundle's weight files; `file` is its name, `offset` counts from the start of the file."""
-
-    file: str
-    offset: int
-    nbytes: int
-    shape: tuple[int, ...]
-    dtype: str
-    beside: bool = False  # in the graphs' own folder, instead of the one for weights below it
-
-
-@dataclass(frozen=True)
-class CopiedWeights:
+class PlacedWeights:
     """Canonical name -> weight, and the SHA-256 of each file as it was read and as it was written."""
 
     tensors: dict[str, Weight]
@@ -60,7 +49,7 @@ def copy_weights(
     folder: Path,
     precision: str,
     progress: Callable[[int], object] = lambda count: None,
-) -> CopiedWeights:
+) -> PlacedWeights:
     """Copies every file that holds one of `tensors` (canonical name -> entry) into `folder`.
 
     `progress` is called with the number of source bytes just read.
@@ -68,7 +57,7 @@ def copy_weights(
     Raises:
         InputError: a file cannot be read, or changed while it was copied; a value does not fit into `precision`.
     """
-    copied = CopiedWeights({}, {}, {})
+    copied = PlacedWeights({}, {}, {})
     for name, path, entries in files_of(tensors):
         same = all(dtype_of(canonical, entry) == precision for canonical, entry in entries.items())
         with (

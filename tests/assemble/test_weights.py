@@ -12,10 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vtexport.assemble.finite import FiniteCheck
+from vtexport.assemble.weights import PlacedWeights, copy_weights, planned_bytes
 from vtexport.checkpoint.safetensors_index import read_index
 from vtexport.errors import InputError
-from vtexport.export.finite import FiniteCheck
-from vtexport.export.weights import CopiedWeights, Weight, copy_weights, planned_bytes
+from vtexport.graphs.weight import Weight
 
 
 def sha256(path: Path) -> str:
@@ -27,7 +28,7 @@ def values(folder: Path, weight: Weight) -> np.ndarray:
     return data.view({"float32": np.float32, "float16": np.float16}[weight.dtype]).reshape(weight.shape)
 
 
-def copied(source: Path, target: Path, precision: str = "float32") -> CopiedWeights:
+def copied(source: Path, target: Path, precision: str = "float32") -> PlacedWeights:
     target.mkdir()
     return copy_weights(read_index(source), target, precision)
 

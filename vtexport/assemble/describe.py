@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -9,12 +10,15 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
+from vtexport.assemble.weights import named_if_it_vanishes
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
-from vtexport.export.weights import Weight, named_if_it_vanishes
+from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 from vtexport.version import __version__
 
@@ -30,7 +34,7 @@ def describe_plan(plan: PlanSpec, graphs: dict[str, schema.PlanGraphs], command:
         paper=f"arXiv {plan.method.arxiv}" if plan.method.arxiv else None,
         keep=plan.keep,
         visual_tokens=plan.visual_tokens,
-        segments=[schema.Segment(first_layer=first, layers=count) for first, count in plan.segments],
+        segments=list(plan.segments),
         steps=[
             schema.Step(
                 layer=step.layer,
@@ -43,10 +47,7 @@ def describe_plan(plan: PlanSpec, graphs: dict[str, schema.PlanGraphs], command:
         ],
         positions=plan.first.positions,  # type: ignore[arg-type]
         position_span=plan.position_span,
-        reports={
-            name: [schema.ReportLimit(least=each.least, most=each.most, warning=each.warning) for each in limits]
-            for name, limits in plan.reports.items()
-        },
+        reports=msgspec.convert(plan.reports, dict[str, list[schema.ReportLimit]], from_attributes=True),
         graphs=graphs,
         command=command,
         created_at=created_at,
@@ -66,16 +67,8 @@ def describe_source(checkpoint: Checkpoint, weight_hashes: Mapping[str, str]) ->
     Raises:
         InputError: a file vanishes while it is read.
     """
-    source, hashes = checkpoint.source, hash_small_files(checkpoint.folder)
-    return schema.Source(
-        requested=source.requested,
-        kind=source.kind,
-        id=source.id,
-        revision=source.revision,
-        weights=source.weights,
-        seed=source.seed,
-        files={**weight_hashes, **hashes},
-    )
+    files = {**weight_hashes, **hash_small_files(checkpoint.folder)}
+    return schema.Source(**dataclasses.asdict(checkpoint.source), files=files)
 
 
 def hash_small_files(folder: Path) -> dict[str, str]:
@@ -110,15 +103,7 @@ def describe_own_files(folder: Path, source: schema.Source) -> dict[str, schema.
 
 def describe_vision(spec: ModelSpec) -> schema.Vision:
     """The vision tower's grid."""
-    vision = spec.vision
-    return schema.Vision(
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        grid_height=vision.grid_height,
-        grid_width=vision.grid_width,
-        tokens=vision.tokens,
-        hidden_size=vision.hidden_size,
-    )
+    return msgspec.convert(spec.vision, schema.Vision, from_attributes=True)
 
 
 def describe_embedding(spec: ModelSpec, weights: Mapping[str, Weight], weights_prefix: str) -> schema.StoredTensor:
@@ -134,16 +119,7 @@ def describe_embedding(spec: ModelSpec, weights: Mapping[str, Weight], weights_p
 
 def describe_decoder(spec: ModelSpec) -> schema.Decoder:
     """The language model's sizes."""
-    decoder = spec.decoder
-    return schema.Decoder(
-        num_hidden_layers=decoder.num_hidden_layers,
-        hidden_size=decoder.hidden_size,
-        num_attention_heads=decoder.num_attention_heads,
-        num_key_value_heads=decoder.num_key_value_heads,
-        head_dim=decoder.head_dim,
-        vocab_size=decoder.vocab_size,
-        max_position_embeddings=decoder.max_position_embeddings,
-    )
+    return msgspec.convert(spec.decoder, schema.Decoder, from_attributes=True)
 
 
 def time_now() -> str:

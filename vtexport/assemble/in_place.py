@@ -12,16 +12,24 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from vtexport.assemble.describe import describe_own_files
+from vtexport.assemble.earlier import checked, find_earlier, tell_of_engines
+from vtexport.assemble.link import weights_in_place
+from vtexport.assemble.progress import BuildProgress
+from vtexport.assemble.weights import PlacedWeights
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import refuse_to_write
-from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest
+from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest, Source
 from vtexport.bundle.manifest_json import decode, encode
-from vtexport.bundle.publish import discarded_when_interrupted, sync
-from vtexport.bundle.reader import check_files
+from vtexport.bundle.publish import sync
+from vtexport.bundle.reader import Bundle, check_files
+from vtexport.bundle.unfinished import discarded_when_interrupted
+from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.errors import BundleError, InputError, UsageError, quoted
+from vtexport.processing.text import TextFiles
 
 UNFINISHED = ".vtx-unfinished-"  # how names of what is being written begin
 TEXT_FOLDER = "vtexport"  # below the checkpoint's folder, for files that have the names of the checkpoint's own
@@ -29,29 +37,58 @@ _SETTLED = re.compile(r".+\.vtx-[0-9a-f]{12}\.(onnx|json|jinja)")
 
 
 class InPlace:
-    """Writer of a bundle's files into `folder` while it holds that; see `in_place`."""
+    """Writer of a bundle's files into `folder` while `in_place` holds that (see `assemble.writer.Writer`)."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    graphs_prefix = UNFINISHED
+    weights_prefix = ""
 
-    def unfinished(self, name: str) -> Path:
-        """A path for something that `settle` will name, or that goes when the writer ends."""
-        return self.folder / f"{UNFINISHED}{name}"
+    def __init__(self, folder: Path, earlier: Bundle | None, report: BuildProgress):
+        self.name, self.earlier = folder.name, earlier
+        self.graphs = self.weights_base = folder
+        self.texts = folder / f"{UNFINISHED}text"
+        self._folder, self._report = folder, report
+        self._settled: dict[str, File] = {}
+        self._taken_over: dict[str, File] = {}
 
-    def settle(self, path: Path, name: str, below: str = "") -> tuple[str, File]:
-        """Gives a finished file its name, in the folder or `below` it; the name as the manifest has it, size and hash.
+    def place_weights(self, checkpoint: Checkpoint, dtype: str) -> PlacedWeights:
+        """Reads the weights for their hashes; they stay where they are."""
+        total = sum(path.stat().st_size for path in checkpoint.weight_files)
+        self._report.stage(f"reading {total / 1e6:,.1f} MB of weights for their hashes; they stay where they are")
+        with self._report.bytes_done("weights", total) as progress:
+            return weights_in_place(checkpoint.tensors, self._folder, progress)
 
-        `graph.onnx` becomes `graph.vtx-0123456789ab.onnx`.
+    def put_texts(self, files: TextFiles, checkpoint: Path) -> None:
+        """Writes tokenizer and chat template; the checkpoint's settings are there."""
+        self.texts.mkdir()
+        files.write(self.texts)
+
+    def take_over(self, graphs: Iterable[str]) -> None:
+        """Reads these graphs of the earlier bundle; they stay where they are."""
+        if self.earlier is not None:
+            self._taken_over = checked(self.earlier, graphs)
+
+    def settle(self, path: Path) -> str:
+        """Gives the file a name that the present manifest has for no other content, and returns it.
+
+        `graph.onnx` becomes `graph.vtx-0123456789ab.onnx`, and `tokenizer.json`, which is a name of the checkpoint's,
+        `vtexport/tokenizer.vtx-0123456789ab.json`.
         """
         path.chmod(0o644)
         sync(path)
         described = File(bytes=path.stat().st_size, sha256=hash_file(path))
-        stem, suffix = name.rsplit(".", 1)
-        target = self.folder / below / f"{stem}.vtx-{described.sha256[:12]}.{suffix}"
+        stem, suffix = path.name.removeprefix(UNFINISHED).rsplit(".", 1)
+        below = self._folder / TEXT_FOLDER if path.parent == self.texts else self._folder
+        target = below / f"{stem}.vtx-{described.sha256[:12]}.{suffix}"
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
         sync(target.parent)
-        return target.relative_to(self.folder).as_posix(), described
+        name = target.relative_to(self._folder).as_posix()
+        self._settled[name] = described
+        return name
+
+    def describe(self, source: Source) -> dict[str, File]:
+        """Size and hash of the checkpoint's files and of those that have settled beside them."""
+        return describe_own_files(self._folder, source) | self._settled | self._taken_over
 
     def publish(self, manifest: Manifest) -> None:
         """Makes `manifest` the folder's, in one step; what only the one before it named goes.
@@ -59,22 +96,23 @@ class InPlace:
         Raises:
             BundleError: it could not be opened afterwards.
         """
-        path = self.unfinished(MANIFEST_NAME)
+        path = self._folder / f"{UNFINISHED}{MANIFEST_NAME}"
         path.write_bytes(encode(manifest))
-        check_files(self.folder, decode(path.read_bytes(), str(path)))
+        check_files(self._folder, decode(path.read_bytes(), str(path)))
         path.chmod(0o644)
         sync(path)
-        _drop_engines(self.folder)
-        path.replace(self.folder / MANIFEST_NAME)
-        sync(self.folder)
+        _drop_engines(self._folder)
+        path.replace(self._folder / MANIFEST_NAME)
+        sync(self._folder)
 
 
 @contextlib.contextmanager
-def in_place(folder: Path) -> Iterator[InPlace]:
+def in_place(folder: Path, *, replace: bool, report: BuildProgress) -> Iterator[InPlace]:
     """Holds the real folder `folder` for one writer; what it leaves unnamed by the manifest is removed at the end.
 
     Raises:
-        UsageError: a manifest.json stands there that is not of a bundle in place, or the folder is of the hub's cache.
+        UsageError: a manifest.json stands there that is not of a bundle in place, or one that cannot be opened and
+            `replace` does not say that it may go; or the folder is of the hub's cache.
         InputError: the folder cannot be written, or another process is building in it.
     """
     refuse_to_write(folder)
@@ -97,7 +135,9 @@ def in_place(folder: Path) -> Iterator[InPlace]:
         with discarded_when_interrupted(folder, lambda: sweep(folder)):
             try:
                 sweep(folder)
-                yield InPlace(folder)
+                earlier = find_earlier(folder, replace=replace)
+                tell_of_engines(folder, report.note)
+                yield InPlace(folder, earlier, report)
             finally:
                 sweep(folder)
     finally:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vtexport.assemble.weights import PlacedWeights, dtype_of, files_of, stored_weight
 from vtexport.bundle.hashing import hash_file
 from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import UsageError
-from vtexport.export.weights import CopiedWeights, dtype_of, files_of, stored_weight
 
 if TYPE_CHECKING:
     from vtexport.checkpoint.safetensors_index import TensorEntry
@@ -49,13 +49,13 @@ def reflink_weights(
     tensors: Mapping[str, TensorEntry],
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
-) -> CopiedWeights:
+) -> PlacedWeights:
     """Does what `copy_weights` does for tensors that need no conversion, by reflinks; their content is read and hashed.
 
     Raises:
         UsageError: the file system has no reflinks, or the checkpoint lies on another.
     """
-    linked = CopiedWeights({}, {}, {})
+    linked = PlacedWeights({}, {}, {})
     for name, path, entries in files_of(tensors):
         try:
             with path.open("rb") as source, (folder / name).open("wb") as target:
@@ -72,13 +72,13 @@ def reflink_weights(
 
 def weights_in_place(
     tensors: Mapping[str, TensorEntry], folder: Path, progress: Callable[[int], object] = lambda count: None
-) -> CopiedWeights:
+) -> PlacedWeights:
     """The weights where they lie, for graphs in the same `folder` (symlinks resolved); read for their hashes only.
 
     Raises:
         UsageError: a file lies elsewhere or has several names, which loaders refuse.
     """
-    found = CopiedWeights({}, {}, {})
+    found = PlacedWeights({}, {}, {})
     for _, path, entries in files_of(tensors):
         check_loadable(path, folder)
         digest = hash_file(path, progress)
