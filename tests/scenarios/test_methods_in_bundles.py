@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pruning_cases import has_own_op
 from remembered_vision import remembered_vision
+from separate_memory import SeparateBackend, guarded
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.backends.registry import compile_bundle
@@ -19,6 +20,7 @@ from vtexport.backends.targets import find_target
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
 from vtexport.pruning import apply, list_methods
+from vtexport.runtime import pipeline as pipeline_module
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
@@ -132,3 +134,27 @@ def test_tensorrt_rtx_builds_every_graph(checkpoint: Path, tmp_path: Path) -> No
     assert set(record.engines) == wanted
     assert {"pyramiddrop-40.prune_llm_2", "vitcop-16.prune_llm_0", "decoder_1-2.modern", "cdpruner-16.prune"} <= wanted
     assert all((folder / "engines" / "rtx" / engine.file).stat().st_size > 1000 for engine in record.engines.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_values_stay_on_the_device(name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend with memory of its own answers as ONNX Runtime does; only logits leave it once an image is encoded."""
+    expected = Pipeline.open(bundle, plan(name)).generate(PHOTO, QUESTION, max_new_tokens=8)
+    backends: list[SeparateBackend] = []
+
+    def opened(device: str, threads: int | None) -> SeparateBackend:
+        backends.append(SeparateBackend(device, threads))
+        return backends[-1]
+
+    monkeypatch.setattr(pipeline_module, "open_backend", opened)
+    with Pipeline.open(bundle, plan(name)) as pipeline:
+        (memory,) = (each.memory for each in backends)
+        for stage in ("vision", "prefill", "decode"):
+            monkeypatch.setattr(pipeline.stages, stage, guarded(memory)(getattr(pipeline.stages, stage)))
+        answer = pipeline.generate(PHOTO, QUESTION, max_new_tokens=8)
+    assert answer.token_ids == expected.token_ids
+    assert answer.keep_indices == expected.keep_indices
+    assert answer.kept_by_layer == expected.kept_by_layer
+    assert memory.reads == len(answer.token_ids)
+    entered, reports = 2, len(answer.reports)  # keep_indices and positions
+    assert memory.downloads == entered + reports + len(answer.kept_by_layer)
