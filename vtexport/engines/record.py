@@ -67,7 +67,7 @@ def read_engines(bundle: Bundle) -> list[Engines]:
 
 @dataclass(frozen=True)
 class FoundEngines:
-    """What a bundle's folders of engines hold.
+    """Contents of a bundle's folders of engines.
 
     Attributes:
         usable: The records by the folders that they stand in, which hold their engines.
