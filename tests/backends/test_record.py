@@ -108,6 +108,12 @@ def test_what_is_no_record(bundle: Bundle, content: bytes) -> None:
         read_engines(bundle)
 
 
+def test_a_record_without_engines_is_none(bundle: Bundle) -> None:
+    write(bundle, record(bundle) | {"engines": {}})
+    with pytest.raises(BundleError, match="is not a record of engines"):
+        read_engines(bundle)
+
+
 def test_an_endless_record_is_not_read(bundle: Bundle) -> None:
     write(bundle, b"")
     with (bundle.folder / "engines" / "rtx" / "engines.json").open("r+b") as file:

@@ -56,3 +56,9 @@ def test_pool_is_adaptive_average_pooling(grid: tuple[int, int], coarse: tuple[i
 def test_pool_refuses_what_no_grid_gives(keep: int, grid: tuple[int, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         op_model("pool", tokens=grid[0] * grid[1], grid=grid, width=8, keep=keep)
+
+
+@pytest.mark.parametrize("method", ["pool", "nuwa", "vitcop"])
+def test_methods_that_need_a_grid_ask_for_it_first(method: str) -> None:
+    with pytest.raises(UsageError, match=rf"{method} needs grid=\(rows, columns\), and 48 patches are no square"):
+        op_model(method, tokens=48, width=8, keep=5)

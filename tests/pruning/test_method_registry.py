@@ -35,10 +35,19 @@ def test_op_types_are_unlike_any_other_op() -> None:
     op_types = [op.op_type for op in list_ops()]
     inside = {op.op_type for op in list_ops() if issubclass(op, DecoderOp)}  # the language model
     assert inside == {"VtxAttentionTopK", "VtxClusterMerge", "VtxKeyNormTopK", "VtxTextSimilarityTopK"}
-    assert len(set(op_types)) == len(op_types)
     for op_type in op_types:
         assert op_type.startswith("Vtx")
         assert op_type not in known
+
+
+@pytest.mark.parametrize("method", list_methods(), ids=lambda method: method.name)
+def test_methods_name_the_op_that_they_place_first(method: Method) -> None:
+    options, shape = make_options(method, {}), ModelShape((24, 24), layers=32)
+    if method.op is None:
+        with pytest.raises(UsageError, match="no op of its own"):
+            method.first_op(options, shape, 64)
+    else:
+        assert type(method.first_op(options, shape, None if method.name == "none" else 64).op) is method.op
 
 
 def test_registering_a_taken_name_fails() -> None:

@@ -231,3 +231,5 @@ def test_model_is_well_formed(variant: dict[str, Any]) -> None:
 def test_the_earlier_name_of_head_dim() -> None:
     sizes = {"tokens": TOKENS, "width": WIDTH, "heads": HEADS, "keep": 12}
     assert op_model("visionzip", head_width=5, **sizes) == op_model("visionzip", head_dim=5, **sizes)
+    with pytest.raises(UsageError, match="head_width=5 is the earlier name of head_dim=4; leave it out"):
+        op_model("visionzip", head_width=5, head_dim=4, **sizes)

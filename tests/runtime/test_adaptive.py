@@ -303,8 +303,11 @@ def test_a_file_with_its_former_name_is_refused(
         adapt(open_bundle(folder), photos)
     with pytest.raises(BundleError, match=message):
         build(str(tiny_checkpoint), folder, method="none")
+    capsys.readouterr()
     assert main(["inspect", str(folder)]) == 4
-    assert "rename it" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "rename it" in told.err
+    assert told.out == "", "half a description"
     assert Pipeline.open(folder, "prunesid-8").encode(photo).route is None
     (folder / "calibration.json").rename(folder / ADAPTIVE_NAME)
     assert Pipeline.open(folder).encode(photo).route is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vtexport.pruning import Method, get_method
+from vtexport.pruning import get_method
 
 
 def run_stock(model: Any) -> Callable[..., dict[str, np.ndarray]]:
@@ -24,7 +24,7 @@ def run_stock(model: Any) -> Callable[..., dict[str, np.ndarray]]:
 
 def has_own_op(name: str) -> bool:
     """True where the method has an op of its own before the language model; the others prune inside it alone."""
-    return type(get_method(name)).first_op is not Method.first_op
+    return get_method(name).op is not None
 
 
 def structured(seed: int, rows: int, width: int, rank: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -54,7 +55,7 @@ class Engines(msgspec.Struct, kw_only=True):
     compute_capabilities: list[str]  # empty for a portable engine
     precision: str
     manifest_sha256: Sha256  # of the bundle's manifest.json that they were built from
-    engines: dict[str, Engine]  # by the graph's name in the manifest
+    engines: Annotated[dict[str, Engine], msgspec.Meta(min_length=1)]  # by the graph's name in the manifest
 
 
 def encode(record: Engines) -> bytes:

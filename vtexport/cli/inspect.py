@@ -11,11 +11,12 @@ examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import msgspec
 
 from vtexport.backends.record import FoundEngines, find_engines, verify_engines
-from vtexport.bundle.adaptive import read_adaptations
+from vtexport.bundle.adaptive import Adaptation, read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.adapt import say_adaptation
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Describes, and verifies where asked."""
     bundle = open_bundle(args.bundle)
+    adaptations = read_adaptations(bundle.folder, bundle.manifest)
     engines = find_engines(bundle)
     problems = _verify(bundle) if args.verify else None
     engine_problems = [*engines.damaged, *(engines.outdated + _verify_engines(engines) if args.verify else [])]
@@ -48,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
             plan.name: {"visual_tokens": plan.tokens_by_layer(), "kv_bytes": kv_bytes_by_layer(bundle.manifest, plan)}
             for plan in plans
         }
-        adaptations = read_adaptations(bundle.folder, bundle.manifest)
         adaptive = {name: msgspec.to_builtins(each) for name, each in adaptations.items()}
         built = [msgspec.to_builtins(record) for record in engines.usable.values()]
         unusable = engines.damaged + engines.outdated
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         verified = None if every is None else not every
         say_json(found | {"adaptive": adaptive, "verified": verified, "problems": every})
     else:
-        _describe(bundle, engines)
+        _describe(bundle, engines, adaptations)
     if problems:
         raise BundleError(f"{bundle.folder} is damaged: {_first(problems)}; build or copy the bundle again")
     if engine_problems:
@@ -110,7 +111,7 @@ def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
     return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
-def _describe(bundle: Bundle, engines: FoundEngines) -> None:
+def _describe(bundle: Bundle, engines: FoundEngines, adaptations: Mapping[str, Adaptation]) -> None:
     manifest = bundle.manifest
     source, vision, decoder = manifest.source, manifest.vision, manifest.decoder
     weights = f"random weights, seed {source.seed}" if source.weights == "random" else "stored weights"
@@ -140,7 +141,6 @@ def _describe(bundle: Bundle, engines: FoundEngines) -> None:
             by_layer = plan.tokens_by_layer(), kv_bytes_by_layer(manifest, plan)
             layers = [(str(n), str(tokens), size(kv)) for n, (tokens, kv) in enumerate(zip(*by_layer, strict=True))]
             say(table(layers, ("layer", "visual tokens", "image KV")))
-    adaptations = read_adaptations(bundle.folder, manifest)
     for each in manifest.adaptive_plans:
         say()
         say(f"adaptive plan {each.name}: each image to one of {', '.join(each.plans)}, mean {each.mean}")

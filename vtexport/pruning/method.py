@@ -6,6 +6,7 @@ from abc import ABC
 from typing import ClassVar
 
 from vtexport.errors import UsageError
+from vtexport.pruning.op import Op
 from vtexport.pruning.options import Option, Options
 from vtexport.pruning.schedule import PlacedOp, Schedule
 from vtexport.pruning.types import ModelShape
@@ -21,6 +22,7 @@ class Method(ABC):
         title, arxiv: The paper; empty where there is none.
         acts: Where in the model it prunes, for people.
         budget: What `keep` counts, for people.
+        op: Class of the op before the language model; None where the method has none of its own there.
         options: What a user may set.
         adaptive: Whether it says how an image's budget follows from the redundancy of its features.
     """
@@ -30,6 +32,7 @@ class Method(ABC):
     arxiv: ClassVar[str] = ""
     acts: ClassVar[str]
     budget: ClassVar[str]
+    op: ClassVar[type[Op] | None] = None
     options: ClassVar[tuple[Option, ...]] = ()
     adaptive: ClassVar[bool] = False
 

@@ -59,6 +59,8 @@ def op_model(
             op's own tensors have.
     """
     sizes = {"tokens": tokens, "width": width, "batch": batch, "heads": heads, "embedding_width": embedding_width}
+    if head_dim is not None and head_width is not None:
+        raise UsageError(f"head_width={head_width!r} is the earlier name of head_dim={head_dim!r}; leave it out")
     sizes["head_dim"] = head_width if head_dim is None else head_dim
     return _model(method, sizes, grid, keep, dtype, parameters, companions=companions)
 

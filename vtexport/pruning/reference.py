@@ -98,9 +98,8 @@ def placed_op(
     tokens = rows - int(chosen.takes_cls(options))
     if tokens < 1:
         raise InputError(f"features has {rows} rows, which leaves no patch after the CLS row")
-    square = as_grid(method, tokens, grid, needs_grid=False)
-    placed = chosen.first_op(options, ModelShape(square, layers=1), keep)
-    return placed, as_grid(method, tokens, grid, needs_grid=placed.op.needs_grid)
+    grid = as_grid(method, tokens, grid, needs_grid=chosen.op is not None and chosen.op.needs_grid)
+    return chosen.first_op(options, ModelShape(grid, layers=1), keep), grid
 
 
 def _check_signals(method: str, op: Op, signals: Mapping[str, Array]) -> None:

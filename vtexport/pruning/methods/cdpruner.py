@@ -23,6 +23,7 @@ class CDPrunerMethod(Method):
     arxiv = "2506.10967"
     acts = "behind the projector"
     budget = "visual tokens per image, all of them patches"
+    op = CDPruner
     options = settings_of(CDPruner)
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:

@@ -23,6 +23,7 @@ class DivPruneMethod(Method):
     arxiv = "2503.02175"
     acts = "behind the projector, or before it with space=vision"
     budget = "visual tokens per image, all of them patches"
+    op = DivPrune
     options = (
         Option(
             "space",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtexport.errors import UsageError
 from vtexport.pruning.method import Method
-from vtexport.pruning.ops.keep_all import keep_all
+from vtexport.pruning.ops.keep_all import KeepAll, keep_all
 from vtexport.pruning.options import Options
 from vtexport.pruning.registry import register
 from vtexport.pruning.schedule import PlacedOp
@@ -18,6 +18,7 @@ class NoPruning(Method):
     name = "none"
     acts = "between the vision tower and the projector"
     budget = "all patches; leave it out or give the number of patches"
+    op = KeepAll
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
         tokens = model.tokens

@@ -35,6 +35,7 @@ class NuwaMethod(Method):
     arxiv = "2602.02951"
     acts = "between the vision tower and the projector (stage 1) and inside the language model, before one layer"
     budget = "visual tokens per image and layer, the mean over the decoder's layers; stage 1 alone: those that enter it"
+    op = Nuwa
     options = (
         Option(
             "stages",

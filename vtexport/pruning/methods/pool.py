@@ -24,6 +24,7 @@ class Pool(Method):
     name = "pool"
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image; rows times columns of the coarse grid, so not every number can be given"
+    op = AveragePooling
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
         grid = model.grid

@@ -44,6 +44,7 @@ class PruneSIDMethod(Method):
     arxiv = "2603.09480"
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image, the CLS token included unless cls_slot is off"
+    op = PruneSID
     adaptive = True
     options = (
         Option(

@@ -18,6 +18,7 @@ class Random(Method):
     name = "random"
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image, all patches"
+    op = RandomPatches
     options = settings_of(RandomPatches)
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:

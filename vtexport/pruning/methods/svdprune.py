@@ -28,6 +28,7 @@ class SVDPruneMethod(Method):
     arxiv = "2604.11530"
     acts = "between the vision tower and the projector, or behind the projector with space projected"
     budget = "visual tokens per image; CLS is never kept. In mode leverage the most that an image may take"
+    op = SVDPrune
     options = settings_of(
         SVDPrune,
         after={

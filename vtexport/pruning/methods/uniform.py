@@ -18,6 +18,7 @@ class Uniform(Method):
     name = "uniform"
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image, all patches"
+    op = UniformPatches
 
     def first_op(self, options: Options, model: ModelShape, keep: int | None) -> PlacedOp:
         keep = check_keep(self.name, keep, largest=model.tokens, unit="patches")

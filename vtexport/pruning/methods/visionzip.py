@@ -24,6 +24,7 @@ class VisionZipMethod(Method):
     arxiv = "2412.04467"
     acts = "between the vision tower and the projector"
     budget = "visual tokens per image: CLS, dominant and contextual (merged) ones"
+    op = VisionZip
     options = settings_of(VisionZip)
 
     def takes_cls(self, options: Options, *, has_cls: bool = True) -> bool:

@@ -51,6 +51,7 @@ class ViTCoPMethod(Method):
     arxiv = "2601.17818"
     acts = "between the vision tower and the projector (stage I) and inside the language model, before two layers"
     budget = "visual tokens per image and layer, the mean over the decoder's layers; stage I alone: those that enter it"
+    op = ViTCoP
     options = (
         Option(
             "stages",
