@@ -93,7 +93,7 @@ def test_the_bundle_answers_like_the_pytorch_model(
 def test_plans_share_weights_and_vision_towers(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     assert {plan.name for plan in manifest.plans} == {plan(name) for name in METHODS}
-    signals = {name for name in manifest.graphs if name.startswith("vision")}
+    signals = {name for name in manifest.graphs if name.startswith("vision.")}
     assert signals == {name for plan in manifest.plans for name in plan.graphs.vision}
     whole = [plan.graphs.decoder for plan in manifest.plans if not plan.steps]
     assert whole == [[["decoder_0.modern", "decoder_0.classic"]]] * len(whole)
