@@ -44,7 +44,7 @@ class Cache(Protocol):
     length: int
 
     def past(self) -> Mapping[str, Buffer]:
-        """The valid rows as a decoder graph's inputs `past_key_values.LAYER.key` and `.value`."""
+        """The valid rows as a decoder graph's inputs `past_key_values.LAYER.key` and `.value`, until rows are added."""
 
     def append(self, outputs: Mapping[str, Buffer]) -> None:
         """Adds the rows that the graph returned as `new_key_values.LAYER.key` and `.value`.
