@@ -19,18 +19,6 @@ WIDE_SCALE = 2.0**-6
 _FLOAT = DTYPES["float32"].value
 
 
-def wide_gemm(g: GraphWriter, x: ir.Value, weight: ir.Value, bias: ir.Value | None, dtype: str) -> ir.Value:
-    """x @ weight.T + bias: x [S, in] float32, weight [out, in] and bias [out] of `dtype`, the result float32."""
-    scale = wide_scale(dtype)
-    if scale != 1:
-        x = g.op("Mul", x, g.constant(np.float32(scale)))
-    narrow = g.op("Cast", x, to=DTYPES[dtype].value)
-    wide = g.op("Cast", g.op("Gemm", narrow, weight, transB=1), to=_FLOAT)
-    if scale != 1:
-        wide = g.op("Mul", wide, g.constant(np.float32(1 / scale)))
-    return wide if bias is None else g.op("Add", wide, g.op("Cast", bias, to=_FLOAT))
-
-
 def wide_scale(dtype: str) -> float:
     """The factor on operands of `dtype` so that their product does not overflow."""
     return WIDE_SCALE if dtype == "float16" else 1.0
