@@ -1,6 +1,6 @@
 """Activation functions by the names that transformers' configurations have for them.
 
-Several names are ways to compute one function. Those with parameters of their own (`prelu`, `xielu`) are not among them.
+Several names are ways to compute one function. Those with parameters of their own (`prelu`, `xielu`) are not here.
 """
 
 from __future__ import annotations

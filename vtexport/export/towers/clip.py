@@ -51,27 +51,26 @@ def clip_tower(
         with g.scope("embeddings"):
             stream = _embeddings(g, spec, pixels, dtype)
         stream = _norm(g, spec, stream, _PRE_NORM, dtype)
-        for number in range(spec.blocks_run(signals)):
-            with g.scope(f"layers.{number}"):
-                stream, projected = _block(g, spec, stream, number, dtype, dialect)
-            if number + 1 == spec.feature_layer:
-                features = stream
+        for layer in range(1, spec.blocks_run(signals) + 1):
+            with g.scope(f"layers.{layer - 1}"):
+                stream, projected = _block(g, spec, stream, layer - 1, dtype, dialect)
+            if layer == spec.feature_layer:
+                features = g.op("Unsqueeze", stream, g.constant(np.array([0])), name="features")
                 found = attention_signals(g, spec, projected, signals, dtype)
-            if number + 1 >= spec.similarity_layer:
+            if layer >= spec.similarity_layer:
                 late.append(stream)
-        rows, width = spec.cls_rows + spec.tokens, spec.hidden_size
-        features = g.op("Unsqueeze", features, g.constant(np.array([0])))
         if "similarity_features" in signals:
             found["similarity_features"] = _mean_of_patches(g, spec, late)
     _check_all_read(g, spec, signals, weights)
-    heads, head_dim = spec.num_attention_heads, spec.head_dim
+    patches, width = spec.tokens, spec.hidden_size
     shapes: dict[str, list[int | str]] = {
-        "cls_attention": [1, spec.tokens],
-        "received_attention": [1, spec.tokens],
-        "keys": [1, spec.tokens, heads, head_dim],
-        "similarity_features": [1, spec.tokens, width],
+        "features": [1, spec.cls_rows + patches, width],
+        "cls_attention": [1, patches],
+        "received_attention": [1, patches],
+        "keys": [1, patches, spec.num_attention_heads, spec.head_dim],
+        "similarity_features": [1, patches, width],
     }
-    outputs = [(features, "features", [1, rows, width], "float32")]
+    outputs = [(features, "features", shapes["features"], "float32")]
     outputs += [(found[name], SIGNALS[name].input, shapes[name], "float32") for name in signals]
     return g.model("vision", [pixels], outputs, dialect.opset)
 
@@ -128,9 +127,7 @@ def _mean_of_patches(g: GraphWriter, spec: VisionSpec, late: list[ir.Value]) -> 
     return g.op("Unsqueeze", mean, g.constant(np.array([0])))
 
 
-def _check_all_read(
-    g: GraphWriter, spec: VisionSpec, signals: tuple[str, ...], weights: Mapping[str, Weight]
-) -> None:
+def _check_all_read(g: GraphWriter, spec: VisionSpec, signals: tuple[str, ...], weights: Mapping[str, Weight]) -> None:
     """Refuses a part of which only some tensors went into the graph: it is another than the one written here."""
     parts = (_EMBEDDINGS, _PRE_NORM + ".", *map(spec.block_prefix.format, range(spec.blocks_run(signals))))
     left = [name for name in weights if name.startswith(parts) and name not in g.initializers]
