@@ -26,6 +26,7 @@ from vtexport.eval.records import Header, Records, RecordsInUseError
 from vtexport.eval.report import Report
 from vtexport.runtime.answers import Answer
 from vtexport.runtime.pipeline import Pipeline
+from vtexport.runtime.stages import Stages
 
 NEW_TOKENS = 5
 SETTINGS = Settings(max_new_tokens=NEW_TOKENS, threads=1)
@@ -241,13 +242,13 @@ def test_plans_that_pick_by_the_question_look_again(
 
     bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
     looks: list[Any] = []
-    encode = Pipeline.encode
+    vision = Stages.vision
 
-    def counted(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
-        looks.append(args)
-        return encode(self, *args, **kwargs)
+    def counted(self: Stages, image: Any) -> Any:
+        looks.append(image)
+        return vision(self, image)
 
-    monkeypatch.setattr(Pipeline, "encode", counted)
+    monkeypatch.setattr(Stages, "vision", counted)
     result = answer_all(bundle, "cdpruner-8", open_dataset(str(known_answers)), SETTINGS, tmp_path / "out")
     assert len(looks) == 1 + 9  # one to warm up
     pipeline = Pipeline(bundle, "cdpruner-8", threads=1)

@@ -183,8 +183,8 @@ def test_a_pipeline_answers_alike(
     tiny_bundle: Path, photo: Path, native_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vtexport import Pipeline
+    from vtexport.backends.onnxruntime import backend as module
     from vtexport.plugins import libraries
-    from vtexport.runtime import pipeline as module
 
     monkeypatch.setattr(module, "choose_library", lambda: libraries.Choice(native_library))
     native = Pipeline.open(tiny_bundle, "prunesid-16")
@@ -199,9 +199,9 @@ def test_a_pipeline_answers_alike(
 
 def test_a_library_that_is_none_is_said(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vtexport import Pipeline
+    from vtexport.backends.onnxruntime import backend as module
     from vtexport.errors import MissingDependencyError
     from vtexport.plugins import libraries
-    from vtexport.runtime import pipeline as module
 
     (tmp_path / "broken.so").write_bytes(b"no library")
     monkeypatch.setattr(module, "choose_library", lambda: libraries.Choice(tmp_path / "broken.so"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtexport.backends.base import Backend
+from vtexport.backends.base import Backend, Buffer
 from vtexport.bundle.manifest import Plan, StoredTensor
 from vtexport.bundle.reader import Bundle
 from vtexport.dtypes import DTYPES
@@ -129,7 +129,7 @@ class Stages:
             max_new_tokens: the most that `decode` will be called for.
 
         Raises:
-            UsageError: prompt and new tokens do not fit the model's positions.
+            UsageError: prompt and new tokens do not fit the model's positions, or bfloat16 visual tokens another type.
             InputError: the numbers left the range of the bundle's precision.
         """
         start, rows = len(prompt.before), len(visual.keep_indices)
@@ -145,7 +145,7 @@ class Stages:
         embeddings = backend.join(
             [
                 backend.upload(self._embed(prompt.before)),
-                backend.adopt(visual.block),
+                self._own(visual.block),
                 backend.upload(self._embed(prompt.after)),
             ]
         )
@@ -168,6 +168,15 @@ class Stages:
     def sync(self) -> None:
         """Waits until the device has done what was begun."""
         self._backend.sync()
+
+    def _own(self, block: Buffer) -> Buffer:
+        """Visual tokens in this pipeline's memory and precision, whichever pipeline made them."""
+        own = self._manifest.precision
+        if block.dtype != own:
+            if "bfloat16" in (block.dtype, own):  # which NumPy does not convert
+                raise UsageError(f"these visual tokens are in {block.dtype}, this pipeline in {own}; encode with it")
+            return self._backend.upload(block.numpy().astype(self._dtype))
+        return self._backend.adopt(block)
 
     def _embed(self, ids: np.ndarray) -> np.ndarray:
         """[1, S, W] rows of the memory-mapped embedding table."""
