@@ -123,6 +123,12 @@ def optional_tensors(config: Any) -> tuple[str, ...]:
     return ("vision_tower.post_layernorm.", *map(_VISION_BLOCK.format, behind))
 
 
+def tower_parts(config: Any) -> tuple[str, ...]:
+    """Prefixes of the canonical names in the parts of the vision tower that every graph reads."""
+    blocks = range(_feature_layer(config) or 0)
+    return ("vision_tower.embeddings.", "vision_tower.pre_layrnorm.", *map(_VISION_BLOCK.format, blocks))
+
+
 def model_spec(config: Any, folder: Path) -> ModelSpec:
     """Parts of the model; head and embedding as a checkpoint holds them that does what the configuration says.
 
