@@ -14,7 +14,6 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from remembered_vision import remembered_vision
 from tiny_llava import PHOTO, make_config, make_model, save_model
 from warm_builds import WarmBuilds
 
@@ -27,16 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # No test is a matter of time: a loaded machine must not fail one.
 hypothesis.settings.register_profile("vtexport", deadline=None)
 hypothesis.settings.load_profile("vtexport")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _vision_is_remembered(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For modules that say REMEMBERS_VISION: nothing there is about PyTorch's exporter (see `remembered_vision`)."""
-    if getattr(request.module, "REMEMBERS_VISION", False):
-        with remembered_vision():
-            yield
-    else:
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +48,7 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """Two plans: prunesid-16 and prunesid-32. Tests must not change it; see `bundle_copy`."""
     from vtexport.build import build
 
-    with remembered_vision():
-        return build(str(tiny_checkpoint), tmp_path_factory.mktemp("bundles") / "tiny", keep=[16, 32]).folder
+    return build(str(tiny_checkpoint), tmp_path_factory.mktemp("bundles") / "tiny", keep=[16, 32]).folder
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +57,8 @@ def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from vtexport.build import build
 
     folder = tmp_path_factory.mktemp("eval") / "tiny"
-    with remembered_vision():
-        build(str(tiny_checkpoint), folder, method="none")
-        return build(str(tiny_checkpoint), folder, keep=[8, 16], dynamic=True).folder
+    build(str(tiny_checkpoint), folder, method="none")
+    return build(str(tiny_checkpoint), folder, keep=[8, 16], dynamic=True).folder
 
 
 @pytest.fixture(scope="session")

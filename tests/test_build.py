@@ -17,8 +17,6 @@ from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
 
-REMEMBERS_VISION = True
-
 
 def answer(bundle: Path, plan: str) -> list[int]:
     return Pipeline.open(bundle, plan).generate(PHOTO, "What is this?", max_new_tokens=8).token_ids

@@ -5,7 +5,7 @@
 
 Every method is built of the packaged model `mini` in every precision; the graphs of both dialects are hashed with the
 one-node models of the ops at other sizes, and each plan that ONNX Runtime runs on a CPU answers a question in both
-dialects. Graph bytes follow from the versions of torch, onnx and their companions, so the first lines name them; tokens
+dialects. Graph bytes follow from the versions of onnx and its companions, so the first lines name them; tokens
 are those of one machine's ONNX Runtime with one thread. It takes minutes.
 """
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 STORED = Path(__file__).with_suffix(".txt")
 PHOTO = ROOT / "docs" / "images" / "coffee.jpg"
 QUESTION, TOKENS = "What is on the table?", 32
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 # Method, budget (None: all patches), options: the defaults, and every option that gives other nodes.
 PLANS: tuple[tuple[str, int | None, dict[str, Any]], ...] = (
     ("none", None, {}),

@@ -204,13 +204,7 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
         raise InputError(f"{checkpoint.folder} changed while it was read; restore the checkpoint and build again")
 
     exporter = GraphExporter(
-        checkpoint.config,
-        work.spec,
-        weights.tensors,
-        writer.graphs,
-        work.dtype,
-        writer.weights_base,
-        writer.graphs_prefix,
+        work.spec, weights.tensors, writer.graphs, work.dtype, writer.weights_base, writer.graphs_prefix
     )
     plans = _export_plans(exporter, work)
     kept, kept_graphs = kept_plans(writer.earlier, work.plans, exporter.graphs)

@@ -23,8 +23,6 @@ from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.adapt import adapt
 from vtexport.runtime.pipeline import Pipeline
 
-REMEMBERS_VISION = True
-
 PLAN, QUESTION = "prunesid-16", "What is this?"
 COPY = r"cp -rL, or hf download with --local-dir"
 

@@ -157,6 +157,8 @@ def test_buffers_of_older_versions_are_passed_over_as_transformers_does(model: M
     "extra",
     [
         "vision_tower.logit_scale",
+        "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.input_scale",
+        "vision_tower.vision_model.post_layernorm.more.weight",
         "vision_tower.text_model.encoder.layers.0.mlp.fc1.weight",
         "image_newline",
         "model.image_newline",
@@ -212,6 +214,14 @@ REFUSED = {
         r"holds 2 tensors \(language_model.model.layers.8[^,]*, [^,]*\) that the model .* fewer layers",
     ),
     "blocks beyond": (_plus(BLOCK.format(60) + "mlp.fc1.weight"), "holds the tensor vision_tower.*layers.60"),
+    "a bias more": (
+        _plus("vision_tower.vision_model.embeddings.patch_embedding.bias"),
+        r"holds the tensor .*patch_embedding.bias that the vision tower of its config.json has no place for",
+    ),
+    "a norm more": (
+        _plus(*(f"{BLOCK.format(0)}self_attn.{part}_norm.weight" for part in "qk")),
+        r"holds 2 tensors \(.*q_norm.weight, .*\) that the vision tower of its config.json",
+    ),
     "another shape": (_with(shape=(127,)), re.escape(f"({PROJECTOR}: [127], not [128])")),
     "two names": (_plus("model." + PROJECTOR), f"one tensor under two names, {PROJECTOR} and model.{PROJECTOR}"),
     "two sets": (_plus("module." + PROJECTOR), f"one tensor under two names, {PROJECTOR} and module.{PROJECTOR}"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from remembered_vision import remembered_vision
 
 import vtexport.build
 from vtexport.bundle.reader import open_bundle
@@ -146,12 +145,6 @@ def test_errors_are_one_sentence_with_the_right_code(
     assert last.startswith("vtexport: ")
 
 
-@pytest.fixture
-def quick_builds() -> Iterator[None]:
-    with remembered_vision():
-        yield
-
-
 def test_sweep_knows_which_plans_a_build_would_make(tiny_checkpoint: Path, eval_bundle: Path) -> None:
     """By the bundle's manifest, for every method: the same names and the same refusals."""
     located = locate(str(tiny_checkpoint))
@@ -181,7 +174,6 @@ def test_sweep_knows_which_plans_a_build_would_make(tiny_checkpoint: Path, eval_
     assert found["pyramiddrop", 1].startswith("refused: ")
 
 
-@pytest.mark.usefixtures("quick_builds")
 def test_sweep_builds_what_is_missing(tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     methods = ("--model", tiny_checkpoint, "--methods", "random,pyramiddrop", "--keep", "16,8")
     code, out, err = call(capsys, "sweep", "b", *methods, *LIMITS, "--no-plot")
@@ -209,7 +201,6 @@ def test_sweep_builds_what_is_missing(tiny_checkpoint: Path, tmp_path: Path, cap
     )
 
 
-@pytest.mark.usefixtures("quick_builds")
 def test_a_build_that_fails_does_not_lose_the_others(
     tiny_checkpoint: Path, eval_bundle: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

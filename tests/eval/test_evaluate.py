@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from remembered_vision import remembered_vision
 
 import vtexport.eval.answering as answering
 import vtexport.eval.evaluate as evaluating
@@ -240,8 +239,7 @@ def test_plans_that_pick_by_the_question_look_again(
 ) -> None:
     from vtexport.build import build
 
-    with remembered_vision():
-        bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
+    bundle = build(str(tiny_checkpoint), tmp_path / "b", method="cdpruner", keep=8)
     looks: list[Any] = []
     vision = Stages.vision
 
@@ -265,8 +263,7 @@ def test_plans_that_pick_by_the_question_look_again(
 def test_tokens_of_plans_that_prune_inside(tiny_checkpoint: Path, known_answers: Path, tmp_path: Path) -> None:
     from vtexport.build import build
 
-    with remembered_vision():
-        bundle = build(str(tiny_checkpoint), tmp_path / "b", method="fastv", keep=40)
+    bundle = build(str(tiny_checkpoint), tmp_path / "b", method="fastv", keep=40)
     plan = bundle.plan("fastv-40")
     result = answer_all(bundle, "fastv-40", open_dataset(str(known_answers), 1), SETTINGS, tmp_path / "out")
     (answered,) = result.answered

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession
-from remembered_vision import remembered_vision
 from tiny_llava import PHOTO
 
 from vtexport.build import build
@@ -128,8 +127,7 @@ def test_graphs_with_and_without_functions_are_emitted_once(
 
     for name in ("prune_graph", "prune_llm_graph"):
         monkeypatch.setattr(graphs, name, counted(name))
-    with remembered_vision():
-        built = build(str(tiny_checkpoint), tmp_path / "b", method="nuwa", keep=16)
+    built = build(str(tiny_checkpoint), tmp_path / "b", method="nuwa", keep=16)
     (plan,) = built.manifest.plans
     assert plan.steps
     assert emitted == ["prune_graph", *["prune_llm_graph"] * len(plan.steps)]

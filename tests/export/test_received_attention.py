@@ -12,8 +12,9 @@ import torch
 
 from vtexport.assemble.link import weights_in_place
 from vtexport.checkpoint.resolve import open_checkpoint
+from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import save
-from vtexport.export.vision import TracedTower
+from vtexport.export.towers.clip import clip_tower
 from vtexport.models import llava
 from vtexport.pruning.eager.encode import signals_of
 
@@ -42,8 +43,8 @@ def test_graph_and_eager_form_equal_the_attention_maps(tiny_model: Any, tiny_che
     checkpoint = open_checkpoint(str(folder))
     weights = weights_in_place(checkpoint.tensors, folder, lambda count: None).tensors
     spec = llava.model_spec(tiny_model.config, folder).vision
-    tower = TracedTower(tiny_model.config.vision_config, spec, ("received_attention",), weights, folder, "float32")
-    save(tower.graph(20), folder / "vision.onnx")
+    graph = clip_tower(spec, ("received_attention",), weights, folder, "float32", DIALECTS["classic"])
+    save(graph, folder / "vision.onnx")
     session = onnxruntime.InferenceSession(folder / "vision.onnx", providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_outputs()] == ["features", "scores"]
     features, scores = session.run(None, {"pixel_values": pixels.numpy()})

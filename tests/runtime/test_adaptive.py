@@ -29,7 +29,6 @@ from vtexport.runtime.adapt import adapt
 from vtexport.runtime.adaptive import fit, nearest_budget, redundancy
 from vtexport.runtime.pipeline import Pipeline
 
-REMEMBERS_VISION = True
 BUDGETS, ADAPTIVE = [8, 16, 40], "prunesid-dynamic"
 
 

@@ -19,8 +19,6 @@ from vtexport.pruning import get_method, make_options, select
 from vtexport.runtime.answers import reported
 from vtexport.runtime.pipeline import Pipeline
 
-REMEMBERS_VISION = True
-
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

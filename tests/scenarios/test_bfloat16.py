@@ -30,6 +30,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.export.check import check_types
+from vtexport.export.graph import GraphWriter
 from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.pipeline import Pipeline
 
@@ -274,9 +275,14 @@ def test_the_build_ends_where_a_type_is_wrong(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A defect of the exporter, planted: the patch embedding left in bfloat16 in opset 20."""
-    from vtexport.export import vision
+    plain = GraphWriter.op
 
-    plain = torch.nn.functional.conv2d
-    monkeypatch.setattr(vision, "_wide_convolution", lambda conv, x: plain(x, conv.weight, conv.bias, conv.stride))
+    def narrow(g: GraphWriter, op_type: str, *inputs: Any, **options: Any) -> Any:
+        if op_type != "Conv":
+            return plain(g, op_type, *inputs, **options)
+        narrowed = [g.cast(x, "float32", "bfloat16") for x in inputs]
+        return g.cast(plain(g, op_type, *narrowed, **options), "bfloat16", "float32")
+
+    monkeypatch.setattr(GraphWriter, "op", narrow)
     with pytest.raises(VtexportError, match=r"vision.cls_attention.classic.onnx was exported wrongly.*Conv"):
         build(str(checkpoint), tmp_path / "b", keep=16, precision="bf16", report=BuildProgress())

@@ -16,7 +16,6 @@ from environments import ROOT, Environment, environment, install, lowest, requir
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from remembered_vision import remembered_vision
 
 pytestmark = pytest.mark.long
 
@@ -67,9 +66,8 @@ def bundles(tiny_checkpoint: Path, photo: Path, tmp_path_factory: pytest.TempPat
     from vtexport.build import build
 
     folder = tmp_path_factory.mktemp("current")
-    with remembered_vision():
-        build(str(tiny_checkpoint), folder / "whole", method="none")
-        build(str(tiny_checkpoint), folder / "whole", method="prunesid", keep=16)
+    build(str(tiny_checkpoint), folder / "whole", method="none")
+    build(str(tiny_checkpoint), folder / "whole", method="prunesid", keep=16)
     build(str(tiny_checkpoint), folder / "half", method="prunesid", keep=16, precision="fp16")
     said = {name: answers(str(folder / name), str(photo), QUESTION) for name in ("whole", "half")}
     assert set(said["whole"]) == {"none modern", "none classic", "prunesid-16 modern", "prunesid-16 classic"}

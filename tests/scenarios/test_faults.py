@@ -21,8 +21,6 @@ from vtexport.errors import InputError, VtexportError
 
 pytestmark = pytest.mark.long
 
-REMEMBERS_VISION = True
-
 KILLED, INTERRUPTED = 20, 6  # builds, half of them into an existing bundle
 
 

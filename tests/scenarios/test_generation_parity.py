@@ -17,7 +17,6 @@ import msgspec
 import pytest
 import torch
 from PIL import Image
-from remembered_vision import remembered_vision
 from test_parity import PROMPT, load, processor, pytorch_inputs
 from tiny_llava import PHOTO
 
@@ -138,8 +137,7 @@ def test_what_a_build_reads_is_what_the_bundle_does(tiny_checkpoint: Path, tmp_p
     settings = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 1, "do_sample": True, "max_new_tokens": 7}
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
-    with remembered_vision():
-        bundle = build(str(folder), tmp_path / "bundle", method="none").folder
+    bundle = build(str(folder), tmp_path / "bundle", method="none").folder
     assert open_bundle(bundle).manifest.generation == msgspec.convert(settings, Generation)
     inputs = pytorch_inputs(folder, Image.open(PHOTO))
     tokens = load(folder).generate(**inputs, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()

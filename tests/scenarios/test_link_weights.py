@@ -30,8 +30,6 @@ from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
 
-REMEMBERS_VISION = True
-
 
 @pytest.fixture
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:

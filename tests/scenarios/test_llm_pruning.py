@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from remembered_vision import remembered_vision
 from test_parity import load, processor
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
@@ -63,9 +62,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llm") / "bundle"
-    with remembered_vision():
-        for method, keep, options in CASES:
-            build(str(checkpoint), folder, method=method, keep=keep, options=options)
+    for method, keep, options in CASES:
+        build(str(checkpoint), folder, method=method, keep=keep, options=options)
     return folder
 
 

@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from remembered_vision import remembered_vision
 from test_parity import load, processor, pytorch_inputs, pytorch_vision
 from tiny_llava import PHOTO
 
@@ -39,8 +38,7 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         ("cdpruner", {}),
         ("cdpruner", {"relevance": "none"}),
     ):
-        with remembered_vision():
-            build(str(tiny_checkpoint), folder, method=method, keep=KEEP, options=options)
+        build(str(tiny_checkpoint), folder, method=method, keep=KEEP, options=options)
     return folder
 
 

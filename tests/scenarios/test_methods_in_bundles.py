@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from pruning_cases import has_own_op
-from remembered_vision import remembered_vision
 from separate_memory import SeparateBackend, guarded
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
@@ -43,9 +42,8 @@ def plan(name: str) -> str:
 
 def bundle_of_all(checkpoint: Path, folder: Path, precision: str) -> Path:
     """One bundle with a plan of every method; each build adds its graphs to what stands there."""
-    with remembered_vision():
-        for name in METHODS:
-            build(str(checkpoint), folder, method=name, keep=budget(name), precision=precision)
+    for name in METHODS:
+        build(str(checkpoint), folder, method=name, keep=budget(name), precision=precision)
     return folder
 
 

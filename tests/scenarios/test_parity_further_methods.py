@@ -10,7 +10,6 @@ import pytest
 import torch
 from graph_outputs import run_session, vision_outputs
 from PIL import Image
-from remembered_vision import remembered_vision
 from test_parity import NEW_TOKENS, PROMPT, load, prefill_logits, pytorch_inputs
 from tiny_llava import IMAGE_TOKEN_ID, PHOTO
 
@@ -82,8 +81,7 @@ def pytorch_answer(
 def test_bundle_equals_pytorch(
     method: str, keep: int, options: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    with remembered_vision():
-        folder = build(str(tiny_checkpoint), tmp_path / "bundle", method=method, keep=keep, options=options).folder
+    folder = build(str(tiny_checkpoint), tmp_path / "bundle", method=method, keep=keep, options=options).folder
     image, pipeline = Image.open(PHOTO), Pipeline.open(folder)
     model, inputs = load(tiny_checkpoint), pytorch_inputs(tiny_checkpoint, image)
     signals = pytorch_signals(model, inputs["pixel_values"])

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from remembered_vision import remembered_vision
 from safetensors.torch import load_file, save_file
 from test_parity import PROMPT, load, pytorch_inputs
 from tiny_llava import PHOTO
@@ -50,9 +49,8 @@ def misnamed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_answers_are_those_of_the_stored_tensors(misnamed: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    with remembered_vision():
-        bundle = build(str(misnamed), tmp_path / "b", method="none", report=BuildProgress(note=notes.append)).folder
-        added = build(str(misnamed), bundle, method="uniform", keep=16)  # by the names in the bundle's own files
+    bundle = build(str(misnamed), tmp_path / "b", method="none", report=BuildProgress(note=notes.append)).folder
+    added = build(str(misnamed), bundle, method="uniform", keep=16)  # by the names in the bundle's own files
     assert [plan.name for plan in added.manifest.plans] == ["none", "uniform-16"]
     inputs = pytorch_inputs(tiny_checkpoint, Image.open(PHOTO))
     tokens = load(tiny_checkpoint).generate(**inputs, max_new_tokens=12, do_sample=False)

@@ -1,9 +1,8 @@
 """Commands of vtexport that start within milliseconds, so that tests can end many of them at many moments.
 
-Run as a script it is a process that has imported everything a build needs and has taken the vision tower of one
-checkpoint through PyTorch's exporter. For each request it forks a child of its own process group that runs one command
-through `vtexport.cli.main.run_command`; only PyTorch's two export calls are answered from memory. What is left of a
-build is what touches the disk, so moments that are spread evenly over it fall where it matters.
+Run as a script it is a process that has imported everything a build needs. For each request it forks a child of its own
+process group that runs one command through `vtexport.cli.main.run_command`. What is left of a build is what touches the
+disk, so moments that are spread evenly over it fall where it matters.
 
 It lives in a mount namespace of its own where the system allows that, so that it can have small and read-only disks
 that vanish with it.
@@ -11,7 +10,6 @@ that vanish with it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -103,44 +101,17 @@ class WarmBuilds:
 
 
 def _warm_up(checkpoint: str) -> None:
-    """Imports what a build needs, and replaces PyTorch's export calls by their results for this checkpoint."""
+    """Imports what a build of this checkpoint needs."""
     import onnxruntime  # noqa: F401
     import torch
     from transformers import AutoTokenizer
 
     import vtexport.build
-    import vtexport.cli.main  # noqa: F401
-    from vtexport.checkpoint.resolve import open_checkpoint
-    from vtexport.export.dialects import DIALECTS
-    from vtexport.export.graphs import GraphExporter
+    import vtexport.cli.main
+    import vtexport.export.graphs  # noqa: F401
 
     AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     torch.set_num_threads(1)  # threads do not come along into a fork
-    opened = open_checkpoint(checkpoint)
-    spec = opened.family.model_spec(opened.config, opened.folder)
-    trace, export = torch.export.export, torch.onnx.export
-    traced: list[Any] = []
-    exported: dict[int, Any] = {}
-
-    class Recorded(Exception):  # noqa: N818 (it is none)
-        pass
-
-    def trace_once(*arguments: Any, **options: Any) -> Any:
-        if not traced:
-            traced.append(trace(*arguments, **options))
-        return traced[0]
-
-    def record(*arguments: Any, **options: Any) -> None:
-        exported[options["opset_version"]] = export(*arguments, **options)
-        raise Recorded
-
-    torch.export.export = trace_once  # type: ignore[assignment]
-    torch.onnx.export = record  # type: ignore[assignment]
-    exporter = GraphExporter(opened.config, spec, {}, Path(), "float32", Path())
-    for dialect in DIALECTS.values():
-        with contextlib.suppress(Recorded):
-            exporter._vision(("cls_attention",), dialect)
-    torch.onnx.export = lambda *arguments, **options: exported[options["opset_version"]]  # type: ignore[assignment]
 
 
 def _fill_at(stage: str, folder: Path) -> None:

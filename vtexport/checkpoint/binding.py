@@ -11,6 +11,7 @@ from vtexport.checkpoint.leftovers import (
     common_prefix,
     refuse_adapters,
     refuse_foreign_layers,
+    refuse_more_of_the_tower,
     refuse_quantised,
     shown,
     some,
@@ -41,7 +42,8 @@ def bind_tensors(stored: Mapping[str, TensorEntry], model: ModelConfig, folder: 
 
     Raises:
         InputError: a tensor that every graph reads is missing; the files hold quantised weights, an adapter, layers
-            beyond the model's, another layout, one tensor under two names or in another shape; a file cannot be read.
+            beyond the model's, more in the vision tower's parts than they have, another layout, one tensor under two
+            names or in another shape; a file cannot be read.
     """
     judge_names(stored, folder)
     names = _Names.read(stored, model, folder)
@@ -55,6 +57,7 @@ def bind_tensors(stored: Mapping[str, TensorEntry], model: ModelConfig, folder: 
     _check_shapes(names.own, model, folder)
     extras = [name for name in names.extras if not model.family.is_harmless(name)]
     refuse_foreign_layers(extras, model, folder)
+    refuse_more_of_the_tower(extras, model, folder)
 
     notes = names.notes(folder)
     if model.file.quantisation is not None:

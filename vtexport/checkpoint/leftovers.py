@@ -98,6 +98,24 @@ def refuse_foreign_layers(extras: Iterable[str], model: ModelConfig, folder: Pat
         )
 
 
+def refuse_more_of_the_tower(extras: Iterable[str], model: ModelConfig, folder: Path) -> None:
+    """Refuses weights and biases more than the model has in the parts of the vision tower that every graph reads.
+
+    The tower that was saved computes with them; transformers would leave them out and answer as another model.
+
+    Raises:
+        InputError: naming them.
+    """
+    parts = model.family.tower_parts(model.config)
+    names = {name: model.family.canonical_name(name) for name in extras}
+    more = [name for name, own in names.items() if own.startswith(parts) and own.endswith((".weight", ".bias"))]
+    if more:
+        raise InputError(
+            f"{folder} holds {some(more, 'tensor')} that the vision tower of its config.json has no place for, so "
+            "it is of another kind; check that weights and config.json belong together"
+        )
+
+
 def common_prefix(missing: Collection[str], extras: Iterable[str], canonical_name: Callable[[str], str]) -> str | None:
     """The prefix of every missing tensor's stored name among the extras, where it is the same for all."""
     prefixes: dict[str, str] = {}

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from vtexport.export.dialects import Dialect
 from vtexport.export.graph import DTYPES, GraphWriter
+from vtexport.export.linear import linear
 from vtexport.graphs.weight import Weight
 from vtexport.models.spec import DecoderSpec
 
@@ -90,16 +91,6 @@ def decoder_segment(
     new_shape: list[int | str] = [1, "S", spec.num_key_value_heads, spec.head_dim]
     outputs += [(value, f"new_key_values.{layer}.{kind}", new_shape, dtype) for (layer, kind), value in new.items()]
     return g.model("decoder", [embeds, position_ids, *past.values()], outputs, dialect.opset)
-
-
-def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool) -> ir.Value:
-    """x @ weight.T + bias for x [S, in]: the only place where a decoder's weight matrix enters a graph.
-
-    `Gemm(transB=1)` keeps the checkpoint's [out, in] layout: no Transpose, no copy, and TensorRT holds such weights
-    once however many optimisation profiles an engine has.
-    """
-    inputs = [x, g.weight(name + ".weight")] + ([g.weight(name + ".bias")] if bias else [])
-    return g.op("Gemm", *inputs, transB=1)
 
 
 def rope_tables(g: GraphWriter, spec: DecoderSpec, dtype: str) -> tuple[ir.Value, ir.Value]:

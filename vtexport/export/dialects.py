@@ -52,6 +52,12 @@ class Dialect(ABC):
     ) -> ir.Value:
         """Attention of q [1, S, H * D] to k, v [1, L, H_kv * D] where `mask` [1, 1, S, L] is true: [1, S, H * D]."""
 
+    @abstractmethod
+    def attend_all(
+        self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str
+    ) -> ir.Value:
+        """Attention of every row to every row, as vision towers have it: q, k, v and the result [rows, heads * D]."""
+
 
 class Modern(Dialect):
     """Opset 23: one operator each."""
@@ -75,6 +81,13 @@ class Modern(Dialect):
         heads: dict[str, Any] = {"q_num_heads": spec.num_attention_heads, "kv_num_heads": spec.num_key_value_heads}
         return g.op("Attention", q, k, v, mask, **heads)
 
+    def attend_all(
+        self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str
+    ) -> ir.Value:
+        batch = g.constant(np.array([0]))
+        q, k, v = (g.op("Unsqueeze", x, batch) for x in (q, k, v))
+        return g.op("Squeeze", g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads), batch)
+
 
 class Classic(Dialect):
     """Opset 20: decomposed."""
@@ -83,12 +96,12 @@ class Classic(Dialect):
     opset = 20
 
     def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
-        wide = _cast(g, x, dtype, "float32")
+        wide = g.cast(x, dtype, "float32")
         # Pow and not Mul, because optimisers look for the former.
         square = g.op("Pow", wide, g.constant(np.float32(2)))
         mean = g.op("ReduceMean", square, g.constant(np.array([-1])), keepdims=1)
         root = g.op("Sqrt", g.op("Add", mean, g.constant(np.float32(epsilon))))
-        return g.op("Mul", _cast(g, g.op("Div", wide, root), "float32", dtype), weight)
+        return g.op("Mul", g.cast(g.op("Div", wide, root), "float32", dtype), weight)
 
     def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
         axis = g.constant(np.array([2]))
@@ -114,21 +127,29 @@ class Classic(Dialect):
         )
         q = g.op("Transpose", q, perm=[0, 2, 3, 1, 4])
         k, v = g.op("Transpose", k, perm=[0, 2, 3, 4, 1]), g.op("Transpose", v, perm=[0, 2, 3, 1, 4])
-        logits = _cast(g, g.op("MatMul", g.op("Mul", q, g.constant(_scale(spec, dtype))), k), dtype, "float32")
+        logits = g.cast(g.op("MatMul", g.op("Mul", q, g.constant(_scale(spec.head_dim, dtype))), k), dtype, "float32")
         # The lowest finite number, not -inf: no row is ever masked whole, and some compilers turn inf - inf into NaN.
         lowest = g.constant(np.float32(np.finfo(np.float32).min))
         logits = g.op("Where", g.op("Unsqueeze", mask, g.constant(np.array([2]))), logits, lowest)
-        weights = _cast(g, g.op("Softmax", logits, axis=-1), "float32", dtype)
+        weights = g.cast(g.op("Softmax", logits, axis=-1), "float32", dtype)
         attended = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 3, 1, 2, 4])
         return g.op("Reshape", attended, g.constant(np.array([0, 0, spec.num_attention_heads * spec.head_dim])))
+
+    def attend_all(
+        self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str
+    ) -> ir.Value:
+        by_head = g.constant(np.array([1, -1, heads, head_dim]))
+        q, k, v = (g.op("Reshape", x, by_head) for x in (q, k, v))
+        q, v = (g.op("Transpose", x, perm=[0, 2, 1, 3]) for x in (q, v))
+        k = g.op("Transpose", k, perm=[0, 2, 3, 1])
+        logits = g.op("MatMul", g.op("Mul", q, g.constant(_scale(head_dim, dtype))), k)
+        weights = g.cast(g.op("Softmax", g.cast(logits, dtype, "float32"), axis=-1), "float32", dtype)
+        attended = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 2, 1, 3])
+        return g.op("Reshape", attended, g.constant(np.array([-1, heads * head_dim])))
 
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (Modern(), Classic())}
 
 
-def _cast(g: GraphWriter, x: ir.Value, source: str, target: str) -> ir.Value:
-    return x if source == target else g.op("Cast", x, to=DTYPES[target].value)
-
-
-def _scale(spec: DecoderSpec, dtype: str) -> np.ndarray:
-    return np.asarray(spec.head_dim**-0.5, DTYPES[dtype].numpy())
+def _scale(head_dim: int, dtype: str) -> np.ndarray:
+    return np.asarray(head_dim**-0.5, DTYPES[dtype].numpy())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,16 @@ STANDARD_DOMAINS = {"", "ai.onnx"}
 class GraphWriter:
     """Collects nodes and initializers; every method that emits a node returns its output value(s).
 
-    `prefix` begins the nodes' names, where several writers write one graph.
+    `prefix` begins the nodes' names, where several writers write one graph. Within a `scope` a node is named after its
+    place in the model and what it does there (`vision/layers.3/self_attn/q_proj`), elsewhere after its operator.
     """
 
     def __init__(self, weights: Mapping[str, Weight], folder: Path, prefix: str = ""):
         self._weights = weights
         self._folder = folder
         self._prefix = prefix
+        self._scope = ""
+        self._taken: Counter[str] = Counter()  # names within scopes
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
 
@@ -40,15 +45,42 @@ class GraphWriter:
         """A graph input; give it to `model` in the order wanted."""
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[dtype]))
 
-    def op(self, op_type: str, *inputs: ir.Value | None, outputs: Sequence[str] | int = 1, **attributes: Any) -> Any:
-        """Emits a node of the standard domain."""
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names nodes of the block `name/...`, behind the scopes around it."""
+        outer, self._scope = self._scope, f"{self._scope}{name}/"
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: Sequence[str] | int = 1,
+        name: str | None = None,
+        **attributes: Any,
+    ) -> Any:
+        """Emits a node of the standard domain; `name` is its own within the scope, that of the operator if left out."""
         count = outputs if isinstance(outputs, int) else len(outputs)
-        own = f"{self._prefix}{op_type}_{len(self.nodes)}"
+        own = self._node_name(op_type, name)
         names = [f"{own}_{i}" for i in range(count)] if isinstance(outputs, int) else outputs
         values = [ir.Value(name=name) for name in names]
         node = ir.node(op_type, list(inputs), attributes=attributes, outputs=values, name=own)
         self.nodes.append(node)
         return values[0] if count == 1 else values
+
+    def _node_name(self, op_type: str, name: str | None) -> str:
+        if not self._scope:
+            return f"{self._prefix}{op_type}_{len(self.nodes)}"
+        own = f"{self._prefix}{self._scope}{name or op_type}"
+        self._taken[own] += 1
+        return own if self._taken[own] == 1 else f"{own}_{self._taken[own]}"
+
+    def cast(self, x: ir.Value, source: str, target: str) -> ir.Value:
+        """x of the type `source` in `target`; no node where they are the same."""
+        return x if source == target else self.op("Cast", x, to=DTYPES[target].value)
 
     def constant(self, value: Any, name: str | None = None) -> ir.Value:
         """A small tensor kept in the graph itself; equal ones are kept once."""

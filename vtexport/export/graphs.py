@@ -17,7 +17,7 @@ from vtexport.export.needs import needs_of
 from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
-from vtexport.export.vision import TracedTower
+from vtexport.export.towers.clip import clip_tower
 from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 
@@ -33,7 +33,6 @@ class GraphExporter:
 
     def __init__(
         self,
-        config: Any,
         spec: ModelSpec,
         weights: Mapping[str, Weight],
         folder: Path,
@@ -41,10 +40,9 @@ class GraphExporter:
         weights_base: Path,
         prefix: str = "",
     ):
-        self._config, self._spec, self._weights, self._folder, self._dtype = config, spec, weights, folder, dtype
+        self._spec, self._weights, self._folder, self._dtype = spec, weights, folder, dtype
         self._weights_base, self._prefix = weights_base, prefix
         self.graphs: dict[str, schema.Graph] = {}
-        self._towers: dict[tuple[str, ...], TracedTower] = {}  # by signals
 
     def plan(self, plan: PlanSpec) -> schema.PlanGraphs:
         """All graphs of one plan, those of one stage in the order in which runtimes should take them."""
@@ -65,13 +63,11 @@ class GraphExporter:
     def _vision(self, signals: tuple[str, ...], dialect: Dialect) -> str:
         """The vision tower with these signals; depends on nothing else, so plans share it."""
         name = ".".join(("vision", *signals, dialect.name))
-        return self._once(name, dialect.name, lambda: self._tower(signals).graph(dialect.opset))
-
-    def _tower(self, signals: tuple[str, ...]) -> TracedTower:
-        if signals not in self._towers:
-            config, spec = self._config.vision_config, self._spec.vision
-            self._towers[signals] = TracedTower(config, spec, signals, self._weights, self._weights_base, self._dtype)
-        return self._towers[signals]
+        return self._once(
+            name,
+            dialect.name,
+            lambda: clip_tower(self._spec.vision, signals, self._weights, self._weights_base, self._dtype, dialect),
+        )
 
     def _prune(self, plan: PlanSpec) -> list[str]:
         """The plan's pruning op and the projector; one for every dialect."""

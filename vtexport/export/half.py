@@ -10,54 +10,9 @@ range of float32 and needs no scale.
 
 from __future__ import annotations
 
-import numpy as np
-import onnx_ir as ir
-
-from vtexport.export.graph import DTYPES, GraphWriter
-
 WIDE_SCALE = 2.0**-6
-_FLOAT = DTYPES["float32"].value
-
-
-def wide_gemm(g: GraphWriter, x: ir.Value, weight: ir.Value, bias: ir.Value | None, dtype: str) -> ir.Value:
-    """x @ weight.T + bias: x [S, in] float32, weight [out, in] and bias [out] of `dtype`, the result float32."""
-    scale = wide_scale(dtype)
-    if scale != 1:
-        x = g.op("Mul", x, g.constant(np.float32(scale)))
-    narrow = g.op("Cast", x, to=DTYPES[dtype].value)
-    wide = g.op("Cast", g.op("Gemm", narrow, weight, transB=1), to=_FLOAT)
-    if scale != 1:
-        wide = g.op("Mul", wide, g.constant(np.float32(1 / scale)))
-    return wide if bias is None else g.op("Add", wide, g.op("Cast", bias, to=_FLOAT))
 
 
 def wide_scale(dtype: str) -> float:
     """The factor on operands of `dtype` so that their product does not overflow."""
     return WIDE_SCALE if dtype == "float16" else 1.0
-
-
-def softmax_in_float32(model: ir.Model) -> None:
-    """Gives every Softmax of an exported graph float32 statistics.
-
-    Not those inside `Attention`: TensorRT's parser refuses its attribute `softmax_precision`, whatever the value.
-    """
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type == "Softmax" and node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-            _widen(graph, node)
-
-
-def _widen(graph: ir.Graph, node: ir.Node) -> None:
-    """Cast to float32 before `node` and back after it."""
-    source, result = node.inputs[0], node.outputs[0]
-    assert source is not None
-    assert result.dtype is not None
-    wide = ir.node("Cast", [source], attributes={"to": _FLOAT})
-    narrow = ir.node("Cast", [result], attributes={"to": result.dtype.value})
-    narrow.outputs[0].shape, narrow.outputs[0].type = result.shape, ir.TensorType(result.dtype)
-    ir.convenience.replace_all_uses_with(result, narrow.outputs[0])
-    narrow.replace_input_with(0, result)
-    result.type = ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(node, wide)
-    node.replace_input_with(0, wide.outputs[0])
-    graph.insert_after(node, narrow)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from vtexport.export.activations import activation
 from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
-from vtexport.export.half import wide_gemm
+from vtexport.export.linear import wide_linear
 from vtexport.graphs.weight import Weight
 from vtexport.models.spec import ModelSpec
 from vtexport.pruning.onnx_op import model_of_op
@@ -42,7 +43,7 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
         width=width_out if projected_space else vision.hidden_size,
         keep=keep,
         heads=vision.num_attention_heads,
-        head_dim=vision.hidden_size // vision.num_attention_heads,
+        head_dim=vision.head_dim,
         embedding_width=width_out,
     )
     model = ir.from_proto(model_of_op(op, sizes, dtype=FEATURES))
@@ -89,17 +90,10 @@ def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: s
     """[1, rows, W] float32 of x [1, rows, D] float32; `dtype` is that of the weights."""
     projector = spec.projector
     x = g.op("Reshape", x, g.constant(np.array([rows, projector.in_features])))
-    x = _linear(g, x, projector.linear_1, dtype)
-    x = g.op("Gelu", x, approximate="tanh" if projector.activation == "gelu_tanh" else "none")
-    x = _linear(g, x, projector.linear_2, dtype)
+    x = wide_linear(g, x, projector.linear_1, dtype, projector.bias)
+    x = activation(g, x, projector.activation)
+    x = wide_linear(g, x, projector.linear_2, dtype, projector.bias)
     return g.op("Reshape", x, g.constant(np.array([1, rows, projector.out_features])))
-
-
-def _linear(g: GraphWriter, x: ir.Value, names: tuple[str, str | None], dtype: str) -> ir.Value:
-    """Float32 in and out; `dtype` is that of the weights."""
-    if dtype != FEATURES:
-        return wide_gemm(g, x, g.weight(names[0]), g.weight(names[1]) if names[1] else None, dtype)
-    return g.op("Gemm", x, *(g.weight(name) for name in names if name), transB=1)
 
 
 def _positions(g: GraphWriter, positions: str, keep_indices: ir.Value, keep: int) -> ir.Value:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.export.decoder import linear, rope_tables
+from vtexport.export.decoder import rope_tables
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
+from vtexport.export.linear import linear
 from vtexport.export.prune import PRUNE_OPSET
 from vtexport.graphs.weight import Weight
 from vtexport.models.spec import DecoderSpec

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.errors import UsageError, quoted
+from vtexport.models.activations import ACTIVATIONS
 from vtexport.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from vtexport.models.wrappers import unwrapped
 
@@ -28,7 +29,7 @@ _CANONICAL = (
 HEAD, EMBEDDING = "lm_head.weight", "language_model.embed_tokens.weight"
 _MOST_LAYERS = 1000
 _VISION_BLOCK = "vision_tower.encoder.layers.{}."
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_PROJECTOR_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 
 # What LLaVA-1.5 was trained with, for checkpoints that come without a template: the image first, then the text.
 CHAT_TEMPLATE = """\
@@ -122,6 +123,12 @@ def optional_tensors(config: Any) -> tuple[str, ...]:
     return ("vision_tower.post_layernorm.", *map(_VISION_BLOCK.format, behind))
 
 
+def tower_parts(config: Any) -> tuple[str, ...]:
+    """Prefixes of the canonical names in the parts of the vision tower that every graph reads."""
+    blocks = range(_feature_layer(config) or 0)
+    return ("vision_tower.embeddings.", "vision_tower.pre_layrnorm.", *map(_VISION_BLOCK.format, blocks))
+
+
 def model_spec(config: Any, folder: Path) -> ModelSpec:
     """Parts of the model; head and embedding as a checkpoint holds them that does what the configuration says.
 
@@ -164,6 +171,9 @@ def _vision(config: Any, where: Path) -> VisionSpec:
     _require(
         side >= 1, where, "vision_config.patch_size", vision.patch_size, f"image_size ({vision.image_size}) at most"
     )
+    activation, epsilon = vision.hidden_act, float(vision.layer_norm_eps)
+    _require(activation in ACTIVATIONS, where, "vision_config.hidden_act", activation, ", ".join(ACTIVATIONS))
+    _require(0 <= epsilon < math.inf, where, "vision_config.layer_norm_eps", epsilon, "a small positive number")
     return VisionSpec(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -174,6 +184,8 @@ def _vision(config: Any, where: Path) -> VisionSpec:
         num_hidden_layers=vision.num_hidden_layers,
         feature_layer=layer,
         num_attention_heads=vision.num_attention_heads,
+        hidden_act=ACTIVATIONS[activation],
+        layer_norm_eps=epsilon,
         block_prefix=_VISION_BLOCK,
     )
 
@@ -189,17 +201,13 @@ def _feature_layer(config: Any) -> int | None:
 
 
 def _projector(config: Any, where: Path) -> ProjectorSpec:
-    activation = config.projector_hidden_act
-    _require(activation in _ACTIVATIONS, where, "projector_hidden_act", activation, ", ".join(_ACTIVATIONS))
-    prefix, bias = "multi_modal_projector.", config.multimodal_projector_bias
-
-    def names(layer: str) -> tuple[str, str | None]:
-        return f"{prefix}{layer}.weight", f"{prefix}{layer}.bias" if bias else None
-
+    activation, taken = config.projector_hidden_act, _PROJECTOR_ACTIVATIONS
+    _require(activation in taken, where, "projector_hidden_act", activation, ", ".join(taken))
     return ProjectorSpec(
-        linear_1=names("linear_1"),
-        linear_2=names("linear_2"),
-        activation=_ACTIVATIONS[activation],
+        linear_1="multi_modal_projector.linear_1",
+        linear_2="multi_modal_projector.linear_2",
+        bias=bool(config.multimodal_projector_bias),
+        activation=ACTIVATIONS[activation],
         in_features=config.vision_config.hidden_size,
         out_features=config.text_config.hidden_size,
     )

@@ -26,7 +26,14 @@ class VisionSpec:
     num_hidden_layers: int
     feature_layer: int  # index into hidden_states: 0 = embeddings, k = output of block k - 1
     num_attention_heads: int
+    hidden_act: str  # a value of `vtexport.models.activations.ACTIVATIONS`
+    layer_norm_eps: float
     block_prefix: str  # of a block's weight names, formatted with its number
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
 
     @property
     def tokens(self) -> int:
@@ -45,10 +52,11 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """Two linear layers with an activation between them, each as the names of its weight and bias (None: no bias)."""
+    """Two linear layers with an activation between them."""
 
-    linear_1: tuple[str, str | None]
-    linear_2: tuple[str, str | None]
+    linear_1: str  # what the names of its weight and bias begin with
+    linear_2: str
+    bias: bool
     activation: str  # "gelu", "gelu_tanh"
     in_features: int
     out_features: int
