@@ -39,7 +39,7 @@ from vtexport.dtypes import PRECISIONS
 from vtexport.errors import InputError, UsageError
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec, check_stored, make_adaptive_plan, make_plans, shape_of
 from vtexport.export.requirements import check_versions
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 from vtexport.processing.read import Processing, read_processing
 from vtexport.pruning import get_method, make_options
 

@@ -30,12 +30,12 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
-from vtexport.export.decoder import decoder_segment
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.graph import interface
+from vtexport.models.decoders.llama import decoder_segment
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.builder import interface
 from vtexport.export.needs import needs_of
 from vtexport.graphs.weight import Weight
-from vtexport.models.spec import DecoderSpec
+from vtexport.models.parts import DecoderSpec
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long

@@ -16,9 +16,9 @@ from vtexport.backends.record import Profile
 from vtexport.backends.trt import compile as trt_compile
 from vtexport.backends.trt.worker import Job
 from vtexport.errors import VtexportError
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.graph import GraphWriter
-from vtexport.models.spec import DecoderSpec
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.builder import GraphWriter
+from vtexport.models.parts import DecoderSpec
 
 ROWS = 5000
 SPEC = DecoderSpec(

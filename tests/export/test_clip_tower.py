@@ -18,14 +18,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig
 from transformers.activations import ACT2FN
 
 from vtexport.errors import UsageError, VtexportError
-from vtexport.export.activations import activation
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.graph import GraphWriter, save
-from vtexport.export.towers.clip import clip_tower
+from vtexport.graphs.activations import activation
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.builder import GraphWriter, save
+from vtexport.models.towers.clip import clip_tower
 from vtexport.graphs.weight import Weight
 from vtexport.models import llava
-from vtexport.models.activations import ACTIVATIONS
-from vtexport.models.spec import VisionSpec
+from vtexport.graphs.activations import ACTIVATIONS
+from vtexport.models.parts import VisionSpec
 from vtexport.pruning.signals import SIGNALS
 
 SIGNAL_SETS = (

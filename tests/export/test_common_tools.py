@@ -23,7 +23,7 @@ import pytest
 from onnx import TensorProto
 from onnx_ir.passes import common as passes
 
-from vtexport.export.graph import GraphWriter, save
+from vtexport.graphs.builder import GraphWriter, save
 from vtexport.export.prune import _positions
 
 GRAPHS = (

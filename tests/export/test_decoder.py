@@ -13,11 +13,11 @@ import torch
 from onnxruntime import InferenceSession
 
 from vtexport.bundle.reader import open_bundle
-from vtexport.export.decoder import decoder_segment
-from vtexport.export.dialects import DIALECTS
+from vtexport.models.decoders.llama import decoder_segment
+from vtexport.graphs.dialects import DIALECTS
 from vtexport.graphs.weight import Weight
 from vtexport.models import llava
-from vtexport.models.spec import DecoderSpec
+from vtexport.models.parts import DecoderSpec
 
 LENGTH = 20
 

@@ -10,7 +10,7 @@ from tiny_llava import make_config
 from vtexport.errors import InputError
 from vtexport.export.plan import PlanSpec, check_stored, make_plans, shape_of
 from vtexport.models import llava
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 from vtexport.pruning import get_method, make_options
 
 METHODS = {"nuwa": 16, "prunesid": 16, "visionzip": 16, "vitcop": 16, "none": 64}

@@ -12,9 +12,9 @@ import torch
 
 from vtexport.assemble.link import weights_in_place
 from vtexport.checkpoint.resolve import open_checkpoint
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.graph import save
-from vtexport.export.towers.clip import clip_tower
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.builder import save
+from vtexport.models.towers.clip import clip_tower
 from vtexport.models import llava
 from vtexport.pruning.eager.encode import signals_of
 

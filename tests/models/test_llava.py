@@ -11,7 +11,7 @@ import pytest
 from tiny_llava import make_config
 
 from vtexport.errors import InputError, UsageError
-from vtexport.models import family_of, llava
+from vtexport.models.family import family_of, llava
 
 NAMES = {
     "vision_tower.encoder.layers.0.self_attn.q_proj.weight": [

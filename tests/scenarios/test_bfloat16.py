@@ -30,7 +30,7 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.export.check import check_types
-from vtexport.export.graph import GraphWriter
+from vtexport.graphs.builder import GraphWriter
 from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.pipeline import Pipeline
 

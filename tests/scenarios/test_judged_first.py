@@ -17,7 +17,7 @@ from vtexport.checkpoint import hub, random_weights, resolve
 from vtexport.checkpoint.resolve import locate, open_weights
 from vtexport.errors import UsageError, VtexportError
 from vtexport.models import llava
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from tiny_llava import PHOTO, make_config, make_model, save_model
 from vtexport.build import build
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import InputError, UsageError
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.half import WIDE_SCALE
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.half import WIDE_SCALE
 from vtexport.runtime.images import load_image, pixel_values
 from vtexport.runtime.pipeline import Pipeline
 

@@ -20,7 +20,7 @@ from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
 from vtexport.graphs.weight import Weight
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 from vtexport.version import __version__
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")

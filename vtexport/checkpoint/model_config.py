@@ -9,7 +9,7 @@ from typing import Any
 
 from vtexport.checkpoint.config_file import ConfigFile, read_config_file
 from vtexport.errors import InputError, VtexportError, quoted
-from vtexport.models import family_of
+from vtexport.models.family import family_of
 
 
 @dataclass(frozen=True)

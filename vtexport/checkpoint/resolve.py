@@ -32,7 +32,7 @@ from vtexport.checkpoint.random_weights import (
 )
 from vtexport.checkpoint.safetensors_index import TensorEntry, listed_names, read_index
 from vtexport.errors import InputError, UsageError, VtexportError, quoted
-from vtexport.models import family_of
+from vtexport.models.family import family_of
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
 Weights = Literal["stored", "random"]

@@ -13,7 +13,7 @@ import onnx.shape_inference
 
 from vtexport.bundle.onnxruntime import newest_opset
 from vtexport.errors import VtexportError, quoted
-from vtexport.export.graph import IR_VERSION, STANDARD_DOMAINS
+from vtexport.graphs.builder import IR_VERSION, STANDARD_DOMAINS
 from vtexport.pruning.onnx_op import DOMAIN
 
 FUNCTION_PREFIX = "Vtx"

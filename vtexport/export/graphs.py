@@ -10,16 +10,16 @@ import onnx_ir as ir
 
 from vtexport.bundle import manifest as schema
 from vtexport.export.check import check_graphs
-from vtexport.export.decoder import decoder_segment
-from vtexport.export.dialects import DIALECTS, Dialect
-from vtexport.export.graph import WEIGHTS_FOLDER, interface, save
+from vtexport.models.decoders.llama import decoder_segment
+from vtexport.graphs.dialects import DIALECTS, Dialect
+from vtexport.graphs.builder import WEIGHTS_FOLDER, interface, save
 from vtexport.export.needs import needs_of
 from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
-from vtexport.export.towers.clip import clip_tower
+from vtexport.models.towers.clip import clip_tower
 from vtexport.graphs.weight import Weight
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 
 __all__ = ["WEIGHTS_FOLDER", "GraphExporter"]
 
@@ -66,7 +66,7 @@ class GraphExporter:
         return self._once(
             name,
             dialect.name,
-            lambda: clip_tower(self._spec.vision, signals, self._weights, self._weights_base, self._dtype, dialect),
+            lambda: self._spec.vision.graph(signals, self._weights, self._weights_base, self._dtype, dialect),
         )
 
     def _prune(self, plan: PlanSpec) -> list[str]:
@@ -95,7 +95,7 @@ class GraphExporter:
         return self._once(
             f"{name}.{dialect.name}",
             dialect.name,
-            lambda: decoder_segment(decoder, self._weights, self._weights_base, self._dtype, first, layers, dialect),
+            lambda: decoder.segment(self._weights, self._weights_base, self._dtype, first, layers, dialect),
         )
 
     def path(self, name: str) -> Path:

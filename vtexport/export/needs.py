@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from vtexport.bundle.manifest import Needs
-from vtexport.export.graph import NAMES, STANDARD_DOMAINS
+from vtexport.graphs.builder import NAMES, STANDARD_DOMAINS
 from vtexport.pruning.onnx_op import DOMAIN
 
 

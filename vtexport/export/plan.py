@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vtexport.bundle.manifest import Manifest, Segment
 from vtexport.errors import InputError, UsageError
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 from vtexport.pruning import Method, ModelShape, Options, PlacedOp, Schedule, list_methods
 from vtexport.pruning.signals import SIGNALS
 from vtexport.pruning.types import Limit
@@ -124,8 +124,8 @@ def check_stored(plans: Sequence[PlanSpec], spec: ModelSpec, absent: Sequence[st
     vision = spec.vision
     for plan in plans:
         run = vision.blocks_run(plan.vision_signals)
-        behind = tuple(vision.block_prefix.format(number) for number in range(vision.feature_layer, run))
-        lacking = [name for name in absent if name.startswith(behind)]
+        read = vision.parts_read(range(run))
+        lacking = [name for name in absent if name.startswith(read)]
         if lacking:
             raise InputError(
                 f"{plan.method.name} reads the outputs of the vision tower's blocks up to the last of {run}, and the "

@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.export.activations import activation
-from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
-from vtexport.export.linear import wide_linear
+from vtexport.graphs.builder import DTYPES, IR_VERSION, GraphWriter
 from vtexport.graphs.weight import Weight
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 from vtexport.pruning.onnx_op import model_of_op
 from vtexport.pruning.schedule import PlacedOp
 from vtexport.pruning.types import AFTER_CONNECTOR, Sizes
@@ -35,7 +33,7 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     `visual_positions` [1, N] int64, counted from the image's place in the prompt; then the op's own outputs beyond
     these: `merged` [1, N] bool where the op merges, `Op.reports` [1] each and `Op.further_outputs`.
     """
-    vision, width_out, op, keep = spec.vision, spec.projector.out_features, placed.op, placed.keep
+    vision, width_out, op, keep = spec.vision, spec.connector.out_features, placed.op, placed.keep
     projected_space = placed.place == AFTER_CONNECTOR
     sizes = Sizes(
         batch=1,
@@ -58,12 +56,12 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     if vision.cls_rows and not op.takes_cls:
         given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))
     if projected_space:
-        given = _projector(before, spec, given, vision.tokens, dtype)
+        given = spec.connector.write(before, given, vision.tokens, dtype)
     if given is not whole:
         given.name, given.shape, given.type = "op_features", features.shape, features.type
         ir.convenience.replace_all_uses_with(features, given)
         graph.inputs[0] = whole
-    image_features = kept if projected_space else _projector(after, spec, kept, keep, dtype)
+    image_features = kept if projected_space else spec.connector.write(after, kept, keep, dtype)
     if dtype != FEATURES:
         image_features = after.op("Cast", image_features, to=DTYPES[dtype].value)
     positions = _positions(after, placed.positions, keep_indices, keep)
@@ -84,16 +82,6 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     graph.opset_imports[""] = PRUNE_OPSET
     model.ir_version, model.producer_name = IR_VERSION, "vtexport"
     return model
-
-
-def _projector(g: GraphWriter, spec: ModelSpec, x: ir.Value, rows: int, dtype: str) -> ir.Value:
-    """[1, rows, W] float32 of x [1, rows, D] float32; `dtype` is that of the weights."""
-    projector = spec.projector
-    x = g.op("Reshape", x, g.constant(np.array([rows, projector.in_features])))
-    x = wide_linear(g, x, projector.linear_1, dtype, projector.bias)
-    x = activation(g, x, projector.activation)
-    x = wide_linear(g, x, projector.linear_2, dtype, projector.bias)
-    return g.op("Reshape", x, g.constant(np.array([1, rows, projector.out_features])))
 
 
 def _positions(g: GraphWriter, positions: str, keep_indices: ir.Value, keep: int) -> ir.Value:

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.export.decoder import rope_tables
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.graph import DTYPES, IR_VERSION, GraphWriter
-from vtexport.export.linear import linear
+from vtexport.models.decoders.llama import rope_tables
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.builder import DTYPES, IR_VERSION, GraphWriter
+from vtexport.graphs.linear import linear
 from vtexport.export.prune import PRUNE_OPSET
 from vtexport.graphs.weight import Weight
-from vtexport.models.spec import DecoderSpec
+from vtexport.models.parts import Decoder
 from vtexport.pruning.onnx_op import model_of_op
 from vtexport.pruning.schedule import PlacedOp
 from vtexport.pruning.types import Sizes
 
 
 def prune_llm_graph(
-    step: PlacedOp, spec: DecoderSpec, weights: Mapping[str, Weight], folder: Path, dtype: str
+    step: PlacedOp, spec: Decoder, weights: Mapping[str, Weight], folder: Path, dtype: str
 ) -> ir.Model:
     """The step's op with what it reads and the position ids behind it; opset 20, for every dialect.
 
@@ -47,7 +47,7 @@ def prune_llm_graph(
     after.initializers = before.initializers
     positions = before.input("position_ids", [1, "S"], "int64")
     if step.source == "behind":
-        own = _projected(before, step, spec, inputs, positions, dtype)
+        own = spec.keys_and_query(before, step.layer, inputs["hidden_states"], positions, dtype)
         for name, value in zip(("keys", "query"), own, strict=True):
             if name in inputs:
                 value.name, value.shape, value.type = f"own_{name}", inputs[name].shape, inputs[name].type
@@ -82,35 +82,3 @@ def prune_llm_graph(
     graph.opset_imports[""] = PRUNE_OPSET
     model.ir_version, model.producer_name = IR_VERSION, "vtexport"
     return model
-
-
-def _projected(
-    g: GraphWriter,
-    step: PlacedOp,
-    spec: DecoderSpec,
-    inputs: Mapping[str | None, ir.Value],
-    positions: ir.Value,
-    dtype: str,
-) -> tuple[ir.Value, ir.Value]:
-    """Keys [1, S, kv_heads, D] and the last row's query [1, heads, D] of the layer that the step stands before."""
-    dialect, prefix = DIALECTS["classic"], spec.layer_prefix.format(step.layer)
-    hidden = g.op("Reshape", inputs["hidden_states"], g.constant(np.array([-1, spec.hidden_size])))
-    norm = g.weight(prefix + "input_layernorm.weight")
-    normed = dialect.rms_norm(g, hidden, norm, spec.rms_norm_eps, dtype)
-    first, last, end = (g.constant(np.array([value])) for value in (0, -1, np.iinfo(np.int64).max))
-    cos, sin = rope_tables(g, spec, dtype)
-    projected = []
-    for part, heads, x, at in (
-        ("k", spec.num_key_value_heads, normed, positions),
-        (
-            "q",
-            spec.num_attention_heads,
-            g.op("Slice", normed, last, end, first),
-            g.op("Slice", positions, last, end, g.constant(np.array([1]))),
-        ),
-    ):
-        rows = g.op("Unsqueeze", linear(g, x, f"{prefix}self_attn.{part}_proj", spec.attention_bias), first)
-        turned = dialect.rotate(g, rows, dialect.rotation(g, cos, sin, at), heads, spec.head_dim)
-        shape = [0, 0, heads, spec.head_dim] if part == "k" else [1, heads, spec.head_dim]
-        projected.append(g.op("Reshape", turned, g.constant(np.array(shape))))
-    return projected[0], projected[1]

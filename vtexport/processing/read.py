@@ -14,7 +14,7 @@ import msgspec
 
 from vtexport.bundle import manifest as schema
 from vtexport.errors import InputError, cut
-from vtexport.models.spec import ModelSpec
+from vtexport.models.parts import ModelSpec
 from vtexport.processing.generation import read_generation
 from vtexport.processing.image_processor import image_settings, told_otherwise
 from vtexport.processing.library import image_settings_file, load_processor, load_torchvision_form

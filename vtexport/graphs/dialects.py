@@ -10,22 +10,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.export.graph import DTYPES, GraphWriter
-from vtexport.models.spec import DecoderSpec
+from vtexport.graphs.builder import DTYPES, GraphWriter
+
+
+class Heads(Protocol):
+    """The attention heads of a decoder."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Of queries."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Of keys and values, a divisor of those of queries."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one."""
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary positions of queries and keys, as the dialect prepared them once a graph."""
+    """Cosines and sines of rotary positions [1, S, D / 2], or [1, S, 1, D / 2] in the classic dialect."""
 
     cos: ir.Value
     sin: ir.Value
-    position_ids: ir.Value
 
 
 class Dialect(ABC):
@@ -39,8 +53,8 @@ class Dialect(ABC):
         """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, the statistics in float32."""
 
     @abstractmethod
-    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
-        """Prepares tables [max_positions, D / 2] for `rotate` at `position_ids` [1, S]."""
+    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value) -> Rotation:
+        """Prepares cosines and sines [1, S, D / 2] for `rotate`."""
 
     @abstractmethod
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
@@ -48,7 +62,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def attend(
-        self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
+        self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
         """Attention of q [1, S, H * D] to k, v [1, L, H_kv * D] where `mask` [1, 1, S, L] is true: [1, S, H * D]."""
 
@@ -68,18 +82,18 @@ class Modern(Dialect):
     def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
         return g.op("RMSNormalization", x, weight, epsilon=epsilon, axis=-1)  # stash_type 1: statistics in float32
 
-    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
-        return Rotation(cos, sin, position_ids)
+    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value) -> Rotation:
+        return Rotation(cos, sin)
 
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
-        return g.op("RotaryEmbedding", x, rotation.cos, rotation.sin, rotation.position_ids, num_heads=heads)
+        return g.op("RotaryEmbedding", x, rotation.cos, rotation.sin, num_heads=heads)
 
     def attend(
-        self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
+        self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
         # Without softmax_precision, which TensorRT's parser refuses: its fused kernels choose for themselves.
-        heads: dict[str, Any] = {"q_num_heads": spec.num_attention_heads, "kv_num_heads": spec.num_key_value_heads}
-        return g.op("Attention", q, k, v, mask, **heads)
+        counts: dict[str, Any] = {"q_num_heads": heads.num_attention_heads, "kv_num_heads": heads.num_key_value_heads}
+        return g.op("Attention", q, k, v, mask, **counts)
 
     def attend_all(
         self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str
@@ -103,10 +117,10 @@ class Classic(Dialect):
         root = g.op("Sqrt", g.op("Add", mean, g.constant(np.float32(epsilon))))
         return g.op("Mul", g.cast(g.op("Div", wide, root), "float32", dtype), weight)
 
-    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value, position_ids: ir.Value) -> Rotation:
+    def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value) -> Rotation:
         axis = g.constant(np.array([2]))
-        cos, sin = (g.op("Unsqueeze", g.op("Gather", table, position_ids), axis) for table in (cos, sin))
-        return Rotation(cos, sin, position_ids)  # cos and sin [1, S, 1, D / 2]
+        cos, sin = (g.op("Unsqueeze", x, axis) for x in (cos, sin))
+        return Rotation(cos, sin)
 
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
         by_head = g.op("Reshape", x, g.constant(np.array([0, 0, heads, head_dim])))
@@ -117,23 +131,23 @@ class Classic(Dialect):
         return g.op("Reshape", turned, g.constant(np.array([0, 0, heads * head_dim])))
 
     def attend(
-        self, g: GraphWriter, spec: DecoderSpec, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
+        self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
-        groups = spec.num_attention_heads // spec.num_key_value_heads
+        groups = heads.num_attention_heads // heads.num_key_value_heads
         # The query heads of one key head stand together: [1, H_kv, groups, S, D] against [1, H_kv, 1, L, D].
-        q = g.op("Reshape", q, g.constant(np.array([0, -1, spec.num_key_value_heads, groups, spec.head_dim])))
+        q = g.op("Reshape", q, g.constant(np.array([0, -1, heads.num_key_value_heads, groups, heads.head_dim])))
         k, v = (
-            g.op("Reshape", x, g.constant(np.array([0, 0, spec.num_key_value_heads, 1, spec.head_dim]))) for x in (k, v)
+            g.op("Reshape", x, g.constant(np.array([0, 0, heads.num_key_value_heads, 1, heads.head_dim]))) for x in (k, v)
         )
         q = g.op("Transpose", q, perm=[0, 2, 3, 1, 4])
         k, v = g.op("Transpose", k, perm=[0, 2, 3, 4, 1]), g.op("Transpose", v, perm=[0, 2, 3, 1, 4])
-        logits = g.cast(g.op("MatMul", g.op("Mul", q, g.constant(_scale(spec.head_dim, dtype))), k), dtype, "float32")
+        logits = g.cast(g.op("MatMul", g.op("Mul", q, g.constant(_scale(heads.head_dim, dtype))), k), dtype, "float32")
         # The lowest finite number, not -inf: no row is ever masked whole, and some compilers turn inf - inf into NaN.
         lowest = g.constant(np.float32(np.finfo(np.float32).min))
         logits = g.op("Where", g.op("Unsqueeze", mask, g.constant(np.array([2]))), logits, lowest)
         weights = g.cast(g.op("Softmax", logits, axis=-1), "float32", dtype)
         attended = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 3, 1, 2, 4])
-        return g.op("Reshape", attended, g.constant(np.array([0, 0, spec.num_attention_heads * spec.head_dim])))
+        return g.op("Reshape", attended, g.constant(np.array([0, 0, heads.num_attention_heads * heads.head_dim])))
 
     def attend_all(
         self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.export.graph import GraphWriter
-from vtexport.models.spec import VisionSpec
+from vtexport.graphs.builder import GraphWriter
+from vtexport.models.parts import Tower
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Projected:
 
 
 def attention_signals(
-    g: GraphWriter, spec: VisionSpec, projected: Projected, signals: tuple[str, ...], dtype: str
+    g: GraphWriter, spec: Tower, projected: Projected, signals: tuple[str, ...], dtype: str
 ) -> dict[str, ir.Value]:
     """Those of the signals that come from attention, by name, float32; `dtype` is that of what was projected.
 
@@ -52,14 +52,14 @@ def attention_signals(
     return found
 
 
-def _attention(g: GraphWriter, spec: VisionSpec, query: ir.Value, key: ir.Value) -> ir.Value:
+def _attention(g: GraphWriter, spec: Tower, query: ir.Value, key: ir.Value) -> ir.Value:
     """[1, heads, R, cls + T]: each row's attention, of query [1, R, heads, D] and key [1, cls + T, heads, D]."""
     query, key = g.op("Transpose", query, perm=[0, 2, 1, 3]), g.op("Transpose", key, perm=[0, 2, 3, 1])
     logits = g.op("Mul", g.op("MatMul", query, key), g.constant(np.float32(spec.head_dim**-0.5)))
     return g.op("Softmax", logits, axis=-1)
 
 
-def _by_head(g: GraphWriter, spec: VisionSpec, x: ir.Value, dtype: str) -> ir.Value:
+def _by_head(g: GraphWriter, spec: Tower, x: ir.Value, dtype: str) -> ir.Value:
     shape = g.constant(np.array([1, -1, spec.num_attention_heads, spec.head_dim]))
     return g.cast(g.op("Reshape", x, shape), dtype, "float32")
 

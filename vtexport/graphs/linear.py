@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.export.graph import GraphWriter
-from vtexport.export.half import wide_scale
+from vtexport.graphs.builder import GraphWriter
+from vtexport.graphs.half import wide_scale
 
 
 def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool = True) -> ir.Value:
@@ -23,7 +23,7 @@ def linear(g: GraphWriter, x: ir.Value, name: str, bias: bool = True) -> ir.Valu
 
 
 def wide_linear(g: GraphWriter, x: ir.Value, name: str, dtype: str, bias: bool = True) -> ir.Value:
-    """The same for x [rows, in] and a result in float32, of weights of `dtype` (see `vtexport.export.half`)."""
+    """The same for x [rows, in] and a result in float32, of weights of `dtype` (see `vtexport.graphs.half`)."""
     if dtype == "float32":
         return linear(g, x, name, bias)
     _, *biases = _weights(g, name, bias)

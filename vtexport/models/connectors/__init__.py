@@ -1,0 +1,1 @@
+"""Connectors between vision towers and language models."""
