@@ -39,7 +39,7 @@ def test_plans_are_added_and_weights_are_not(tiny_checkpoint: Path, tiny_bundle:
     bundle = open_bundle(target)
     assert bundle.verify() == []
     for graph in bundle.manifest.graphs.values():
-        if not graph.file.endswith("prune_plugin.onnx"):
+        if not graph.file.endswith("prune.native.onnx"):
             onnx.checker.check_model(str(bundle.path(graph.file)))
     assert answer(target, "prunesid-16") == answer(tiny_bundle, "prunesid-16")
     assert len({tuple(answer(target, name)) for name in plans(target)}) > 1
@@ -67,7 +67,7 @@ def test_more_plans_are_more_graphs_and_no_weights(tiny_checkpoint: Path, tiny_b
     before, after = (set(open_bundle(folder).manifest.graphs) for folder in (tiny_bundle, tmp_path / "b"))
     # one decoder serves every plan, one tower every plan with the same signals
     assert after - before == {
-        "prunesid-24.prune", "prunesid-24.prune_plugin", "none.prune", "vision.modern", "vision.classic"
+        "prunesid-24.prune", "prunesid-24.prune.native", "none.prune", "vision.modern", "vision.classic"
     }  # fmt: skip
     for path in (tmp_path / "b" / "onnx").glob("*.onnx"):
         assert path.stat().st_size < two["weights"] / 4, f"{path.name} should name weights and not hold them"

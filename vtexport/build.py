@@ -16,6 +16,7 @@ from vtexport.assemble.describe import (
     describe_plan,
     describe_source,
     describe_vision,
+    describe_weights,
     hash_small_files,
     time_now,
     versions,
@@ -30,7 +31,6 @@ from vtexport.assemble.earlier import (
 from vtexport.assemble.progress import BuildProgress
 from vtexport.assemble.writer import Writer, open_writer
 from vtexport.bundle import manifest as schema
-from vtexport.bundle.adaptive import refuse_former_name
 from vtexport.bundle.publish import check_destination
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.readable import readable_folder
@@ -161,7 +161,6 @@ def _judge_output(destination: Path, dtype: str, *, replace: bool, link_weights:
     earlier = find_earlier(destination, replace=replace)
     if earlier is not None:
         check_same_making(earlier, dtype)
-        refuse_former_name(earlier.folder, earlier.manifest)
 
 
 def bundle_name(located: Located) -> str:
@@ -230,6 +229,7 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
         versions=versions(),
         family=work.spec.family,
         precision=work.dtype,  # type: ignore[arg-type]
+        weights=describe_weights(work.spec, weights.tensors),
         source=source,
         vision=describe_vision(work.spec),
         image=work.processing.image,
@@ -238,6 +238,7 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
         self_check=work.processing.self_check,
         notes=work.notes,
         decoder=describe_decoder(work.spec),
+        position_ids=schema.PositionIds(kind="sequential", axes=1),
         graphs=exporter.graphs | kept_graphs,
         plans=[*kept, *plans],
         adaptive_plans=adaptive_plans,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 TensorType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 # Of weights, and of what is computed with them
 WeightType = Literal["float32", "float16", "bfloat16"]
+# Of weights as they are stored
+StoredType = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 # The same three as users say them
 Precision = Literal["fp32", "fp16", "bf16"]
 

@@ -19,7 +19,7 @@ RECIPE = """
 title = "a board"
 runtime = "tensorrt"
 buildable = false
-dialect = "classic"
+opset = 20
 precisions = ["fp16"]
 """
 OLDEST_OF_THE_KERNELS = (8, 0)
@@ -33,7 +33,7 @@ def test_recipes_of_the_repository() -> None:
         if target.tensorrt is not None:
             # opset 23's Attention, RMSNormalization and RotaryEmbedding came with TensorRT 10.15
             version = tuple(map(int, target.tensorrt.split(".")))
-            assert target.dialect == ("modern" if version >= (10, 15) else "classic"), target.name
+            assert target.opset == (23 if version >= (10, 15) else 20), target.name
 
 
 def test_a_misspelt_target() -> None:

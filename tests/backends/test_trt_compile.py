@@ -33,6 +33,7 @@ from vtexport.errors import BundleError, MissingDependencyError, UsageError, Vte
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS
 from vtexport.export.graph import interface
+from vtexport.export.needs import needs_of
 from vtexport.graphs.weight import Weight
 from vtexport.models.spec import DecoderSpec
 from vtexport.runtime.pipeline import Pipeline
@@ -59,7 +60,7 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_every_graph_of_the_plans_is_an_engine(compiled: Path, photo: Path) -> None:
     bundle = open_bundle(compiled)
     (record,) = read_engines(bundle)
-    modern = {name for plan in bundle.manifest.plans for name in _graphs(plan.graphs["modern"])}
+    modern = {name for plan in bundle.manifest.plans for name in _graphs(plan.graphs)}
     assert set(record.engines) == modern
     assert record.builder.startswith("tensorrt_rtx ")
     assert (record.target, record.compute_capabilities) == ("rtx", ["8.6", "8.9", "12.0"])
@@ -84,7 +85,7 @@ def test_every_graph_of_the_plans_is_an_engine(compiled: Path, photo: Path) -> N
 
 
 def _graphs(graphs: schema.PlanGraphs) -> list[str]:
-    return [graphs.vision, graphs.prune, *graphs.decoder]
+    return [next(name for name in stage if not name.endswith(".native")) for stage in graphs.stages]
 
 
 def test_inspect_lists_engines(compiled: Path, capsys: Any) -> None:
@@ -162,7 +163,7 @@ def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_pat
     model = decoder_segment(spec, weights, tmp_path, dtype, 0, spec.num_hidden_layers, DIALECTS["modern"])
     ir.save(model, tmp_path / "decoder.onnx")
     inputs = [schema.Tensor(name=n, shape=s, dtype=d) for n, s, d in interface(model.graph.inputs)]  # type: ignore[arg-type]
-    graph = schema.Graph(file="decoder.onnx", opset=23, inputs=inputs, outputs=[])
+    graph = schema.Graph(file="decoder.onnx", needs=needs_of(model), inputs=inputs, outputs=[])
     manifest = open_bundle(half_bundle).manifest
     plans = [msgspec.structs.replace(manifest.plans[0], visual_tokens=visual) for visual in (64, 192)]
     sizes = msgspec.structs.replace(manifest.decoder, max_position_embeddings=spec.max_position_embeddings)

@@ -77,7 +77,7 @@ def test_the_pruning_op_needs_its_function(half_bundle: Path) -> None:
     """The same node is an engine with the function, which is inlined, and an unknown plugin without."""
     folder = half_bundle / "onnx"
     with pytest.raises(VtexportError, match=r"Plugin not found.*VtxPruneSID\)"):
-        trt_compile.build_engine(job(folder / "prunesid-16.prune_plugin.onnx"), "g")
+        trt_compile.build_engine(job(folder / "prunesid-16.prune.native.onnx"), "g")
     assert trt_compile.build_engine(job(folder / "prunesid-16.prune.onnx"), "g").problems == []
 
 

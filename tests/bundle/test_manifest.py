@@ -43,9 +43,18 @@ def test_keys_are_sorted_and_readable(manifest: dict[str, Any], tiny_bundle: Pat
     assert text.count("\n") > 50
 
 
-def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match=r"schema_version 4, this vtexport reads 3.*build the bundle again"):
-        decode(changed(manifest, ["schema_version"], 4), "manifest.json")
+def test_another_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match=r"schema_version 5, .*vtexport 0.1.0; this vtexport reads 4: .*--upgrade"):
+        decode(changed(manifest, ["schema_version"], 5), "manifest.json")
+    older = {**manifest, "schema_version": 3, "command": "vtexport build --model mini --keep 64"}
+    with pytest.raises(BundleError, match="--replace, which was `vtexport build --model mini --keep 64`"):
+        decode(json.dumps(older).encode(), "manifest.json")
+
+
+def test_an_older_bundle_is_refused_by_what_every_schema_had() -> None:
+    """As the first schemas were, of which a reader knows nothing else."""
+    with pytest.raises(BundleError, match=r"has schema_version 1, written by another vtexport.*build the bundle again"):
+        decode(b'{"schema_version": 1, "name": "mini", "tokens": 576}', "manifest.json")
 
 
 @pytest.mark.parametrize(
@@ -55,23 +64,32 @@ def test_a_newer_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
         (["plans", 0, "keep"], 0, "keep"),
         (["plans", 0, "keep"], "64", "keep"),
         (["plans", 0, "positions"], "circular", "positions"),
-        (["plans", 0, "graphs", "modern", "prune"], "nowhere", "uses? the graph 'nowhere'"),
+        (["plans", 0, "graphs", "prune"], ["nowhere"], "uses? the graph 'nowhere'"),
+        (["plans", 0, "graphs", "prune"], [], "prune"),
+        (["plans", 0, "graphs", "decoder"], [[]], "decoder"),
         (["plans", 1, "name"], "prunesid-16", "two plans of one name"),
         (["plans", 0, "segments"], [], "segments"),
         (["plans", 0, "segments", 0, "layers"], 2, "segments that do not fit its steps and layers"),
-        (["plans", 0, "graphs", "modern", "decoder"], [], "0 decoder graphs"),
-        (["plans", 0, "graphs", "classic", "prune_llm_plugin"], ["decoder_0.classic"], "1 graphs for plugins"),
+        (["plans", 0, "graphs", "decoder"], [], "decoder"),
+        (["plans", 0, "graphs", "decoder"], [["decoder_0.modern"], ["decoder_0.modern"]], "2 decoder graphs"),
+        (["plans", 0, "graphs", "prune_llm"], [["prunesid-16.prune"]], "1 between them"),
         (
             ["plans", 0, "steps"],
             [{"layer": 1, "tokens": 16, "keep": 4, "op": "VtxAttentionTopK", "positions": "original"}],
             "segments that do not fit its steps",
         ),
-        (["decoder", "layers"], 99, "do not fit its steps and layers"),
+        (["decoder", "num_hidden_layers"], 99, "do not fit its steps and layers"),
         (["text", "embedding", "file"], "other.safetensors", "does not list it"),
         (["text", "embedding", "offset"], 10**9, "ends behind"),
         (["text", "embedding", "shape"], [2**62, 2**62], "ends behind"),
         (["text", "embedding", "shape"], [4], "embedding of shape"),
-        (["decoder", "width"], 2**40, "vocabulary and width do not have"),
+        (["decoder", "hidden_size"], 2**40, "vocabulary and width do not have"),
+        (["vision", "arrangements"], [], "arrangements"),
+        (["vision", "arrangements", 0, "views"], [], "views"),
+        (["vision", "resize"], {"rule": "squint"}, "squint"),
+        (["graphs", "decoder_0.modern", "arrangement"], "2x3", "for the arrangement '2x3', which it does not describe"),
+        (["position_ids"], {"kind": "mrope", "axes": 1}, "of kind 'mrope' with 1 axes, not 3"),
+        (["weights"], {"attic": []}, "attic"),
         (["image", "mean"], [0.1, 0.2], "mean"),
         (["files", "../outside"], {"bytes": 1, "sha256": "0" * 64}, "not a plain path"),
         (["files", "tokenizer.json", "sha256"], "abc", "sha256"),
@@ -83,15 +101,14 @@ def test_refuses(manifest: dict[str, Any], path: list[Any], value: Any, message:
 
 
 def test_refuses_a_missing_field(manifest: dict[str, Any]) -> None:
-    for field in manifest.keys() - {"routes", "generation", "self_check", "notes"}:
+    for field in manifest.keys() - {"adaptive_plans", "generation", "self_check", "notes"}:
         rest = {key: value for key, value in manifest.items() if key != field}
         with pytest.raises(BundleError, match=field):
             decode(json.dumps(rest).encode(), "manifest.json")
 
 
-def test_a_manifest_without_routes_and_reports_is_read(manifest: dict[str, Any]) -> None:
-    """As bundles had none at first."""
-    del manifest["routes"], manifest["plans"][0]["reports"]
+def test_a_manifest_without_adaptive_plans_and_reports_is_read(manifest: dict[str, Any]) -> None:
+    del manifest["adaptive_plans"], manifest["plans"][0]["reports"]
     read = decode(json.dumps(manifest).encode(), "manifest.json")
     assert (read.adaptive_plans, read.plans[0].reports) == ([], {})
 

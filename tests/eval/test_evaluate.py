@@ -129,7 +129,7 @@ def test_changed_samples_are_asked_again(
 
 
 def test_settings_do_not_mix(eval_bundle: Path, known_answers: Path, tmp_path: Path, asked: list[str]) -> None:
-    for changed in ({}, {"max_new_tokens": 3}, {"dialect": "classic"}, {"threads": 2}):
+    for changed in ({}, {"max_new_tokens": 3}, {"logits_processors": False}, {"threads": 2}):
         run(eval_bundle, ["none"], known_answers, tmp_path / "out", dataclasses.replace(SETTINGS, **changed), limit=2)
     assert len(asked) == 8
     assert len(record_files(tmp_path / "out")) == 4
@@ -202,7 +202,6 @@ def test_nothing_that_can_be_asked(eval_bundle: Path, write_lines: WriteLines, t
         (["none"], {"max_new_tokens": 0}, "max_new_tokens is 0"),
         (["none"], {"jobs": 0}, "jobs is 0"),
         (["none"], {"threads": 0}, "threads is 0"),
-        (["none"], {"dialect": "latin"}, "dialect 'latin' is not known"),
         (["none"], {"device": "abacus"}, "device 'abacus' is not known"),
     ],
 )

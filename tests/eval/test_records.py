@@ -17,9 +17,15 @@ from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import InputError
 from vtexport.eval.records import SCHEMA_VERSION, Header, LineCounter, Record, Records, plan_digest, records_path
 
+MODERN, CLASSIC = (
+    ["prunesid-16.prune", *(f"{name}.{variant}" for name in ("vision.cls_attention", "decoder_0"))]
+    for variant in ("modern", "classic")
+)
+
 
 def header(**changed: Any) -> Header:
     given = {"schema_version": SCHEMA_VERSION, "digest": "a" * 64, "plan": "none", "settings": {}, "machine": {}}
+    given["graphs"] = []
     return Header(**{**given, **changed})
 
 
@@ -159,11 +165,11 @@ def changed_bundle(bundle: Bundle, change: Any) -> Bundle:
 
 def test_the_digest_covers_what_an_answer_follows_from(eval_bundle: Path) -> None:
     bundle = open_bundle(eval_bundle)
-    digest = plan_digest(bundle, "prunesid-16", "modern", {"threads": 2})
-    assert digest == plan_digest(open_bundle(eval_bundle), "prunesid-16", "modern", {"threads": 2})
-    assert digest != plan_digest(bundle, "prunesid-8", "modern", {"threads": 2})
-    assert digest != plan_digest(bundle, "prunesid-16", "classic", {"threads": 2})
-    assert digest != plan_digest(bundle, "prunesid-16", "modern", {"threads": 1})
+    digest = plan_digest(bundle, "prunesid-16", MODERN, {"threads": 2})
+    assert digest == plan_digest(open_bundle(eval_bundle), "prunesid-16", MODERN, {"threads": 2})
+    assert digest != plan_digest(bundle, "prunesid-8", MODERN, {"threads": 2})
+    assert digest != plan_digest(bundle, "prunesid-16", CLASSIC, {"threads": 2})
+    assert digest != plan_digest(bundle, "prunesid-16", MODERN, {"threads": 1})
     (weights,) = [name for name in bundle.manifest.files if name.endswith(".safetensors")]
     graph = bundle.manifest.graphs["prunesid-16.prune"].file
 
@@ -171,25 +177,25 @@ def test_the_digest_covers_what_an_answer_follows_from(eval_bundle: Path) -> Non
         return lambda manifest: setattr(manifest.files[name], "sha256", "0" * 64)
 
     for name in (weights, graph, "tokenizer.json", "chat_template.jinja"):
-        assert digest != plan_digest(changed_bundle(bundle, other(name)), "prunesid-16", "modern", {"threads": 2}), name
+        assert digest != plan_digest(changed_bundle(bundle, other(name)), "prunesid-16", MODERN, {"threads": 2}), name
     resampled = changed_bundle(bundle, lambda manifest: setattr(manifest.image, "resample", "box"))
-    assert digest != plan_digest(resampled, "prunesid-16", "modern", {"threads": 2})
+    assert digest != plan_digest(resampled, "prunesid-16", MODERN, {"threads": 2})
     penalised = changed_bundle(bundle, lambda manifest: setattr(manifest.generation, "repetition_penalty", 1.2))
-    assert digest != plan_digest(penalised, "prunesid-16", "modern", {"threads": 2})
+    assert digest != plan_digest(penalised, "prunesid-16", MODERN, {"threads": 2})
     ended = changed_bundle(bundle, lambda manifest: setattr(manifest.text, "eos_token_ids", [2, 7]))
-    assert digest != plan_digest(ended, "prunesid-16", "modern", {"threads": 2})
+    assert digest != plan_digest(ended, "prunesid-16", MODERN, {"threads": 2})
 
 
 def test_other_plans_of_the_bundle_do_not_matter(eval_bundle: Path) -> None:
     bundle = open_bundle(eval_bundle)
-    digest = plan_digest(bundle, "prunesid-16", "modern", {})
+    digest = plan_digest(bundle, "prunesid-16", MODERN, {})
 
     def change(manifest: Any) -> None:
         manifest.plans = [plan for plan in manifest.plans if plan.name == "prunesid-16"]
         manifest.plans[0].created_at = "another time"
         manifest.command = "another command"
 
-    assert plan_digest(changed_bundle(bundle, change), "prunesid-16", "modern", {}) == digest
+    assert plan_digest(changed_bundle(bundle, change), "prunesid-16", MODERN, {}) == digest
 
 
 def test_records_can_be_read_by_other_tools(tmp_path: Path) -> None:

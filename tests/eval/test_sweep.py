@@ -37,7 +37,7 @@ def make_builder(folder: Path, calls: list[Any]) -> MakeBuilder:
         methods = ["random", "prunesid", "none", "pool"]
 
         def plan_name(method: str, keep: int, manifest: Manifest) -> str:
-            assert manifest.vision.tokens == 64
+            assert manifest.vision.largest.tokens == 64
             if method not in methods:
                 raise UsageError(f"there is no {method}")
             if method == "pool" and keep not in {4, 16}:

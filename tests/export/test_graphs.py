@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,41 @@ def load(bundle: Bundle, name: str) -> onnx.ModelProto:
 def test_plans_share_everything_but_the_prune_graph(bundle: Bundle) -> None:
     assert set(bundle.manifest.graphs) == {
         "vision.cls_attention.modern", "vision.cls_attention.classic", "decoder_0.modern", "decoder_0.classic",
-        "prunesid-16.prune", "prunesid-16.prune_plugin", "prunesid-32.prune", "prunesid-32.prune_plugin",
+        "prunesid-16.prune", "prunesid-16.prune.native", "prunesid-32.prune", "prunesid-32.prune.native",
     }  # fmt: skip
-    for dialect in ("modern", "classic"):
-        first, second = (plan.graphs[dialect] for plan in bundle.manifest.plans)
-        assert (first.vision, first.decoder) == (second.vision, second.decoder)
-        assert first.prune != second.prune
+    first, second = (plan.graphs for plan in bundle.manifest.plans)
+    assert (first.vision, first.decoder) == (second.vision, second.decoder)
+    assert not set(first.prune) & set(second.prune)
+
+
+def test_variants_stand_in_the_order_in_which_they_are_taken(bundle: Bundle) -> None:
+    graphs = bundle.manifest.plans[0].graphs
+    assert graphs.vision == ["vision.cls_attention.modern", "vision.cls_attention.classic"]
+    assert graphs.prune == ["prunesid-16.prune.native", "prunesid-16.prune"]
+    assert graphs.decoder == [["decoder_0.modern", "decoder_0.classic"]]
+    variants = {name: graph.variant for name, graph in bundle.manifest.graphs.items()}
+    assert {name.rpartition(".")[2] for name in variants if variants[name]} == {"modern", "classic", "native"}
+    assert all(name.endswith(f".{variant}") for name, variant in variants.items() if variant)
+    assert not variants["prunesid-16.prune"]
+
+
+def test_needs_are_those_of_the_file(bundle: Bundle) -> None:
+    for name, graph in bundle.manifest.graphs.items():
+        model = load(bundle, name)
+        nodes = [*all_nodes(model.graph.node), *(n for f in model.functions for n in all_nodes(f.node))]
+        assert graph.needs.operators == sorted({node.op_type for node in nodes if node.domain in {"", "ai.onnx"}})
+        assert graph.needs.native_ops == (["VtxPruneSID"] if graph.variant == "native" else [])
+        assert ("Attention" in graph.needs.operators) == (graph.variant == "modern")
+        declared = {tensor.dtype for tensor in (*graph.inputs, *graph.outputs)}
+        assert declared <= set(graph.needs.types) <= {"float32", "int64", "bool"}
+
+
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes with those of the bodies inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g.node)
 
 
 def test_ir_version_and_opsets(bundle: Bundle) -> None:
@@ -46,7 +75,7 @@ def test_ir_version_and_opsets(bundle: Bundle) -> None:
         model = load(bundle, name)
         assert model.ir_version == 10
         opset = {entry.domain: entry.version for entry in model.opset_import}[""]
-        assert opset == bundle.manifest.graphs[name].opset == (23 if name.endswith("modern") else 20)
+        assert opset == bundle.manifest.graphs[name].needs.opset == (23 if name.endswith("modern") else 20)
 
 
 def test_manifest_describes_the_graphs_as_they_are(bundle: Bundle) -> None:
@@ -74,13 +103,11 @@ def test_prune_graph_holds_one_pruning_node_with_its_function(bundle: Bundle) ->
     assert [(function.domain, function.name) for function in model.functions] == [("vtexport", "VtxPruneSID")]
 
 
-def test_the_plugins_prune_graph_is_the_same_without_the_function(bundle: Bundle) -> None:
-    whole, bare = load(bundle, "prunesid-16.prune"), load(bundle, "prunesid-16.prune_plugin")
+def test_the_prune_graph_for_native_ops_is_the_same_without_the_function(bundle: Bundle) -> None:
+    whole, bare = load(bundle, "prunesid-16.prune"), load(bundle, "prunesid-16.prune.native")
     assert list(bare.functions) == []
     del whole.functions[:]
     assert [node.SerializeToString() for node in bare.graph.node] == [n.SerializeToString() for n in whole.graph.node]
-    assert bundle.manifest.plans[0].graphs["classic"].prune_plugin == "prunesid-16.prune_plugin"
-    assert bundle.manifest.plans[0].graphs["modern"].prune_plugin is None
 
 
 def test_graphs_with_and_without_functions_are_emitted_once(
@@ -104,12 +131,7 @@ def test_graphs_with_and_without_functions_are_emitted_once(
     (plan,) = built.manifest.plans
     assert plan.steps
     assert emitted == ["prune_graph", *["prune_llm_graph"] * len(plan.steps)]
-    classic = plan.graphs["classic"]
-    assert classic.prune_plugin is not None
-    for whole, bare in [
-        (classic.prune, classic.prune_plugin),
-        *zip(classic.prune_llm, classic.prune_llm_plugin, strict=True),
-    ]:
+    for bare, whole in [plan.graphs.prune, *plan.graphs.prune_llm]:
         with_functions, without = load(built, whole), load(built, bare)
         assert with_functions.functions
         del with_functions.functions[:]

@@ -130,7 +130,7 @@ def test_prune_graphs_of_a_bundle(
     if form == "with its function" and tensorrt.version < (10, 7):
         pytest.skip("TensorRT before 10.7 prefers a function to a plugin")
     bundle = open_bundle(tiny_bundle)
-    graph = f"{plan}.prune" if form == "with its function" else f"{plan}.prune_plugin"
+    graph = f"{plan}.prune" if form == "with its function" else f"{plan}.prune.native"
     path = bundle.path(bundle.manifest.graphs[graph].file)
     engine, plugins = tensorrt.build(path.read_bytes(), path.parent)
     assert engine is not None, tensorrt.logged

@@ -172,9 +172,9 @@ def test_adapt_by_the_command_line(unset_copy: Path, photos: Path, capsys: Any) 
     told = json.loads(capsys.readouterr().out)
     assert len(told["redundancies"]) == 7
     assert list(told["unreadable"]) == [str(photos / "notes.txt")]
-    assert told["routes"][ADAPTIVE]["images"] == 7
+    assert told["adaptive_plans"][ADAPTIVE]["images"] == 7
     assert main(["inspect", str(unset_copy), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["adaptive"] == told["routes"]
+    assert json.loads(capsys.readouterr().out)["adaptive"] == told["adaptive_plans"]
     assert main(["inspect", str(unset_copy)]) == 0
     assert f"adaptive plan {ADAPTIVE}: each image to one of prunesid-8, prunesid-16, prunesid-40, mean 16" in (
         capsys.readouterr().out
@@ -276,40 +276,17 @@ def test_a_file_of_something_else_is_not_used(adapted: Path, photos: Path, photo
     whole = json.loads(path.read_text())
     for change, message in (
         ({"source_sha256": "0" * 64}, "another checkpoint or precision"),
-        ({"schema_version": 2}, "schema_version 2, not 1"),
-        ({"routes": 3}, "sets no adaptive plans"),
+        ({"schema_version": 1}, "schema_version 1, not 2"),
+        ({"adaptations": 3}, "sets no adaptive plans"),
     ):
         path.write_text(json.dumps({**whole, **change}))
         with pytest.raises(BundleError, match=message):
             Pipeline.open(folder)
         assert adapt(open_bundle(folder), photos).adaptations.keys() == {ADAPTIVE}
-    whole["routes"][ADAPTIVE]["mean"] = 20  # of a plan that aimed at something else
+    whole["adaptations"][ADAPTIVE]["mean"] = 20  # of a plan that aimed at something else
     path.write_text(json.dumps(whole))
     with pytest.raises(InputError, match="is not set by images yet"):
         Pipeline.open(folder).encode(photo)
-
-
-def test_a_file_with_its_former_name_is_refused(
-    adapted: Path, tiny_checkpoint: Path, photos: Path, photo: Path, tmp_path: Path, capsys: Any
-) -> None:
-    """Nothing passes it over: no answer, no other build and no other run of `adapt`, until it has its present name."""
-    folder = Path(shutil.copytree(adapted, tmp_path / "b"))
-    (folder / ADAPTIVE_NAME).rename(folder / "calibration.json")
-    message = r"b/calibration.json is called adaptive.json in this version of vtexport; rename it"
-    with pytest.raises(BundleError, match=message):
-        Pipeline.open(folder)
-    with pytest.raises(BundleError, match=message):
-        adapt(open_bundle(folder), photos)
-    with pytest.raises(BundleError, match=message):
-        build(str(tiny_checkpoint), folder, method="none")
-    capsys.readouterr()
-    assert main(["inspect", str(folder)]) == 4
-    told = capsys.readouterr()
-    assert "rename it" in told.err
-    assert told.out == "", "half a description"
-    assert Pipeline.open(folder, "prunesid-8").encode(photo).route is None
-    (folder / "calibration.json").rename(folder / ADAPTIVE_NAME)
-    assert Pipeline.open(folder).encode(photo).route is not None
 
 
 def test_the_verbs_former_name(capsys: Any) -> None:

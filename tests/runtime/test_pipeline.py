@@ -13,6 +13,7 @@ from PIL import Image
 
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.manifest_json import decode, encode
+from vtexport.bundle.views import Tiles
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, InputError, MissingDependencyError, UsageError
 from vtexport.runtime.pipeline import AnswerStream, Pipeline
@@ -41,7 +42,7 @@ def test_visual_tokens_say_what_they_are(pipeline: Pipeline, noisy_image: np.nda
     assert visual.keep_indices[0] == -1
     assert sorted(set(visual.keep_indices[1:].tolist())) == sorted(visual.keep_indices[1:].tolist())
     assert all(0 <= index < 64 for index in visual.keep_indices[1:])
-    assert visual.positions.tolist() == list(range(16))
+    assert visual.positions.tolist() == [list(range(16))]
     assert (visual.position_span, visual.grid, visual.image_size) == (16, (8, 8), (201, 150))
     assert set(visual.timings_ms) == {"preprocess", "vision", "prune"}
 
@@ -201,7 +202,7 @@ def test_open_refuses(tiny_bundle: Path, tmp_path: Path) -> None:
     [
         ("image", "crop_height", "pixel_values"),
         ("image", "crop_width", "pixel_values"),
-        ("decoder", "kv_heads", "past_key_values.0.key"),
+        ("decoder", "num_key_value_heads", "past_key_values.0.key"),
         ("decoder", "head_dim", "past_key_values.0.key"),
     ],
 )
@@ -310,7 +311,19 @@ def test_a_bundle_without_graphs_for_this_runtime(bundle_copy: Path) -> None:
     path = bundle_copy / schema.MANIFEST_NAME
     manifest = decode(path.read_bytes(), "manifest")
     for plan in manifest.plans:
-        del plan.graphs["modern"]
+        plan.graphs.prune.remove(f"{plan.name}.prune")  # so that the graph for native ops alone is left
     path.write_bytes(encode(manifest))
-    with pytest.raises(BundleError, match="no modern graphs"):
+    with pytest.raises(MissingDependencyError, match=r"runs no graph for prunesid-16\.prune\.native .* VtxPruneSID"):
         Pipeline.open(bundle_copy, "prunesid-16")
+
+
+def test_a_bundle_of_tiles_asks_for_a_newer_version(bundle_copy: Path) -> None:
+    """A layout that the manifest can state and this runtime does not run."""
+    path = bundle_copy / schema.MANIFEST_NAME
+    manifest = decode(path.read_bytes(), "manifest")
+    manifest.vision.resize = Tiles(choose="best_resolution", fit="pad")
+    manifest.vision.arrangements[0].views *= 5
+    path.write_bytes(encode(manifest))
+    with pytest.raises(BundleError, match=r"several sizes or views \(rule 'tiles'\), and this vtexport runs one"):
+        Pipeline.open(bundle_copy, "prunesid-16")
+    assert main(["inspect", str(bundle_copy)]) == 0

@@ -78,7 +78,7 @@ def test_mode_leverage_uses_the_set_alone(bundle: Path, photo: Path) -> None:
     assert 4 <= count < 16
     visual = pipeline.encode(photo)
     np.testing.assert_array_equal(visual.keep_indices, expected.keep_indices[0, :count])
-    assert visual.embeddings.shape[1] == len(visual.positions) == visual.position_span == count
+    assert visual.embeddings.shape[1] == visual.positions.shape[1] == visual.position_span == count
     assert visual.reports["count"] == count
     assert visual.warnings == []
     answer = pipeline.generate(visual, "What is this?", max_new_tokens=3)

@@ -156,7 +156,7 @@ def test_device_wing(minor: int, bundles: dict[str, Any], photo: Path, tmp_path:
 def test_older_runtimes_answer_with_the_classic_graphs(
     version: str, bundles: dict[str, Any], photo: Path, tmp_path: Path
 ) -> None:
-    """The table of `vtexport.bundle.dialects` is of what these do, not of what a patched version number says."""
+    """The table of `vtexport.bundle.onnxruntime` is of what these do, not of what a patched version number says."""
     env = at_lowest("device", THIS)
     older = tmp_path / "older"
     install(env, [f"onnxruntime=={version}"], "--no-deps", "--target", str(older))

@@ -135,7 +135,7 @@ def wrong_graph(bundle: Path) -> None:
 
 
 def wrong_adaptation(bundle: Path) -> None:
-    (bundle / "adaptive.json").write_text(json.dumps({"schema_version": 1, "source_sha256": LONG, "routes": {}}))
+    (bundle / "adaptive.json").write_text(json.dumps({"schema_version": 2, "source_sha256": LONG, "adaptations": {}}))
     opened = open_bundle(bundle)
     read_adaptations(bundle, opened.manifest)
 

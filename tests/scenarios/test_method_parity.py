@@ -65,7 +65,7 @@ def embedded(computed: dict[str, Any], checkpoint: Path, question: str) -> torch
 
 def assert_same(visual: Any, expected: Any, block: torch.Tensor) -> None:
     assert visual.keep_indices.tolist() == expected.keep_indices[0].tolist()
-    assert visual.positions.tolist() == list(range(KEEP))
+    assert visual.positions.tolist() == [list(range(KEEP))]
     np.testing.assert_allclose(visual.embeddings, block, rtol=0, atol=3e-5 * float(block.abs().max()))
 
 

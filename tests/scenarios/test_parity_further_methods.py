@@ -100,7 +100,7 @@ def test_bundle_equals_pytorch(
     original = schedule.first.positions == "original"
     positions = selection.keep_indices[0] if original else np.arange(keep)
     span = GRID * GRID if original else keep
-    np.testing.assert_array_equal(visual.positions, positions)
+    np.testing.assert_array_equal(visual.positions, [positions])
     assert visual.position_span == span
     block, logits, tokens = pytorch_answer(model, inputs, selection, positions, span)
     np.testing.assert_allclose(visual.embeddings, block.numpy(), rtol=0, atol=2e-5 * float(block.abs().max()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vtexport.bundle.manifest import Plan, Segment
+from vtexport.bundle.manifest import Plan, PlanGraphs, Segment
 from vtexport.eval.answering import Answered, PlanRun
 from vtexport.eval.dataset import BadLine, Question
 from vtexport.eval.records import Record
@@ -42,8 +42,7 @@ def plan(name: str) -> Plan:
         visual_tokens=int(keep or 576),
         segments=[Segment(first_layer=0, layers=2)],
         positions="contiguous",
-        position_span=576,
-        graphs={},
+        graphs=PlanGraphs(vision=["vision"], prune=["prune"], decoder=[["decoder_0"]]),
         command="",
         created_at="",
     )

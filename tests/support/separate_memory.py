@@ -94,7 +94,7 @@ class SeparateBackend:
     def __init__(self, device: str, threads: int | None):
         self._inside, self.memory = OnnxRuntimeBackend(device, threads), Memory()
         self.provides: Provides = self._inside.provides
-        self.dialect, self.close = self._inside.dialect, self._inside.close
+        self.close = self._inside.close
 
     def load(self, graph: Path, *, plugins: bool = False) -> SeparateSession:
         return SeparateSession(self._inside.load(graph, plugins=plugins), self.memory)

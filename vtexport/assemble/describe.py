@@ -15,6 +15,7 @@ import msgspec
 from vtexport.assemble.weights import named_if_it_vanishes
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.views import Arrangement, FixedSize, View, Vision
 from vtexport.checkpoint.random_weights import copied_files
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
@@ -25,8 +26,8 @@ from vtexport.version import __version__
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
-def describe_plan(plan: PlanSpec, graphs: dict[str, schema.PlanGraphs], command: str, created_at: str) -> schema.Plan:
-    """A plan with the graphs it runs, by dialect."""
+def describe_plan(plan: PlanSpec, graphs: schema.PlanGraphs, command: str, created_at: str) -> schema.Plan:
+    """A plan with the graphs it runs."""
     return schema.Plan(
         name=plan.name,
         method=plan.method.name,
@@ -46,7 +47,6 @@ def describe_plan(plan: PlanSpec, graphs: dict[str, schema.PlanGraphs], command:
             for step in plan.steps
         ],
         positions=plan.first.positions,  # type: ignore[arg-type]
-        position_span=plan.position_span,
         reports=msgspec.convert(plan.reports, dict[str, list[schema.ReportLimit]], from_attributes=True),
         graphs=graphs,
         command=command,
@@ -101,9 +101,38 @@ def describe_own_files(folder: Path, source: schema.Source) -> dict[str, schema.
     }
 
 
-def describe_vision(spec: ModelSpec) -> schema.Vision:
-    """The vision tower's grid."""
-    return msgspec.convert(spec.vision, schema.Vision, from_attributes=True)
+def describe_vision(spec: ModelSpec) -> Vision:
+    """The vision tower, and the one square view that an image becomes."""
+    vision = spec.vision
+    view = View(
+        height=vision.image_size,
+        width=vision.image_size,
+        grid_height=vision.grid_height,
+        grid_width=vision.grid_width,
+        rows=vision.grid_height,
+        columns=vision.grid_width,
+    )
+    return Vision(
+        hidden_size=vision.hidden_size,
+        patch_size=vision.patch_size,
+        cls_rows=vision.cls_rows,
+        arrangements=[Arrangement(name=f"{view.height}x{view.width}", views=[view])],
+        resize=FixedSize(),
+    )
+
+
+def describe_weights(spec: ModelSpec, weights: Mapping[str, Weight]) -> dict[schema.Part, list[schema.StoredWeights]]:
+    """Number and bytes of the tensors of every part, by the type that they are stored in."""
+    groups: dict[schema.Part, dict[str, list[int]]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(spec.part(name), {}).setdefault(weight.dtype, []).append(weight.nbytes)
+    return {
+        part: [
+            schema.StoredWeights(dtype=dtype, tensors=len(sizes), bytes=sum(sizes))  # type: ignore[arg-type]
+            for dtype, sizes in sorted(by_type.items())
+        ]
+        for part, by_type in sorted(groups.items())
+    }
 
 
 def describe_embedding(spec: ModelSpec, weights: Mapping[str, Weight], weights_prefix: str) -> schema.StoredTensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vtexport.backends.record import Engines
+from vtexport.bundle.abilities import Abilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ class Cache(Protocol):
     length: int
 
     def past(self) -> Mapping[str, Buffer]:
-        """The valid rows as a decoder graph's inputs `past_key_values.LAYER.key` and `.value`."""
+        """The valid rows as a decoder graph's inputs `past_key_values.LAYER.key` and `.value`, until rows are added."""
 
     def append(self, outputs: Mapping[str, Buffer]) -> None:
         """Adds the rows that the graph returned as `new_key_values.LAYER.key` and `.value`.
@@ -76,18 +77,14 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Provides:
-    """Abilities of a backend on this machine, as data.
+    """Facts about a backend on this machine, as data.
 
     Attributes:
-        title: Name and version, such as "ONNX Runtime 1.27.0".
-        precisions: Of the bundles that it runs, as a manifest spells them.
-        dialects: By precision, the dialects that it answers rightly with, the one to take first.
+        abilities: Its abilities, against which graphs declare their needs.
         plugins: The library that runs the pruning ops, or the reason why their function bodies do.
     """
 
-    title: str
-    precisions: tuple[str, ...]
-    dialects: Mapping[str, tuple[str, ...]]
+    abilities: Abilities
     plugins: Choice
 
 
@@ -95,14 +92,6 @@ class Backend(Protocol):
     """Computes on one device."""
 
     provides: Provides
-
-    def dialect(self, precision: str, wanted: str | None) -> str:
-        """The dialect of the graphs to load: the one that is wanted, else the first that it answers rightly with.
-
-        Raises:
-            UsageError: no such dialect, or one that it gives wrong answers with.
-            MissingDependencyError: it runs none.
-        """
 
     def load(self, graph: Path, *, plugins: bool = False) -> Session:
         """Loads an ONNX file; with `plugins` the library of `provides` may run its pruning ops.

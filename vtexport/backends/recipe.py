@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
-from vtexport.dtypes import Precision
+from vtexport.bundle.abilities import Abilities
+from vtexport.dtypes import DTYPES, Precision
+
+IR_VERSION = 10  # that the parsers of every target here read
 
 # Of an NVIDIA GPU, as NVIDIA writes it
 ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d$")]
@@ -18,12 +21,17 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     title: str
     runtime: str  # one of `registry.runtimes`
     buildable: bool
-    dialect: Literal["modern", "classic"]
+    opset: Annotated[int, msgspec.Meta(ge=1)]  # the newest that it takes graphs of
     precisions: Annotated[list[Precision], msgspec.Meta(min_length=1)]  # the default first
     tensorrt: str | None = None  # version
     cuda: str | None = None  # version
     compute_capabilities: list[ComputeCapability] = []  # of its GPUs
     name: str = ""  # of the file
+
+    @property
+    def abilities(self) -> Abilities:
+        """The device's abilities, against which graphs declare their needs."""
+        return Abilities(self.title, ir_version=IR_VERSION, opset=self.opset, types=frozenset(DTYPES))
 
     @property
     def default_precision(self) -> Precision:

@@ -19,9 +19,8 @@ from vtexport.bundle.hub_cache import leads_out, refuse_to_write
 from vtexport.bundle.manifest import AdaptivePlan, Manifest, Positive, Sha256
 from vtexport.errors import BundleError, InputError, quoted
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ADAPTIVE_NAME = "adaptive.json"
-_FORMER_NAME = "calibration.json"
 
 
 class Adaptation(msgspec.Struct, kw_only=True):
@@ -40,7 +39,11 @@ class Adaptation(msgspec.Struct, kw_only=True):
         return (self.budgets, self.mean) == (budgets_of(manifest, adaptive), adaptive.mean)
 
 
-class AdaptiveFile(msgspec.Struct, kw_only=True, rename={"adaptations": "routes"}):
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+class AdaptiveFile(msgspec.Struct, kw_only=True):
     """The file's content: the adaptive plans of a bundle that images have set, by name."""
 
     schema_version: int
@@ -64,21 +67,22 @@ def read_adaptations(folder: Path, manifest: Manifest) -> dict[str, Adaptation]:
     """The adaptations that fit the bundle's adaptive plans, by name; those of plans that have changed are left out.
 
     Raises:
-        BundleError: the file cannot be read, is of another checkpoint, has its former name or leads out of the bundle.
+        BundleError: the file cannot be read, is of another checkpoint or leads out of the bundle.
     """
-    refuse_former_name(folder, manifest)
     path = folder / ADAPTIVE_NAME
     again = "run `vtexport adapt` again"
     if leads_out(path, folder):
         raise BundleError(f"{path} leads out of the bundle; delete it and {again}")
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=AdaptiveFile)
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}; delete it, {again}")
+        found = msgspec.json.decode(data, type=AdaptiveFile)
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} sets no adaptive plans ({quoted(error, path)}); delete it and {again}") from error
-    if found.schema_version != SCHEMA_VERSION:
-        raise BundleError(f"{path} has schema_version {found.schema_version}, not {SCHEMA_VERSION}; delete it, {again}")
     if found.source_sha256 != source_digest(manifest):
         raise BundleError(f"{path} was made with another checkpoint or precision; delete it and {again}")
     return {
@@ -86,17 +90,6 @@ def read_adaptations(folder: Path, manifest: Manifest) -> dict[str, Adaptation]:
         for each in manifest.adaptive_plans
         if each.name in found.adaptations and found.adaptations[each.name].fits(manifest, each)
     }
-
-
-def refuse_former_name(folder: Path, manifest: Manifest) -> None:
-    """Refuses a bundle with adaptive plans whose file has the name that it had in earlier versions of vtexport.
-
-    Raises:
-        BundleError: it has, and no file of the present name.
-    """
-    former = folder / _FORMER_NAME
-    if manifest.adaptive_plans and former.exists() and not (folder / ADAPTIVE_NAME).exists():
-        raise BundleError(f"{former} is called {ADAPTIVE_NAME} in this version of vtexport; rename it")
 
 
 def write_adaptations(folder: Path, manifest: Manifest, adaptations: dict[str, Adaptation]) -> None:

@@ -1,4 +1,7 @@
-"""The schema of a bundle's manifest.json: what was exported, from what, for which plans, every file with its hash."""
+"""The schema of a bundle's manifest.json: what was exported, from what, for which plans, every file with its hash.
+
+docs/bundle.md describes it for readers in other languages and says which versions a reader opens.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from vtexport.dtypes import TensorType, WeightType
+from vtexport.bundle.views import Count, Positive, Vision
+from vtexport.dtypes import StoredType, TensorType, WeightType
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
@@ -17,19 +21,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 # A manifest holds a line per file and tensor of a few graphs; a longer one is not ours.
 MAX_MANIFEST_BYTES = 64 * 2**20
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-# Schema 3's words for `Decoder`
-_DECODER_KEYS = {
-    "num_hidden_layers": "layers",
-    "hidden_size": "width",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "vocab_size": "vocabulary",
-    "max_position_embeddings": "max_positions",
-}
+Variants = Annotated[list[str], msgspec.Meta(min_length=1)]
+# Parts of a model whose weights a manifest counts; a head that is tied to the embedding has none of its own
+Part = Literal["vision_tower", "connector", "embedding", "decoder", "lm_head"]
 
 
 class Tensor(msgspec.Struct, kw_only=True):
@@ -40,11 +36,28 @@ class Tensor(msgspec.Struct, kw_only=True):
     dtype: TensorType
 
 
+class Needs(msgspec.Struct, kw_only=True):
+    """Abilities that a runtime must have to run a graph, and to run it rightly."""
+
+    ir_version: Positive
+    opset: Positive  # of the standard domain
+    operators: list[str]  # of the standard domain, each once
+    types: list[TensorType]  # of inputs, outputs, weights, constants and casts, each once
+    native_ops: list[str] = []  # pruning ops that stand in the graph without a function body
+
+
 class Graph(msgspec.Struct, kw_only=True):
-    """One ONNX file with its interface."""
+    """One ONNX file with its needs and its interface.
+
+    `variant` tells the graphs of one stage apart: "modern" and "classic" spell the same arithmetic in two opsets,
+    "native" leaves the function bodies of the pruning ops out. `arrangement` names the one arrangement of views that
+    the graph is for, where it is not for all.
+    """
 
     file: str
-    opset: Positive
+    variant: str = ""
+    arrangement: str | None = None
+    needs: Needs
     inputs: list[Tensor]
     outputs: list[Tensor]
 
@@ -52,16 +65,18 @@ class Graph(msgspec.Struct, kw_only=True):
 class PlanGraphs(msgspec.Struct, kw_only=True):
     """The graphs that one plan runs, as keys of `Manifest.graphs`.
 
-    `prune_plugin` and `prune_llm_plugin` are `prune` and `prune_llm` without the function bodies of their ops: TensorRT
-    9.0 to 10.6 takes a plugin only then.
+    Each stage lists its variants; a runtime takes the first whose needs it meets.
     """
 
-    vision: str
-    prune: str
-    decoder: list[str]  # by segment
-    prune_llm: list[str] = []  # by step
-    prune_plugin: str | None = None
-    prune_llm_plugin: list[str] = []  # by step
+    vision: Variants
+    prune: Variants
+    decoder: Annotated[list[Variants], msgspec.Meta(min_length=1)]  # by segment
+    prune_llm: list[Variants] = []  # by step
+
+    @property
+    def stages(self) -> list[list[str]]:
+        """The variants of every stage, in the order in which the stages run."""
+        return [self.vision, self.prune, *self.decoder, *self.prune_llm]
 
 
 class Segment(msgspec.Struct, kw_only=True):
@@ -101,24 +116,20 @@ class Plan(msgspec.Struct, kw_only=True):
     parameters: dict[str, Any]
     paper: str | None
     keep: Positive  # the budget asked for: visual tokens per image that enter the LLM, on average over its layers
-    visual_tokens: Positive  # rows of `image_features`, separators included
+    visual_tokens: Positive  # the most rows of `image_features`, separators included
     segments: Annotated[list[Segment], msgspec.Meta(min_length=1)]  # of the decoder, cut at the steps
     steps: list[Step] = []
+    # Of the kept tokens: "contiguous" numbers them through, "original" leaves each its place among all of the image's
     positions: Literal["contiguous", "original"]
-    position_span: Positive  # position ids that the image takes; the text after it starts after them
-    graphs: dict[str, PlanGraphs]  # by dialect
+    graphs: PlanGraphs
     # Outputs [1] of the prune graph that tell of an image. `count` is how many rows from the front a runtime uses.
     reports: dict[str, list[ReportLimit]] = {}
     command: str  # that added the plan
     created_at: str
 
     def graph_names(self) -> set[str]:
-        """Keys of `Manifest.graphs` that the plan runs, in any dialect."""
-        names = set()
-        for graphs in self.graphs.values():
-            names |= {graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm, *graphs.prune_llm_plugin}
-            names |= {graphs.prune_plugin} if graphs.prune_plugin else set()
-        return names
+        """Keys of `Manifest.graphs` that the plan may run."""
+        return {name for variants in self.graphs.stages for name in variants}
 
     def tokens_by_layer(self) -> list[int]:
         """Visual tokens in each decoder layer."""
@@ -145,15 +156,26 @@ class StoredTensor(msgspec.Struct, kw_only=True):
     dtype: WeightType
 
 
-class Vision(msgspec.Struct, kw_only=True, rename={"hidden_size": "width"}):
-    """The vision tower's grid, in patches and pixels."""
+class StoredWeights(msgspec.Struct, kw_only=True):
+    """Weights of one part of the model that are stored alike."""
 
-    image_size: Positive
-    patch_size: Positive
-    grid_height: Positive
-    grid_width: Positive
-    tokens: Positive
-    hidden_size: Positive
+    dtype: StoredType
+    block_size: Positive | None = None  # values along the input width that share a scale, where they are quantised
+    tensors: Count
+    bytes: Count
+
+
+class PositionIds(msgspec.Struct, kw_only=True):
+    """Position ids of the language model's rows.
+
+    "sequential" has one id a row. "mrope" has one on each of three `axes` (time, height, width): of text all three are
+    alike, a visual token has its frame, row and column, and text goes on behind as many as the view has rows or
+    columns, whichever are more (Qwen2-VL, arXiv 2409.12191, section 2.1, as transformers does it). `visual_positions`
+    of a prune graph are [axes, N], counted from the image's place.
+    """
+
+    kind: Literal["sequential", "mrope"]
+    axes: Positive
 
 
 class Image(msgspec.Struct, kw_only=True):
@@ -243,8 +265,8 @@ class SelfCheck(msgspec.Struct, kw_only=True):
     torchvision_levels: float | None = None
 
 
-class Decoder(msgspec.Struct, kw_only=True, rename=_DECODER_KEYS):
-    """Sizes of the language model, for the KV cache and the limits of a prompt."""
+class Decoder(msgspec.Struct, kw_only=True):
+    """Sizes of the language model, for the KV cache and the limits of a prompt; the names are transformers'."""
 
     num_hidden_layers: Positive
     hidden_size: Positive
@@ -274,7 +296,7 @@ class File(msgspec.Struct, kw_only=True):
     sha256: Sha256
 
 
-class Manifest(msgspec.Struct, kw_only=True, rename={"adaptive_plans": "routes"}):
+class Manifest(msgspec.Struct, kw_only=True):
     """Everything a runtime or a person needs to know about a bundle. It is never changed in place.
 
     `command`, `created_at` and `versions` are those of the last build; each plan has its own command and time.
@@ -286,7 +308,8 @@ class Manifest(msgspec.Struct, kw_only=True, rename={"adaptive_plans": "routes"}
     command: str
     versions: dict[str, str]
     family: str
-    precision: WeightType
+    precision: WeightType  # of what goes from graph to graph: visual tokens, hidden states, keys and values
+    weights: dict[Part, list[StoredWeights]]
     source: Source
     vision: Vision
     image: Image
@@ -295,6 +318,7 @@ class Manifest(msgspec.Struct, kw_only=True, rename={"adaptive_plans": "routes"}
     self_check: SelfCheck | None = None
     notes: list[str] = []  # what the last build had to say about the checkpoint's files
     decoder: Decoder
+    position_ids: PositionIds
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
     files: dict[str, File]

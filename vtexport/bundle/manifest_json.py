@@ -10,7 +10,11 @@ from vtexport.errors import BundleError, quoted
 
 
 class _Version(msgspec.Struct):
+    """Facts that every schema so far has under these names."""
+
     schema_version: int
+    versions: dict[str, str] = {}
+    command: str = ""
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -28,12 +32,9 @@ def decode(data: bytes, where: str) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{where} has {len(data)} bytes, more than a manifest can have; build the bundle again")
     try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{where} has schema_version {version}, this vtexport reads {SCHEMA_VERSION}; "
-                f"use the vtexport version that wrote it or build the bundle again"
-            )
+        version = msgspec.json.decode(data, type=_Version)
+        if version.schema_version != SCHEMA_VERSION:
+            raise BundleError(f"{where} {_other_schema(version, where)}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BundleError(
@@ -41,3 +42,14 @@ def decode(data: bytes, where: str) -> Manifest:
         ) from error
     check_references(manifest, where)
     return manifest
+
+
+def _other_schema(version: _Version, where: str) -> str:
+    """The rest of a sentence about a manifest of another schema, with what to do."""
+    number, writer = version.schema_version, version.versions.get("vtexport")
+    by = f"vtexport {quoted(writer, limit=20)}" if writer else "another vtexport"
+    said = f"has schema_version {number}, written by {by}; this vtexport reads {SCHEMA_VERSION}"
+    if number > SCHEMA_VERSION:
+        return f"{said}: run pip install --upgrade vtexport"
+    again = f", which was `{quoted(version.command, where, limit=160)}`" if version.command else ""
+    return f"{said}: build the bundle again with its command and --replace{again}"

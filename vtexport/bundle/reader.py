@@ -64,6 +64,15 @@ class Bundle:
                 return each
         return self.plan(name)
 
+    def plans_of(self, name: str | None = None) -> list[Plan]:
+        """The plan of that name, or those that the adaptive plan of that name chooses from.
+
+        Raises:
+            UsageError: no such plan, or several to choose from.
+        """
+        chosen = self.plan_or_adaptive(name)
+        return [self.plan(each) for each in chosen.plans] if isinstance(chosen, AdaptivePlan) else [chosen]
+
     def verify(self, progress: Callable[[str, int], object] | None = None) -> list[str]:
         """Reads every file and compares its SHA-256; returns one sentence for each that differs.
 

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vtexport.bundle.views import FixedSize
 from vtexport.errors import BundleError, quoted
 
 if TYPE_CHECKING:
     from vtexport.bundle.manifest import AdaptivePlan, Manifest, Plan
+
+_AXES = {"sequential": 1, "mrope": 3}
 
 
 def is_inside(path: str) -> bool:
@@ -27,10 +30,7 @@ def _check_adaptive(manifest: Manifest, adaptive: AdaptivePlan, refuse: Callable
     budgets = [plans[name].keep for name in adaptive.plans]
     if budgets != sorted(set(budgets)) or not budgets[0] <= adaptive.mean <= budgets[-1]:
         refuse(f"has the adaptive plan {adaptive.name!r} with budgets {budgets} and a mean of {adaptive.mean}")
-    shared = [
-        {dialect: (graphs.vision, *graphs.decoder) for dialect, graphs in plans[name].graphs.items()}
-        for name in adaptive.plans
-    ]
+    shared = [(graphs.vision, graphs.decoder) for graphs in (plans[name].graphs for name in adaptive.plans)]
     if any(each != shared[0] for each in shared):
         refuse(f"has the adaptive plan {adaptive.name!r} over plans with other graphs than the prune graph apart")
 
@@ -44,17 +44,27 @@ def _check_steps(manifest: Manifest, plan: Plan, refuse: Callable[[str], None]) 
     tokens = [plan.visual_tokens, *(step.keep for step in plan.steps)]
     if any(step.tokens != before or step.keep > before for step, before in zip(plan.steps, tokens, strict=False)):
         refuse(f"has plan {plan.name!r} with steps whose numbers of visual tokens do not follow each other")
-    for graphs in plan.graphs.values():
-        if graphs.prune_llm_plugin and len(graphs.prune_llm_plugin) != len(plan.steps):
-            refuse(
-                f"has plan {plan.name!r} with {len(graphs.prune_llm_plugin)} graphs for plugins between "
-                f"{len(plan.segments)} segments"
-            )
-        if len(graphs.decoder) != len(plan.segments) or len(graphs.prune_llm) != len(plan.steps):
-            refuse(
-                f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs and {len(graphs.prune_llm)} between "
-                f"them for {len(plan.segments)} segments"
-            )
+    graphs = plan.graphs
+    if len(graphs.decoder) != len(plan.segments) or len(graphs.prune_llm) != len(plan.steps):
+        refuse(
+            f"has plan {plan.name!r} with {len(graphs.decoder)} decoder graphs and {len(graphs.prune_llm)} between "
+            f"them for {len(plan.segments)} segments"
+        )
+
+
+def _check_layout(manifest: Manifest, refuse: Callable[[str], None]) -> None:
+    """Arrangements of views have names of their own, and the graphs know them; the position ids have their axes."""
+    names = [each.name for each in manifest.vision.arrangements]
+    if len(set(names)) != len(names):
+        refuse("has two arrangements of views of one name")
+    if manifest.vision.resize == FixedSize() and len(names) > 1:
+        refuse(f"has {len(names)} arrangements of views and the rule 'fixed', which knows one")
+    for name, graph in manifest.graphs.items():
+        if graph.arrangement is not None and graph.arrangement not in names:
+            refuse(f"has the graph {name!r} for the arrangement {graph.arrangement!r}, which it does not describe")
+    ids = manifest.position_ids
+    if ids.axes != _AXES[ids.kind]:
+        refuse(f"has position ids of kind {ids.kind!r} with {ids.axes} axes, not {_AXES[ids.kind]}")
 
 
 def check_references(manifest: Manifest, where: str) -> None:
@@ -88,6 +98,7 @@ def check_references(manifest: Manifest, where: str) -> None:
             if name not in manifest.graphs:
                 refuse(f"has plan {plan.name!r} use the graph {name!r}, which it does not describe")
         _check_steps(manifest, plan, refuse)
+    _check_layout(manifest, refuse)
     table = manifest.text.embedding
     if len(table.shape) != 2:
         refuse(f"has an embedding of shape {table.shape}")

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         bundle, Path(args.images), device=args.device, threads=args.threads, progress=done, note=progress.note
     )
     if args.json:
-        routes = {name: msgspec.to_builtins(each) for name, each in found.adaptations.items()}
-        result = {"bundle": str(bundle.folder), "routes": routes}
+        adapted = {name: msgspec.to_builtins(each) for name, each in found.adaptations.items()}
+        result = {"bundle": str(bundle.folder), "adaptive_plans": adapted}
         say_json(result | {"redundancies": found.redundancies, "unreadable": found.unreadable})
         return 0
     for name, each in found.adaptations.items():

@@ -22,8 +22,8 @@ from typing import Any
 from vtexport.backends.recipe import Target
 from vtexport.backends.registry import compile_bundle, compiler_for, runtimes
 from vtexport.backends.targets import DEFAULT_TARGET, check_precision, find_target
-from vtexport.bundle.dialects import RUNS_IN
 from vtexport.bundle.manifest import Plan
+from vtexport.bundle.onnxruntime import TYPES
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, command_line, say, say_json, size
 from vtexport.errors import UsageError
@@ -155,18 +155,18 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     total = sum(file.bytes for file in manifest.files.values())
     if args.json:
         plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
-        routes = [{"name": each.name, "plans": each.plans, "mean": each.mean} for each in manifest.adaptive_plans]
-        result = {"bundle": str(bundle.folder), "plans": plans, "routes": routes, "bytes": total}
+        adaptive = [{"name": each.name, "plans": each.plans, "mean": each.mean} for each in manifest.adaptive_plans]
+        result = {"bundle": str(bundle.folder), "plans": plans, "adaptive_plans": adaptive, "bytes": total}
         say_json(result | ({"engines": sizes(engines)} if engines else {}))
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
     for plan in manifest.plans:
-        say(f"  {plan.name}: {manifest.vision.tokens} -> {_tokens(plan)}")
+        say(f"  {plan.name}: {manifest.vision.largest.tokens} -> {_tokens(plan)}")
     for each in manifest.adaptive_plans:
         say(f"  {each.name}: each image to one of {', '.join(each.plans)}, mean {each.mean}")
     if engines is not None:
         say_engines(engines)
-    if manifest.precision not in RUNS_IN:  # ONNX Runtime cannot run it
+    if manifest.precision not in TYPES:  # ONNX Runtime cannot run it
         say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")
         return 0
     if args.dynamic:

@@ -22,7 +22,7 @@ import msgspec
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import Progress, command_line, counted, say, say_json, table, tell
-from vtexport.cli.run import DIALECT_HELP, add_logits_processors_argument, tell_dialect
+from vtexport.cli.run import add_logits_processors_argument
 
 if TYPE_CHECKING:
     from vtexport.eval.report import PlanReport, Report, Share, Summary, Task
@@ -61,7 +61,6 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     add_logits_processors_argument(parser)
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
-    parser.add_argument("--dialect", metavar="NAME", help=DIALECT_HELP)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -97,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluated(args: argparse.Namespace, bundle: Any, plans: Sequence[str]) -> Report:
     """The report on these plans, by those arguments, with progress on stderr."""
-    from vtexport.eval.answering import Settings
+    from vtexport.eval.answering import Settings, notes_here
     from vtexport.eval.dataset import open_dataset
     from vtexport.eval.evaluate import evaluate
 
-    settings = Settings(args.max_new_tokens, args.device, args.threads, args.dialect, args.jobs, args.logits_processors)
-    if args.dialect is None:
-        tell_dialect(bundle.manifest.precision)
+    settings = Settings(args.max_new_tokens, args.device, args.threads, args.jobs, args.logits_processors)
+    for note in notes_here(bundle, plans, settings):
+        tell(f"note: {note}")
     dataset = open_dataset(args.dataset, args.limit)
     progress = Progress(args.quiet)
     folder = output_folder(args)

@@ -17,8 +17,9 @@ import msgspec
 
 from vtexport.backends.record import FoundEngines, find_engines, verify_engines
 from vtexport.bundle.adaptive import Adaptation, read_adaptations
-from vtexport.bundle.manifest import Generation, Image, Manifest, Plan, Tensor
+from vtexport.bundle.manifest import Generation, Image, Manifest, Needs, Plan, Tensor
 from vtexport.bundle.reader import Bundle, open_bundle
+from vtexport.bundle.views import Arrangement
 from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, counted, say, say_json, size, table
@@ -120,15 +121,16 @@ def _describe(bundle: Bundle, engines: FoundEngines, adaptations: Mapping[str, A
     say(f"{manifest.name}: {manifest.family}, {manifest.precision}, {len(manifest.files)} files, {size(total)}")
     say(f"  source   {source.id}{revision} ({source.kind}, {weights})")
     say(f"  made     {manifest.created_at} by vtexport {manifest.versions.get('vtexport')}: {manifest.command}")
-    grid = f"{vision.grid_height} x {vision.grid_width}"
-    say(f"  vision   {vision.image_size} px, {grid} = {vision.tokens} tokens of {vision.hidden_size}")
+    for arrangement in vision.arrangements:
+        say(f"  vision   {_views(arrangement)} = {arrangement.tokens} tokens of {vision.hidden_size}")
     heads = f"{decoder.num_attention_heads} heads, {decoder.num_key_value_heads} of keys and values"
     say(f"  decoder  {decoder.num_hidden_layers} layers of {decoder.hidden_size}, {heads}")
+    say(f"  weights  {_stored(manifest)}")
     _describe_processing(manifest)
     say()
     rows = []
     for plan in manifest.plans:
-        share = plan.visual_tokens / vision.tokens
+        share = plan.visual_tokens / vision.largest.tokens
         rows.append(
             (plan.name, str(plan.visual_tokens), f"{100 * share:.1f} %", size(kv_bytes(manifest, plan)), plan.positions,
              plan.paper or "-", _parameters(plan))
@@ -153,7 +155,7 @@ def _describe(bundle: Bundle, engines: FoundEngines, adaptations: Mapping[str, A
         say_engines(record)
     for name, graph in sorted(manifest.graphs.items()):
         say()
-        say(f"{name} ({graph.file}, {size(manifest.files[graph.file].bytes)})")
+        say(f"{name} ({graph.file}, {size(manifest.files[graph.file].bytes)}, {_needs(graph.needs)})")
         for direction, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensor_lines(tensors):
                 say(f"  {direction}  {line}")
@@ -184,6 +186,22 @@ def _describe_processing(manifest: Manifest) -> None:
         say(f"  note     {printable(note)}")
 
 
+def _stored(manifest: Manifest) -> str:
+    """`decoder 5.9 MB (float32), embedding 240.6 kB (float32)`."""
+    return ", ".join(
+        f"{part.replace('_', ' ')} {size(group.bytes)} ({group.dtype})"
+        for part, groups in manifest.weights.items()
+        for group in groups
+    )
+
+
+def _views(arrangement: Arrangement) -> str:
+    """`336 x 336 px, 24 x 24`, or such a text for each view."""
+    return " + ".join(
+        f"{view.height} x {view.width} px, {view.grid_height} x {view.grid_width}" for view in arrangement.views
+    )
+
+
 def _image_steps(image: Image) -> str:
     """The steps from an upright RGB image to pixel values, in their order."""
     steps = []
@@ -204,6 +222,11 @@ def _set_in(generation: Generation, names: tuple[str, ...]) -> str:
     default = Generation()
     set_here = {name: getattr(generation, name) for name in names}
     return ", ".join(f"{name}={value}" for name, value in set_here.items() if value != getattr(default, name))
+
+
+def _needs(needs: Needs) -> str:
+    """`opset 23`, and the native ops that a graph cannot do without."""
+    return ", ".join([f"opset {needs.opset}", *(f"native {op}" for op in needs.native_ops)])
 
 
 def _parameters(plan: Plan) -> str:

@@ -105,7 +105,7 @@ def _targets() -> list[dict[str, Any]]:
             "target": target.name,
             "builds": "yes" if target.buildable else "not yet",
             "runtime": _runtime(target),
-            "dialect": target.dialect,
+            "opset": target.opset,
             "precisions": target.precisions,
             "compute_capabilities": target.compute_capabilities,
             "about": target.title,

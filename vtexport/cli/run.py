@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from vtexport.runtime.pipeline import Pipeline
 
 
-DIALECT_HELP = "graphs to run: modern, or classic for older runtimes; default: what this ONNX Runtime runs rightly"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     add_pipeline_arguments(parser)
@@ -63,7 +60,6 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="NAME", help="which plan, of several (`vtexport inspect`)")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one operator; default: all cores")
-    parser.add_argument("--dialect", metavar="NAME", help=DIALECT_HELP)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -71,23 +67,10 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     """The pipeline that those arguments ask for."""
     from vtexport.runtime.pipeline import Pipeline
 
-    pipeline = Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads, dialect=args.dialect)
-    if args.dialect is None:
-        tell_dialect(pipeline.bundle.manifest.precision)
+    pipeline = Pipeline.open(args.bundle, args.plan, device=args.device, threads=args.threads)
+    for note in pipeline.notes:
+        tell(f"note: {note}")
     return pipeline
-
-
-def tell_dialect(precision: str) -> None:
-    """Says so where the installed ONNX Runtime does not run the graphs that are taken first, and why."""
-    from vtexport.backends.onnxruntime.backend import dialect_here, import_onnxruntime
-    from vtexport.bundle.dialects import DIALECTS, why_not
-
-    version = import_onnxruntime().__version__
-    if reason := why_not(DIALECTS[0], version, precision):
-        tell(
-            f"note: the {dialect_here(precision)} graphs answer, because ONNX Runtime {version} must not run the "
-            f"{DIALECTS[0]} ones: {reason}"
-        )
 
 
 def tell_warnings(warnings: Sequence[str]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from PIL import Image
 
-from vtexport.backends.onnxruntime.backend import dialect_here, import_onnxruntime
+from vtexport.backends.onnxruntime.backend import import_onnxruntime
+from vtexport.backends.registry import open_backend
+from vtexport.bundle.abilities import Abilities, ChosenGraphs, choose_graphs, notes_on
 from vtexport.bundle.manifest import Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError, UsageError
@@ -34,17 +36,8 @@ class Settings:
     max_new_tokens: int = MAX_NEW_TOKENS
     device: str = "cpu"
     threads: int | None = None
-    dialect: str | None = None  # as for `Pipeline.open`
     jobs: int = 1  # plans that are asked at the same time; it slows each of them
     logits_processors: bool = True  # the checkpoint's
-
-    def on(self, bundle: Bundle) -> Settings:
-        """The same with the dialect that the bundle's graphs are run in here.
-
-        Raises:
-            UsageError, MissingDependencyError: as `Pipeline`.
-        """
-        return replace(self, dialect=dialect_here(bundle.manifest.precision, self.dialect))
 
     def described(self) -> dict[str, Any]:
         """The settings with the versions of what answers."""
@@ -96,11 +89,16 @@ def answer_all(
     """
     if settings.max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {settings.max_new_tokens}; give a whole number from 1")
-    settings = settings.on(bundle)
+    graphs = graphs_here(bundle, plan, settings)
     described = settings.described()
-    digest = plan_digest(bundle, plan, described["dialect"], described)
+    digest = plan_digest(bundle, plan, graphs, described)
     header = Header(
-        schema_version=SCHEMA_VERSION, digest=digest, plan=plan, settings=described, machine=describe_machine()
+        schema_version=SCHEMA_VERSION,
+        digest=digest,
+        plan=plan,
+        settings=described,
+        graphs=graphs,
+        machine=describe_machine(),
     )
     with Records(folder, header) as records:
         asker = _PlanAsker(bundle, plan, settings, records)
@@ -115,6 +113,30 @@ def answer_all(
             reason = f"; line {asker.bad[0].number}: {asker.bad[0].reason}" if asker.bad else ""
             raise InputError(f"{plan} answered none of the questions of {dataset.name}{reason}")
         return PlanRun(plan, tuple(asker.answered), tuple(asker.bad), records.path, records.machine)
+
+
+def graphs_here(bundle: Bundle, plan: str, settings: Settings) -> list[str]:
+    """The graphs of a plan, or of those that an adaptive plan chooses from, that answer with these settings here.
+
+    Raises:
+        UsageError, MissingDependencyError: as `Pipeline`.
+    """
+    chosen, _ = _chosen_here(bundle, plan, settings)
+    return sorted({name for graphs in chosen for name in graphs.names})
+
+
+def notes_here(bundle: Bundle, plans: Sequence[str], settings: Settings) -> list[str]:
+    """Sentences on graphs of these plans that are passed over here, each once; errors as of `graphs_here`."""
+    notes: dict[str, None] = {}
+    for plan in plans:
+        notes |= dict.fromkeys(notes_on(*_chosen_here(bundle, plan, settings), bundle.manifest))
+    return list(notes)
+
+
+def _chosen_here(bundle: Bundle, plan: str, settings: Settings) -> tuple[list[ChosenGraphs], Abilities]:
+    with contextlib.closing(open_backend(device=settings.device, threads=settings.threads)) as backend:
+        abilities = backend.provides.abilities
+    return [choose_graphs(bundle.manifest, each, abilities) for each in bundle.plans_of(plan)], abilities
 
 
 class _PlanAsker:
@@ -163,9 +185,7 @@ class _PlanAsker:
         """The pipeline; the answer that warms it up is not recorded, because it takes longer than others."""
         if self._pipeline is None:
             settings = self._settings
-            pipeline = Pipeline(
-                self._bundle, self._plan, device=settings.device, threads=settings.threads, dialect=settings.dialect
-            )
+            pipeline = Pipeline(self._bundle, self._plan, device=settings.device, threads=settings.threads)
             with contextlib.suppress(InputError, UsageError):  # said where the question is asked
                 pipeline.generate(image, question, max_new_tokens=min(2, settings.max_new_tokens))
             self._pipeline = pipeline

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import InputError, UsageError, VtexportError, quoted
-from vtexport.eval.answering import PlanRun, Settings, answer_all
+from vtexport.eval.answering import PlanRun, Settings, answer_all, graphs_here
 from vtexport.eval.dataset import Dataset
 from vtexport.eval.machine import describe_machine
 from vtexport.eval.records import LineCounter, RecordsInUseError, plan_digest, records_path
@@ -82,7 +82,6 @@ def evaluate(
         settings = dataclasses.replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // settings.jobs))
     if settings.jobs > 1:
         check_joblib()
-    settings = settings.on(bundle)
     outcomes = _spread(bundle, plans, dataset, settings, folder / RECORDS, progress)
     runs = [outcome for outcome in outcomes if isinstance(outcome, PlanRun)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
@@ -142,7 +141,9 @@ def _asked(
         return
     described = settings.described()
     counters = {
-        plan: LineCounter(records_path(folder, plan, plan_digest(bundle, plan, described["dialect"], described)))
+        plan: LineCounter(
+            records_path(folder, plan, plan_digest(bundle, plan, graphs_here(bundle, plan, settings), described))
+        )
         for plan in plans
     }
     reported = dict.fromkeys(plans, 0)

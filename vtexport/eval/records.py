@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ from vtexport.bundle.manifest import AdaptivePlan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError, quoted
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _DIGITS = 16  # of the digest in a file's name
 
 
@@ -59,6 +59,7 @@ class Header(msgspec.Struct, kw_only=True):
     digest: str
     plan: str
     settings: dict[str, Any]
+    graphs: list[str]  # of the bundle, that answer
     machine: dict[str, Any]
 
 
@@ -167,18 +168,18 @@ class LineCounter:
         return count
 
 
-def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of what the answers of a plan, and their times, follow from; files by the manifest's hashes."""
+def plan_digest(bundle: Bundle, name: str, graphs: Iterable[str], settings: Mapping[str, Any]) -> str:
+    """SHA-256 of what the answers of a plan, and their times, follow from; files by the manifest's hashes.
+
+    `graphs` are those that run.
+    """
     manifest = bundle.manifest
     chosen = bundle.plan_or_adaptive(name)
-    plans = [bundle.plan(each) for each in chosen.plans] if isinstance(chosen, AdaptivePlan) else [bundle.plan(name)]
     files = {path for path in manifest.files if path.endswith(".safetensors")}
     files |= {manifest.text.tokenizer, manifest.text.chat_template, manifest.text.embedding.file}
+    files |= {manifest.graphs[each].file for each in graphs}
     described = []
-    for plan in plans:
-        graphs = plan.graphs.get(dialect)
-        used = [graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm] if graphs else []
-        files |= {manifest.graphs[each].file for each in used}
+    for plan in bundle.plans_of(name):
         without = {"command", "created_at", "graphs"}
         described.append({key: value for key, value in msgspec.to_builtins(plan).items() if key not in without})
     adaptations = read_adaptations(bundle.folder, manifest) if isinstance(chosen, AdaptivePlan) else {}
@@ -186,7 +187,7 @@ def plan_digest(bundle: Bundle, name: str, dialect: str, settings: Mapping[str, 
     parts = {
         "schema": SCHEMA_VERSION,
         "plans": described,
-        "route": msgspec.to_builtins(adaptations.get(chosen.name)),
+        "adaptive_plan": msgspec.to_builtins(adaptations.get(chosen.name)),
         "files": sorted(manifest.files[path].sha256 for path in files),
         "image": msgspec.to_builtins(manifest.image),
         # end tokens and special tokens; the files count by what is in them

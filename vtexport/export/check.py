@@ -11,10 +11,9 @@ import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
 
-from vtexport.bundle.dialects import loads
+from vtexport.bundle.onnxruntime import newest_opset
 from vtexport.errors import VtexportError, quoted
-from vtexport.export.dialects import DIALECTS
-from vtexport.export.graph import IR_VERSION
+from vtexport.export.graph import IR_VERSION, STANDARD_DOMAINS
 from vtexport.pruning.onnx_op import DOMAIN
 
 FUNCTION_PREFIX = "Vtx"
@@ -45,7 +44,7 @@ def check_graphs(paths: Iterable[Path], notify: Callable[[str], None]) -> None:
             if _uses_bfloat16(model):
                 check_types(bare)
                 not_loaded += 1
-            elif runtime is not None and not loads(_dialect(model), runtime.__version__):
+            elif runtime is not None and _opset(model) > newest_opset(runtime.__version__):
                 check_types(bare)
                 too_new += 1
             elif runtime is not None:
@@ -77,10 +76,8 @@ def check_types(model: onnx.ModelProto) -> None:
     onnx.shape_inference.infer_shapes(flat, check_type=True, strict_mode=True)
 
 
-def _dialect(model: onnx.ModelProto) -> str:
-    """The dialect by whose limits a runtime takes the graph; the pruning ops are written in the lower opset."""
-    opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
-    return next((name for name, dialect in DIALECTS.items() if dialect.opset == opset), "classic")
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS))
 
 
 def _uses_bfloat16(model: onnx.ModelProto) -> bool:

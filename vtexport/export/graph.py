@@ -20,7 +20,9 @@ IR_VERSION = 10
 # External data is named relative to the graph's own folder; loaders refuse ".." and absolute paths.
 WEIGHTS_FOLDER = "weights"
 DTYPES = {name: ir.DataType(dtype.onnx) for name, dtype in dtypes.DTYPES.items()}
-_NAMES = {value: key for key, value in DTYPES.items()}
+NAMES = {value: key for key, value in DTYPES.items()}
+# Both stand for the operators of ONNX itself
+STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
 class GraphWriter:
@@ -153,5 +155,5 @@ def interface(values: Sequence[ir.Value]) -> list[tuple[str, list[int | str], st
         assert value.shape is not None
         assert value.dtype is not None
         shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-        described.append((value.name, shape, _NAMES[value.dtype]))
+        described.append((value.name, shape, NAMES[value.dtype]))
     return described

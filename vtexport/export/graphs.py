@@ -13,6 +13,7 @@ from vtexport.export.check import check_graphs
 from vtexport.export.decoder import decoder_segment
 from vtexport.export.dialects import DIALECTS, Dialect
 from vtexport.export.graph import WEIGHTS_FOLDER, interface, save
+from vtexport.export.needs import needs_of
 from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
@@ -43,21 +44,17 @@ class GraphExporter:
         self._weights_base, self._prefix = weights_base, prefix
         self.graphs: dict[str, schema.Graph] = {}
 
-    def plan(self, plan: PlanSpec) -> dict[str, schema.PlanGraphs]:
-        """All graphs of one plan, by dialect."""
-        prune, without_function = self._prune(plan)
-        steps = [self._prune_llm(plan, number) for number in range(len(plan.steps))]
-        return {
-            name: schema.PlanGraphs(
-                vision=self._vision(plan.vision_signals, dialect),
-                prune=prune,
-                decoder=[self._decoder(each.first_layer, each.layers, dialect) for each in plan.segments],
-                prune_llm=[whole for whole, _ in steps],
-                prune_plugin=without_function if name == "classic" else None,
-                prune_llm_plugin=[bare for _, bare in steps] if name == "classic" else [],
-            )
-            for name, dialect in DIALECTS.items()
-        }
+    def plan(self, plan: PlanSpec) -> schema.PlanGraphs:
+        """All graphs of one plan, those of one stage in the order in which runtimes should take them."""
+        return schema.PlanGraphs(
+            vision=[self._vision(plan.vision_signals, dialect) for dialect in DIALECTS.values()],
+            prune=self._prune(plan),
+            decoder=[
+                [self._decoder(each.first_layer, each.layers, dialect) for dialect in DIALECTS.values()]
+                for each in plan.segments
+            ],
+            prune_llm=[self._prune_llm(plan, number) for number in range(len(plan.steps))],
+        )
 
     def check(self, notify: Callable[[str], None]) -> None:
         """Checks every graph written (see `check_graphs`)."""
@@ -68,30 +65,28 @@ class GraphExporter:
         name = ".".join(("vision", *signals, dialect.name))
         return self._once(
             name,
+            dialect.name,
             lambda: clip_tower(self._spec.vision, signals, self._weights, self._weights_base, self._dtype, dialect),
         )
 
-    def _prune(self, plan: PlanSpec) -> tuple[str, str | None]:
-        """The plan's pruning op and the projector, with and without the op's function; one for every dialect."""
+    def _prune(self, plan: PlanSpec) -> list[str]:
+        """The plan's pruning op and the projector; one for every dialect."""
 
         def export() -> ir.Model:
             return prune_graph(plan.first, self._spec, self._weights, self._weights_base, self._dtype)
 
-        whole = f"{plan.name}.prune"
-        if not plan.first.op.has_native:
-            return self._once(whole, export), None
-        return self._with_and_without_functions(whole, f"{plan.name}.prune_plugin", export)
+        name = f"{plan.name}.prune"
+        return self._with_native(name, export) if plan.first.op.has_native else [self._once(name, "", export)]
 
-    def _prune_llm(self, plan: PlanSpec, number: int) -> tuple[str, str]:
-        """The op between two segments, with and without its function; one for every dialect."""
+    def _prune_llm(self, plan: PlanSpec, number: int) -> list[str]:
+        """The op between two segments; one for every dialect."""
 
         def export() -> ir.Model:
             return prune_llm_graph(
                 plan.steps[number], self._spec.decoder, self._weights, self._weights_base, self._dtype
             )
 
-        name = f"{plan.name}.prune_llm_{number}"
-        return self._with_and_without_functions(name, f"{name}.plugin", export)
+        return self._with_native(f"{plan.name}.prune_llm_{number}", export)
 
     def _decoder(self, first: int, layers: int, dialect: Dialect) -> str:
         """A run of decoder layers, shared by every plan that is cut there; the whole decoder is `decoder_0`."""
@@ -99,6 +94,7 @@ class GraphExporter:
         name = "decoder_0" if layers == decoder.num_hidden_layers else f"decoder_{first}-{first + layers - 1}"
         return self._once(
             f"{name}.{dialect.name}",
+            dialect.name,
             lambda: decoder_segment(decoder, self._weights, self._weights_base, self._dtype, first, layers, dialect),
         )
 
@@ -106,25 +102,30 @@ class GraphExporter:
         """The file of a graph."""
         return self._folder / f"{self._prefix}{name}.onnx"
 
-    def _once(self, name: str, export: Callable[[], ir.Model]) -> str:
+    def _once(self, name: str, variant: str, export: Callable[[], ir.Model]) -> str:
         if name not in self.graphs:
-            self._write(name, export())
+            self._write(name, variant, export())
         return name
 
-    def _with_and_without_functions(self, whole: str, bare: str, export: Callable[[], ir.Model]) -> tuple[str, str]:
-        """The names of two files of one model: with the functions of its ops, and without them for plugins."""
-        if whole not in self.graphs:
-            model = export()
-            self._write(whole, model)
-            model.functions.clear()
-            self._write(bare, model)
-        return whole, bare
+    def _with_native(self, name: str, export: Callable[[], ir.Model]) -> list[str]:
+        """Two graphs of one model: for runtimes with our native ops, and with the functions of these ops.
 
-    def _write(self, name: str, model: ir.Model) -> None:
+        TensorRT 9.0 to 10.6 takes a function before it looks for a plugin, so a graph for plugins has none.
+        """
+        native = f"{name}.native"
+        if name not in self.graphs:
+            model = export()
+            self._write(name, "", model)
+            model.functions.clear()
+            self._write(native, "native", model)
+        return [native, name]
+
+    def _write(self, name: str, variant: str, model: ir.Model) -> None:
         save(model, self.path(name))
         self.graphs[name] = schema.Graph(
             file=f"{self._folder.name}/{self.path(name).name}",
-            opset=model.graph.opset_imports[""],
+            variant=variant,
+            needs=needs_of(model),
             inputs=_tensors(model.graph.inputs),
             outputs=_tensors(model.graph.outputs),
         )

@@ -24,7 +24,6 @@ class PlanSpec:
     options: Options
     schedule: Schedule
     segments: tuple[Segment, ...]
-    position_span: int
 
     @property
     def keep(self) -> int:
@@ -75,11 +74,9 @@ def shape_of(spec: ModelSpec) -> ModelShape:
 
 def bundle_shape(manifest: Manifest) -> ModelShape:
     """The same of the model in a bundle, for plans that are to be added to it."""
-    vision = manifest.vision
-    outputs = (tensor for graph in manifest.graphs.values() for tensor in graph.outputs)
-    features = next(tensor for tensor in outputs if tensor.name == "features")
-    has_cls = features.shape[1] != vision.tokens
-    return ModelShape((vision.grid_height, vision.grid_width), manifest.decoder.num_hidden_layers, has_cls=has_cls)
+    (view,) = manifest.vision.largest.views
+    grid = view.grid_height, view.grid_width
+    return ModelShape(grid, manifest.decoder.num_hidden_layers, has_cls=manifest.vision.cls_rows > 0)
 
 
 def make_plans(
@@ -109,14 +106,12 @@ def _plan(method: Method, options: Options, shape: ModelShape, budget: int | Non
                 "`vtexport list methods` shows the others"
             )
     edges = [0, *(step.layer for step in schedule.steps), shape.layers]
-    contiguous = schedule.first.positions == "contiguous"
     return PlanSpec(
         name=_plan_name(method, options, schedule.keep),
         method=method,
         options=options,
         schedule=schedule,
         segments=tuple(Segment(first_layer=start, layers=end - start) for start, end in itertools.pairwise(edges)),
-        position_span=schedule.visual_tokens if contiguous else shape.tokens,
     )
 
 

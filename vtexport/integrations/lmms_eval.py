@@ -39,7 +39,6 @@ class VtexportModel(lmms):
         plan: as for `Pipeline.open`.
         device: "cpu", or "cuda" with onnxruntime-gpu; `cuda:0` is taken for `cuda`.
         threads: threads for one operator; all cores when left out.
-        dialect: "modern" or "classic" graphs; as for `Pipeline.open`.
         seed: for tasks that sample.
         max_new_tokens: where a task names none.
         logits_processors: False leaves the checkpoint's logits processors out.
@@ -59,7 +58,6 @@ class VtexportModel(lmms):
         plan: str | None = None,
         device: str | None = None,
         threads: int | None = None,
-        dialect: str | None = None,
         seed: int = 0,
         max_new_tokens: int = 1024,  # as lmms-eval's own LLaVA has it
         logits_processors: bool = True,
@@ -75,7 +73,7 @@ class VtexportModel(lmms):
             raise UsageError("lmms-eval was started with several processes and a bundle runs in one; start one")
         self._seed, self._max_new_tokens, self._logits_processors = seed, max_new_tokens, logits_processors
         name = "cpu" if not device else str(device).partition(":")[0]
-        self.pipeline = Pipeline.open(str(bundle), plan, device=name, threads=threads, dialect=dialect)
+        self.pipeline = Pipeline.open(str(bundle), plan, device=name, threads=threads)
         self._image_token = self.pipeline.bundle.manifest.text.image_token
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

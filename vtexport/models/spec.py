@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vtexport.bundle.manifest import Part
+
 
 @dataclass(frozen=True)
 class VisionSpec:
@@ -91,6 +93,17 @@ class ModelSpec:
     projector: ProjectorSpec
     decoder: DecoderSpec
     image_token_id: int
+
+    def part(self, weight: str) -> Part:
+        """The part of the model that a weight belongs to, by its canonical name."""
+        if weight == self.decoder.embedding:
+            return "embedding"
+        if weight == self.decoder.head:
+            return "lm_head"
+        if weight.startswith(self.vision.block_prefix.partition(".")[0] + "."):
+            return "vision_tower"
+        first = self.projector.linear_1[0]
+        return "connector" if weight.startswith(first.partition(".")[0] + ".") else "decoder"
 
     def with_head(self, head: str, embedding: str) -> ModelSpec:
         """The same with the weights that a checkpoint has for the output head and the token embedding, by name.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtexport.backends.registry import open_backend
-from vtexport.bundle.adaptive import Adaptation, read_adaptations, refuse_former_name, write_adaptations
+from vtexport.bundle.abilities import choose_graphs
+from vtexport.bundle.adaptive import Adaptation, read_adaptations, write_adaptations
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import BundleError, InputError, UsageError, quoted
@@ -46,8 +47,8 @@ def adapt(
     Raises:
         UsageError: the bundle has no adaptive plan or lies in the hub's cache, or there is no such device.
         InputError: no such folder, nothing in it, nothing in it that can be read, or the bundle cannot be written.
-        BundleError: the bundle has no graphs for this runtime.
-        MissingDependencyError: ONNX Runtime is not installed, or too old.
+        BundleError: the bundle is damaged, or takes images as this runtime does not.
+        MissingDependencyError: ONNX Runtime is not installed, or runs none of the bundle's graphs.
     """
     manifest = bundle.manifest
     if not manifest.adaptive_plans:
@@ -55,7 +56,6 @@ def adapt(
             f"{bundle.folder} has no adaptive plan to set; build one with `vtexport build --keep 32,64,128 --dynamic`"
         )
     refuse_to_write(bundle.folder)
-    refuse_former_name(bundle.folder, manifest)
     backend = open_backend(device=device, threads=threads)
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give a folder of images")
@@ -67,16 +67,13 @@ def adapt(
     except BundleError as error:
         note(f"what was set before is replaced ({quoted(error)})")
         before = {}
-    plans = {plan.name: plan for plan in manifest.plans}
     # The features are the same in every vision graph, whatever signals it gives with them.
-    graphs = plans[manifest.adaptive_plans[0].plans[0]].graphs
-    dialect = backend.dialect(manifest.precision, None)
-    if dialect not in graphs:
-        raise BundleError(f"{bundle.folder} has no {dialect} graphs; build it again")
+    plan = bundle.plan(manifest.adaptive_plans[0].plans[0])
+    graphs = choose_graphs(manifest, plan, backend.provides.abilities)
     redundancies: dict[str, float] = {}
     unreadable: dict[str, str] = {}
     with contextlib.closing(backend):
-        stage = VisionStage(bundle, graphs[dialect].vision, backend)
+        stage = VisionStage(bundle, graphs.vision, backend)
         for done, path in enumerate(files):
             progress(done, len(files))
             try:

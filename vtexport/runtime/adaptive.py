@@ -60,15 +60,14 @@ class BudgetChooser:
             )
         self._adaptive = adaptive
         self._normaliser = adaptation.normaliser
-        plans = {plan.name: plan for plan in bundle.manifest.plans}
-        self.plans = [plans[name] for name in adaptive.plans]
+        self._plans = bundle.plans_of(adaptive.name)
 
     def choose(self, patches: np.ndarray) -> tuple[Plan, BudgetChoice]:
         """The plan for an image with these features [T, D]."""
         rho = redundancy(patches)
         wanted = self._adaptive.mean * max(0.0, 1 - rho) / self._normaliser
-        budget = nearest_budget(wanted, [plan.keep for plan in self.plans])
-        plan = next(plan for plan in self.plans if plan.keep == budget)
+        budget = nearest_budget(wanted, [plan.keep for plan in self._plans])
+        plan = next(plan for plan in self._plans if plan.keep == budget)
         return plan, BudgetChoice(self._adaptive.name, rho, wanted, budget)
 
 

@@ -30,7 +30,7 @@ class VisualTokens:
 
     block: Buffer  # [1, N, W], where the backend computes
     keep_indices: np.ndarray  # [N] int64, raster index of the patch, -1 for CLS
-    positions: np.ndarray  # [N] int64, counted from the image's place in the prompt
+    positions: np.ndarray  # [axes, N] int64, counted from the image's place in the prompt
     position_span: int  # position ids that the image takes
     grid: tuple[int, int]  # rows and columns of patches
     image_size: tuple[int, int]  # width and height of the upright image, pixels

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vtexport.backends.trt.flavour import TENSORRT_RTX
-from vtexport.bundle.dialects import DIALECTS, RUNS_IN, choose_dialect, why_not
+from vtexport.bundle.abilities import unmet
+from vtexport.bundle.manifest import Needs
+from vtexport.bundle.onnxruntime import abilities_of
+from vtexport.dtypes import TensorType
 from vtexport.errors import MissingDependencyError, quoted
 
+# What a decoder graph of each variant needs that versions of ONNX Runtime differ in, the one to take first
+_VARIANTS = {"modern": (23, ["Attention"]), "classic": (20, [])}
+_PRECISIONS: tuple[TensorType, ...] = ("float32", "float16")
 # benchmarks/results/native_cpu.json
 _WITHOUT = "PruneSID's selection takes half as long with it"
 
@@ -46,16 +52,21 @@ def onnxruntime() -> Finding:
     except MissingDependencyError as error:
         return Finding("run bundles", "missing", "ONNX Runtime", str(error))
     providers = ", ".join(runtime.get_available_providers())
-    what, version = f"ONNX Runtime {runtime.__version__} ({providers})", runtime.__version__
+    what = f"ONNX Runtime {runtime.__version__} ({providers})"
     try:
-        taken = {precision: choose_dialect(version, precision) for precision in RUNS_IN}
+        abilities = abilities_of(runtime.__version__)
     except MissingDependencyError as error:
         return Finding("run bundles", "missing", what, str(error))
-    runs = ", ".join(f"{precision} by their {dialect} graphs" for precision, dialect in taken.items())
-    reasons = [(each, why) for each in RUNS_IN if (why := why_not(DIALECTS[0], version, each))]
-    left_out = "; ".join(f"{DIALECTS[0]} graphs are left out in {each}: {why}" for each, why in reasons)
-    step = f"{left_out}; a newer version runs them, where there is one for this Python" if left_out else None
-    return Finding("run bundles", "ok", f"{what} runs bundles: {runs}", step)
+    runs, left_out = [], []
+    for precision in _PRECISIONS:
+        for variant, (opset, operators) in _VARIANTS.items():
+            why = unmet(Needs(ir_version=10, opset=opset, operators=operators, types=[precision]), abilities)
+            if why is None:
+                runs.append(f"{precision} by their {variant} graphs")
+                break
+            left_out.append(f"{variant} graphs are left out in {precision}: {why}")
+    step = f"{'; '.join(left_out)}; a newer version runs them, where there is one for this Python" if left_out else None
+    return Finding("run bundles", "ok", f"{what} runs bundles: {', '.join(runs)}", step)
 
 
 def native_library() -> Finding:

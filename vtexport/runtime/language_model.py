@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vtexport.backends.base import Backend, Buffer, Cache, Session
+from vtexport.bundle.abilities import ChosenGraphs
 from vtexport.bundle.manifest import Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.runtime.vision import check_finite
@@ -31,9 +32,9 @@ class Sequence:
 class LanguageModel:
     """The decoder graphs of a plan, loaded."""
 
-    def __init__(self, bundle: Bundle, plan: Plan, dialect: str, backend: Backend):
+    def __init__(self, bundle: Bundle, plan: Plan, graphs: ChosenGraphs, backend: Backend):
         self._manifest, self._plan, self._backend = bundle.manifest, plan, backend
-        graphs, sizes, files = plan.graphs[dialect], bundle.manifest.decoder, bundle.manifest.graphs
+        sizes, files = bundle.manifest.decoder, bundle.manifest.graphs
         self._segments = [backend.load(bundle.path(files[name].file)) for name in graphs.decoder]
         self._steps = [backend.load(bundle.path(files[name].file), plugins=True) for name in graphs.prune_llm]
         for session, segment in zip(self._segments, plan.segments, strict=True):
@@ -66,14 +67,14 @@ class LanguageModel:
         Args:
             sequence: From `start`; its caches are filled.
             embeddings: [1, S, W].
-            positions: [S] int64.
+            positions: [axes, S] int64.
             visual_start: Row of the first visual token.
             aux_outputs: What the op after the vision tower gave for the steps, such as `labels` [1, n].
         """
         upload = self._backend.upload
-        hidden, position_ids = embeddings, upload(positions[None].astype(np.int64))
+        hidden, position_ids = embeddings, upload(positions.astype(np.int64))
         outputs: dict[str, Buffer] = {}
-        last, offset = int(positions[-1]), 0  # the last row's position id; what compacting took from it so far
+        last, offset = int(positions[0, -1]), 0  # the last row's position id; what compacting took from it so far
         for number, (session, cache) in enumerate(zip(self._segments, sequence.caches, strict=True)):
             outputs = self._run(session, cache, hidden, position_ids)
             hidden = outputs.get("hidden_states_out", hidden)

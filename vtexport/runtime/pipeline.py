@@ -14,10 +14,10 @@ from types import TracebackType
 import numpy as np
 
 from vtexport.backends.registry import open_backend
-from vtexport.bundle.dialects import DIALECTS
+from vtexport.bundle.abilities import choose_graphs, notes_on
 from vtexport.bundle.manifest import AdaptivePlan
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import BundleError, UsageError
+from vtexport.errors import UsageError
 from vtexport.runtime.adaptive import BudgetChooser
 from vtexport.runtime.answers import Answer, AnswerStream, BudgetChoice, Clock, VisualTokens, timings
 from vtexport.runtime.messages import choose_image
@@ -26,7 +26,7 @@ from vtexport.runtime.sampling import Decoding, Sampling, TokenChooser
 from vtexport.runtime.stages import Continuation, Stages
 from vtexport.runtime.vision import ImageLike
 
-__all__ = ["DIALECTS", "Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
+__all__ = ["Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 
@@ -40,7 +40,8 @@ class Pipeline:
         bundle: What was opened.
         name: Of the plan.
         plans: It, or those that an adaptive one chooses from.
-        dialect: Of the graphs that run.
+        graphs: The graphs that run, by plan.
+        notes: Sentences on graphs that this runtime passes over because it does not answer rightly with them.
         native: The library that runs the pruning ops, or the reason why their function bodies do.
         stages: The steps of `encode` and `generate`, for a measurement to call one by one.
     """
@@ -57,22 +58,21 @@ class Pipeline:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
         self._backend = backend = open_backend(device=device, threads=threads)
-        precision = bundle.manifest.precision
-        if precision not in backend.provides.precisions:
+        abilities, precision = backend.provides.abilities, bundle.manifest.precision
+        if precision not in abilities.types:
             raise UsageError(
-                f"{bundle.folder} is in {precision}, which {backend.provides.title} does not compute in and which is "
+                f"{bundle.folder} is in {precision}, which {abilities.title} does not compute in and which is "
                 "for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
             )
-        self.dialect = backend.dialect(precision, dialect)
         self.native = backend.provides.plugins
         self.bundle = bundle
         chosen = bundle.plan_or_adaptive(plan)
         self.name = chosen.name
         chooser = BudgetChooser(bundle, chosen) if isinstance(chosen, AdaptivePlan) else None
-        self.plans = chooser.plans if chooser else [bundle.plan(chosen.name)]
-        if any(self.dialect not in each.graphs for each in self.plans):
-            raise BundleError(f"{bundle.folder} has no {self.dialect} graphs; build it again")
-        self.stages = Stages(bundle, self.plans, self.dialect, backend, chooser)
+        self.plans = bundle.plans_of(chosen.name)
+        self.graphs = [choose_graphs(bundle.manifest, each, abilities, dialect) for each in self.plans]
+        self.notes = notes_on(self.graphs, abilities, bundle.manifest)
+        self.stages = Stages(bundle, self.plans, self.graphs, backend, chooser)
         self._language_model = self.stages.language_model
         self._prompts = PromptReader(bundle)
         self._closed = False
@@ -95,8 +95,8 @@ class Pipeline:
                 adaptive plan over all others.
             device: "cpu", or "cuda" with onnxruntime-gpu.
             threads: threads for one operator; all cores when left out.
-            dialect: "modern" graphs, or "classic" ones, which older runtimes take too; when left out, the first of them
-                that the installed version of ONNX Runtime answers rightly with.
+            dialect: for comparing variants of graphs: "modern" or "classic" ones alone. When left out, the first whose
+                needs the installed version of ONNX Runtime meets.
 
         Raises:
             InputError, BundleError: no such folder, not a whole bundle, or an adaptive plan that no images have set.
@@ -332,7 +332,7 @@ class Pipeline:
     def _unpruned(self, read: Prompt) -> np.ndarray:
         """The prompt's ids [L] int64 as transformers has them: a placeholder for each of the image's visual tokens."""
         manifest = self.bundle.manifest
-        placeholders = np.full(manifest.vision.tokens, manifest.text.image_token_id, np.int64)
+        placeholders = np.full(manifest.vision.largest.tokens, manifest.text.image_token_id, np.int64)
         return np.concatenate([read.before, placeholders, read.after])
 
     def _check_open(self) -> None:

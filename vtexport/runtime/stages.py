@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vtexport.backends.base import Backend, Buffer
+from vtexport.bundle.abilities import ChosenGraphs
 from vtexport.bundle.manifest import Plan, StoredTensor
 from vtexport.bundle.reader import Bundle
 from vtexport.dtypes import DTYPES
@@ -15,10 +16,10 @@ from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.adaptive import BudgetChooser
 from vtexport.runtime.answers import VisualTokens, reported
 from vtexport.runtime.language_model import LanguageModel, Sequence
+from vtexport.runtime.positions import image_span, prompt_positions
 from vtexport.runtime.prompt import Prompt, Question
 from vtexport.runtime.vision import ImageLike, Preprocessed, VisionOutput, VisionStage, check_finite
 
-AUX_OUTPUTS = ("labels",)  # outputs of the prune graph that steps inside the language model read
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
 
 
@@ -46,16 +47,23 @@ class Stages:
     """
 
     def __init__(
-        self, bundle: Bundle, plans: SequenceOf[Plan], dialect: str, backend: Backend, chooser: BudgetChooser | None
+        self,
+        bundle: Bundle,
+        plans: SequenceOf[Plan],
+        graphs: SequenceOf[ChosenGraphs],
+        backend: Backend,
+        chooser: BudgetChooser | None,
     ):
         self._manifest, self._plans, self._backend, self._chooser = bundle.manifest, plans, backend, chooser
-        graphs = plans[0].graphs[dialect]  # the plans of an adaptive one differ in the prune graph alone
-        self._vision = VisionStage(bundle, graphs.vision, backend)
+        files = self._manifest.graphs
+        first = graphs[0]  # the plans of an adaptive one differ in the prune graph alone
+        self._vision = VisionStage(bundle, first.vision, backend)
         self._prune = {
-            plan.name: backend.load(bundle.path(self._manifest.graphs[plan.graphs[dialect].prune].file), plugins=True)
-            for plan in plans
+            plan.name: backend.load(bundle.path(files[each.prune].file), plugins=True)
+            for plan, each in zip(plans, graphs, strict=True)
         }
-        self.language_model = LanguageModel(bundle, plans[0], dialect, backend)
+        self.language_model = LanguageModel(bundle, plans[0], first, backend)
+        self._passed_on = {tensor.name for name in first.prune_llm for tensor in files[name].inputs}
         self._dtype = DTYPES[self._manifest.precision].numpy
         self._embedding = _map(bundle, self._manifest.text.embedding, backend)
 
@@ -102,13 +110,18 @@ class Stages:
         rows = block.shape[1]
         # The rows after `count` only fill the budget.
         used = int(reports["count"]) if "count" in reports else rows
-        grid = self._manifest.vision
+        view = self._vision.view
         return VisualTokens(
             block=self._backend.first_rows(block, used) if used < rows else block,
             keep_indices=kept["keep_indices"].numpy()[0, :used],
-            positions=kept["visual_positions"].numpy()[0, :used],
-            position_span=plan.position_span - (rows - used if plan.positions == "contiguous" else 0),
-            grid=(grid.grid_height, grid.grid_width),
+            positions=kept["visual_positions"].numpy()[:, :used],
+            position_span=image_span(
+                self._manifest.position_ids,
+                self._manifest.vision,
+                self._vision.arrangement,
+                used if plan.positions == "contiguous" else None,
+            ),
+            grid=(view.grid_height, view.grid_width),
             image_size=seen.image.image_size,
             crop=seen.image.crop,
             plan=plan.name,
@@ -117,7 +130,7 @@ class Stages:
             warnings=[*seen.image.warnings, *warnings],
             route=route,
             question=question.text if question else None,
-            aux_outputs={name: value for name, value in kept.items() if name in AUX_OUTPUTS},
+            aux_outputs={name: value for name, value in kept.items() if name in self._passed_on},
         )
 
     def prefill(self, visual: VisualTokens, prompt: Prompt, max_new_tokens: int) -> Continuation:
@@ -149,7 +162,7 @@ class Stages:
                 backend.upload(self._embed(prompt.after)),
             ]
         )
-        positions = np.concatenate([np.arange(start), start + visual.positions, after + np.arange(len(prompt.after))])
+        positions = prompt_positions(start, visual.positions, visual.position_span, len(prompt.after))
         aux_outputs = {name: backend.adopt(value) for name, value in visual.aux_outputs.items()}
         logits = self.language_model.prefill(sequence, embeddings, positions, start, aux_outputs)
         return Continuation(sequence, logits, end_position, length)
@@ -184,10 +197,9 @@ class Stages:
 
 
 def _map(bundle: Bundle, tensor: StoredTensor, backend: Backend) -> np.ndarray:
-    if tensor.dtype not in backend.provides.precisions:
-        raise BundleError(
-            f"the bundle's embedding has dtype {tensor.dtype}, which {backend.provides.title} cannot take"
-        )
+    abilities = backend.provides.abilities
+    if tensor.dtype not in abilities.types:
+        raise BundleError(f"the bundle's embedding has dtype {tensor.dtype}, which {abilities.title} cannot take")
     mapped = np.memmap(
         bundle.path(tensor.file), DTYPES[tensor.dtype].numpy, "r", offset=tensor.offset, shape=tuple(tensor.shape)
     )

@@ -10,7 +10,8 @@ from PIL import Image
 
 from vtexport.backends.base import Backend, Buffer
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import InputError
+from vtexport.bundle.views import Arrangement, FixedSize, View
+from vtexport.errors import BundleError, InputError
 from vtexport.runtime.images import Crop, output_size, pixel_values, read_image
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -47,11 +48,12 @@ class VisionOutput:
 
 
 class VisionStage:
-    """One vision graph of a bundle, loaded."""
+    """One vision graph of a bundle, loaded, with the view that an image becomes and the arrangement that it is in."""
 
     def __init__(self, bundle: Bundle, graph: str, backend: Backend):
         manifest = bundle.manifest
-        self._image, self._precision, self._tokens = manifest.image, manifest.precision, manifest.vision.tokens
+        self._image, self._precision = manifest.image, manifest.precision
+        self.arrangement, self.view = _only_view(bundle)
         self._backend = backend
         self.session = backend.load(bundle.path(manifest.graphs[graph].file))
         self.session.check_input("pixel_values", 3, *output_size(manifest.image))
@@ -78,7 +80,23 @@ class VisionStage:
 
     def patches(self, output: VisionOutput) -> np.ndarray:
         """[T, D]: the features without CLS, for the host."""
-        return output.outputs["features"].numpy()[0, -self._tokens :]
+        return output.outputs["features"].numpy()[0, -self.arrangement.tokens :]
+
+
+def _only_view(bundle: Bundle) -> tuple[Arrangement, View]:
+    """The one view that an image becomes.
+
+    Raises:
+        BundleError: the bundle cuts images in a way that this runtime does not.
+    """
+    vision = bundle.manifest.vision
+    arrangement = vision.arrangements[0]
+    if vision.resize != FixedSize() or len(arrangement.views) > 1 or vision.separators:
+        raise BundleError(
+            f"{bundle.folder} has images of several sizes or views (rule {vision.resize.__struct_config__.tag!r}), and "
+            "this vtexport runs one view of one size; run pip install --upgrade vtexport"
+        )
+    return arrangement, arrangement.views[0]
 
 
 def check_finite(finite: bool, stage: str, precision: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from vtexport.backends.base import Buffer, Provides
 from vtexport.backends.onnxruntime.host import HostBuffer, HostCache
-from vtexport.bundle.dialects import DIALECTS, RUNS_IN, choose_dialect, why_not
+from vtexport.bundle.onnxruntime import abilities_of
 from vtexport.bundle.paths import check_name
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, quoted
 from vtexport.plugins.libraries import SWITCH, Choice, choose_library
@@ -28,28 +28,18 @@ class OnnxRuntimeBackend:
 
     Raises:
         UsageError: no such device.
-        MissingDependencyError: ONNX Runtime or its provider for the device is not there.
+        MissingDependencyError: ONNX Runtime or its provider for the device is not there, or it is too old.
     """
 
     def __init__(self, device: str, threads: int | None):
         check_device(device)
         self._device, self._threads = device, threads
         self._sessions: list[OnnxRuntimeSession] = []
-        version = import_onnxruntime().__version__
         self.provides = Provides(
-            title=f"ONNX Runtime {version}",
-            precisions=RUNS_IN,
-            dialects={
-                precision: tuple(each for each in DIALECTS if why_not(each, version, precision) is None)
-                for precision in RUNS_IN
-            },
+            abilities_of(import_onnxruntime().__version__),
             # On a CUDA device the function bodies run there; the library would bring the op back to the CPU.
             plugins=choose_library() if device == "cpu" else Choice(None, f"the device is {device}"),
         )
-
-    def dialect(self, precision: str, wanted: str | None) -> str:
-        """As `base.Backend.dialect`; the sentences give the reason."""
-        return dialect_here(precision, wanted)
 
     def load(self, graph: Path, *, plugins: bool = False) -> OnnxRuntimeSession:
         """As `base.Backend.load`."""
@@ -149,7 +139,7 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Outputs by name; feeds that the graph does not take are passed over."""
-        given = {name: cast(HostBuffer, feeds[name]).array for name in self.input_names}
+        given = {name: feeds[name].array for name in self.input_names}  # type: ignore[attr-defined]
         outputs = self._session.run(self.output_names, given)
         return dict(zip(self.output_names, map(HostBuffer, outputs), strict=True))
 
@@ -198,16 +188,6 @@ def check_device(device: str) -> None:
             f"the installed ONNX Runtime has no {PROVIDERS[device]} (it has {', '.join(available)}); "
             "run pip install 'vtexport[gpu]' or use --device cpu"
         )
-
-
-def dialect_here(precision: str, wanted: str | None = None) -> str:
-    """The graphs to run with the installed ONNX Runtime: those that are wanted, else the first that it runs rightly.
-
-    Raises:
-        UsageError: no such dialect, or one that this version gives wrong answers with.
-        MissingDependencyError: ONNX Runtime is not installed, or too old for any.
-    """
-    return choose_dialect(import_onnxruntime().__version__, precision, wanted)
 
 
 def _reason(error: BaseException, path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 
@@ -44,28 +43,32 @@ class HostCache:
     def __init__(self, layers: range, capacity: int, num_key_value_heads: int, head_dim: int, dtype: str):
         shape, numpy_dtype = (1, capacity, num_key_value_heads, head_dim), DTYPES[dtype].numpy
         names = [f"key_values.{layer}.{kind}" for layer in layers for kind in ("key", "value")]
-        # (a graph's input, its output, the array)
-        self._arrays = [(f"past_{name}", f"new_{name}", np.empty(shape, numpy_dtype)) for name in names]
+        self._past: dict[str, Buffer] = {}  # buffers whose arrays follow the length, made once
+        self._rows: list[tuple[str, np.ndarray, HostBuffer]] = []  # (a graph's output, the array, its valid rows)
+        for name in names:
+            array = np.empty(shape, numpy_dtype)
+            valid = HostBuffer(array[:, :0])
+            self._past[f"past_{name}"] = valid
+            self._rows.append((f"new_{name}", array, valid))
         self.capacity = capacity
         self.length = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(array.nbytes for _, _, array in self._arrays)
+        return sum(array.nbytes for _, array, _ in self._rows)
 
     def past(self) -> dict[str, Buffer]:
         """The valid rows, as inputs of a decoder graph."""
-        length = self.length
-        return {past: HostBuffer(array[:, :length]) for past, _, array in self._arrays}
+        return self._past
 
     def append(self, outputs: Mapping[str, Buffer]) -> None:
         """Adds the rows that the graph returned under `new_key_values.*`."""
-        end = self.length
-        for _, new, array in self._arrays:
-            rows = cast(HostBuffer, outputs[new]).array
-            end = self.length + rows.shape[1]
-            if end > self.capacity:
-                raise IndexError(f"{end} rows in a cache of {self.capacity}")
-            array[:, self.length : end] = rows
+        start = self.length
+        end = start + outputs[self._rows[0][0]].shape[1]
+        if end > self.capacity:
+            raise IndexError(f"{end} rows in a cache of {self.capacity}")
+        for name, array, valid in self._rows:
+            array[:, start:end] = outputs[name].array  # type: ignore[attr-defined]
+            valid.array = array[:, :end]
         self.length = end

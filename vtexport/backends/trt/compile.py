@@ -17,6 +17,7 @@ from vtexport.backends.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, TEXT_T
 from vtexport.backends.trt.flavour import Flavour
 from vtexport.backends.trt.profiles import profiles
 from vtexport.backends.trt.worker import Job, Outcome
+from vtexport.bundle.abilities import choose_graphs
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
 from vtexport.bundle.publish import staged
@@ -84,10 +85,8 @@ class EngineCompiler:
         self._check_capabilities(target, capabilities)
         self._check_precision(bundle, target, capabilities)
         manifest = bundle.manifest
-        wanted: dict[str, None] = {}  # in the order that a plan runs them, each once
-        for plan in manifest.plans:
-            graphs = plan.graphs[target.dialect]
-            wanted |= dict.fromkeys((graphs.vision, graphs.prune, *graphs.decoder, *graphs.prune_llm))
+        chosen = [choose_graphs(manifest, plan, target.abilities) for plan in manifest.plans]
+        wanted = list(dict.fromkeys(name for graphs in chosen for name in graphs.names))  # as they run, each once
         ranges = {name: profiles(manifest, manifest.graphs[name], text_tokens) for name in wanted}
         self._flavour.check_installed()
         engines, version = {}, ""

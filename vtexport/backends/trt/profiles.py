@@ -58,9 +58,9 @@ def _visual_tokens(manifest: Manifest, graph: Graph) -> list[int]:
     found = set()
     for plan in manifest.plans:
         counts = [plan.visual_tokens, *(step.keep for step in plan.steps)]
-        for graphs in plan.graphs.values():
-            for names in (graphs.decoder, graphs.prune_llm):
-                found |= {count for name, count in zip(names, counts, strict=False) if manifest.graphs[name] is graph}
+        for stages in (plan.graphs.decoder, plan.graphs.prune_llm):
+            for names, count in zip(stages, counts, strict=False):
+                found |= {count for name in names if manifest.graphs[name] is graph}
     return sorted(found)
 
 
