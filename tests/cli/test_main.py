@@ -294,7 +294,7 @@ print("frozen", frozen)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("wait", [0.0, 0.8])
+@pytest.mark.parametrize("wait", [0.0, 0.1])
 def test_interrupted_builds_leave_nothing(
     tiny_checkpoint: Path, tmp_path: Path, sent: signal.Signals, wait: float
 ) -> None:
@@ -303,7 +303,7 @@ def test_interrupted_builds_leave_nothing(
     deadline = time.monotonic() + 60
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:  # until the hidden folder is there
         time.sleep(0.02)
-    time.sleep(wait)  # it may be anywhere in the exporter by then
+    time.sleep(wait)  # it is among the graphs by then; the whole takes a third of a second
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

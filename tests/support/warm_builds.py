@@ -101,15 +101,19 @@ class WarmBuilds:
 
 
 def _warm_up(checkpoint: str) -> None:
-    """Imports what a build of this checkpoint needs."""
+    """Imports what a build of this checkpoint needs, and reads its configuration, which imports more."""
     import onnxruntime  # noqa: F401
     import torch
     from transformers import AutoTokenizer
 
     import vtexport.build
     import vtexport.cli.main
-    import vtexport.export.graphs  # noqa: F401
+    import vtexport.export.graphs
+    import vtexport.pruning.methods  # noqa: F401
+    from vtexport.checkpoint.resolve import open_checkpoint
 
+    opened = open_checkpoint(checkpoint)
+    opened.family.model_spec(opened.config, opened.folder)
     AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     torch.set_num_threads(1)  # threads do not come along into a fork
 
