@@ -133,7 +133,7 @@ def build(
     # All that can be refused is, by the small files alone: before weights are fetched, written or copied.
     report.stage(f"reading the checkpoint {model}")
     located = locate(model, weights=weights, seed=seed, notify=note)
-    spec: ModelSpec = located.family.model_spec(located.config, located.folder)
+    spec = located.model.spec
     destination = Path(output) if output is not None else Path(bundle_name(located))
     _judge_output(destination, dtype, replace=replace, link_weights=link_weights)
     plans = make_plans(chosen, [keep] if isinstance(keep, int) else keep, given, shape_of(spec))

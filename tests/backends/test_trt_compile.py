@@ -30,12 +30,12 @@ from vtexport.bundle import manifest as schema
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
-from vtexport.models.decoders.llama import decoder_segment
-from vtexport.graphs.dialects import DIALECTS
-from vtexport.graphs.builder import interface
 from vtexport.export.needs import needs_of
+from vtexport.graphs.builder import interface
+from vtexport.graphs.dialects import DIALECTS
 from vtexport.graphs.weight import Weight
-from vtexport.models.parts import DecoderSpec
+from vtexport.models.decoders.llama import LlamaDecoder
+from vtexport.models.parts import EMBEDDING, HEAD
 from vtexport.runtime.pipeline import Pipeline
 
 pytestmark = pytest.mark.long
@@ -118,27 +118,10 @@ def test_building_into_the_bundle_says_that_engines_go(half_bundle: Path, tiny_c
     assert read_engines(open_bundle(half_bundle)) == []
 
 
-def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, Weight]:
+def decoder_weights(spec: LlamaDecoder, folder: Path, dtype: str) -> dict[str, Weight]:
     """Random weights in 16 bits of a decoder without a head of any size, in one file."""
-    inner = 4 * spec.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        spec.final_norm: (spec.hidden_size,),
-        spec.head: (spec.vocab_size, spec.hidden_size),
-    }
-    for layer in range(spec.num_hidden_layers):
-        prefix = spec.layer_prefix.format(layer)
-        q, kv = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-        shapes |= {
-            prefix + "input_layernorm.weight": (spec.hidden_size,),
-            prefix + "post_attention_layernorm.weight": (spec.hidden_size,),
-            prefix + "self_attn.q_proj.weight": (q, spec.hidden_size),
-            prefix + "self_attn.k_proj.weight": (kv, spec.hidden_size),
-            prefix + "self_attn.v_proj.weight": (kv, spec.hidden_size),
-            prefix + "self_attn.o_proj.weight": (spec.hidden_size, q),
-            prefix + "mlp.gate_proj.weight": (inner, spec.hidden_size),
-            prefix + "mlp.up_proj.weight": (inner, spec.hidden_size),
-            prefix + "mlp.down_proj.weight": (spec.hidden_size, inner),
-        }
+    shapes = {HEAD: spec.head_shape} | spec.shapes()
+    del shapes[EMBEDDING]  # which no graph reads
     random, weights, offset = np.random.default_rng(0), {}, 0
     (folder / "weights").mkdir()
     with (folder / "weights" / "w.bin").open("wb") as file:
@@ -152,15 +135,14 @@ def decoder_weights(spec: DecoderSpec, folder: Path, dtype: str) -> dict[str, We
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_an_engine_holds_its_weights_once(dtype: str, half_bundle: Path, tmp_path: Path) -> None:
     """Three profiles under 1.1 times the weights, with weights large enough that they outweigh the kernels."""
-    spec = DecoderSpec(
+    spec = LlamaDecoder(
         num_hidden_layers=2, hidden_size=2048, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
         vocab_size=256, rms_norm_eps=1e-5, max_position_embeddings=2048, attention_scaling=1.0,
         inv_freq=1 / 10000 ** (np.arange(64) / 64),
-        attention_bias=False, mlp_bias=False, embedding="embed", layer_prefix="layers.{}.", final_norm="norm",
-        head="head.weight",
+        intermediate_size=4 * 2048, qkv_bias=False, output_bias=False, mlp_bias=False, windows=(None, None),
     )  # fmt: skip
     weights = decoder_weights(spec, tmp_path, dtype)
-    model = decoder_segment(spec, weights, tmp_path, dtype, 0, spec.num_hidden_layers, DIALECTS["modern"])
+    model = spec.segment(weights, tmp_path, dtype, 0, spec.num_hidden_layers, DIALECTS["modern"])
     ir.save(model, tmp_path / "decoder.onnx")
     inputs = [schema.Tensor(name=n, shape=s, dtype=d) for n, s, d in interface(model.graph.inputs)]  # type: ignore[arg-type]
     graph = schema.Graph(file="decoder.onnx", needs=needs_of(model), inputs=inputs, outputs=[])

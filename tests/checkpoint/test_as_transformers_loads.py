@@ -16,6 +16,9 @@ from transformers import LlavaForConditionalGeneration
 
 from vtexport.checkpoint.resolve import Checkpoint, open_checkpoint
 from vtexport.errors import InputError
+from vtexport.models.registry import family_of
+
+LLAVA = family_of("llava", "")
 
 IN_MEMORY_HEAD, IN_MEMORY_EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 Rename = Callable[[str], str]
@@ -133,8 +136,6 @@ def test_every_name_that_transformers_takes_binds(tiny_model: Any) -> None:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    from vtexport.models import llava
-
     state = tiny_model.state_dict()
     renamings = [each for each in get_model_conversion_mapping(tiny_model) if isinstance(each, WeightRenaming)]
 
@@ -153,6 +154,6 @@ def test_every_name_that_transformers_takes_binds(tiny_model: Any) -> None:
             stored = front + part + middle + bare.removeprefix(own)
             if (found := loaded(stored)) is not None:
                 taken += 1
-                assert llava.canonical_name(stored) == llava.canonical_name(found), stored
-                assert llava.read_name(stored)[1] in ((), ("model.",)), stored
+                assert LLAVA.canonical_name(stored) == LLAVA.canonical_name(found), stored
+                assert LLAVA.read_name(stored)[1] in ((), ("model.",)), stored
     assert taken > 4 * len(state)

@@ -23,8 +23,8 @@ import pytest
 from onnx import TensorProto
 from onnx_ir.passes import common as passes
 
-from vtexport.graphs.builder import GraphWriter, save
 from vtexport.export.prune import _positions
+from vtexport.graphs.builder import GraphWriter, save
 
 GRAPHS = (
     "vision.cls_attention.modern",

@@ -11,7 +11,9 @@ import pytest
 from tiny_llava import make_config
 
 from vtexport.errors import InputError, UsageError
-from vtexport.models.family import family_of, llava
+from vtexport.models.registry import family_of
+
+LLAVA = family_of("llava", "")
 
 NAMES = {
     "vision_tower.encoder.layers.0.self_attn.q_proj.weight": [
@@ -32,14 +34,14 @@ NAMES = {
 @pytest.mark.parametrize("canonical", NAMES)
 def test_every_layout_has_one_canonical_name(canonical: str) -> None:
     for stored in [canonical, *NAMES[canonical]]:
-        assert llava.canonical_name(stored) == canonical
-    assert llava.hub_name(canonical) in [canonical, *NAMES[canonical]]
+        assert LLAVA.canonical_name(stored) == canonical
+    assert LLAVA.hub_name(canonical) in [canonical, *NAMES[canonical]]
 
 
 def test_names_of_the_whole_model_survive_the_round_trip() -> None:
-    shapes = llava.tensor_shapes(make_config())
+    shapes = LLAVA.model_spec(make_config(), Path()).shapes()
     assert len(shapes) == 105
-    assert all(llava.canonical_name(llava.hub_name(name)) == name for name in shapes)
+    assert all(LLAVA.canonical_name(LLAVA.hub_name(name)) == name for name in shapes)
 
 
 def write(folder: Path, settings: dict[str, Any]) -> Path:
@@ -59,8 +61,8 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
             "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
         },
     }  # fmt: skip
-    config = llava.load_config(write(tmp_path, settings))
-    spec = llava.model_spec(config, tmp_path)
+    config = LLAVA.load_config(write(tmp_path, settings))
+    spec = LLAVA.model_spec(config, tmp_path)
     assert (spec.vision.tokens, spec.vision.hidden_size, spec.vision.feature_layer) == (576, 1024, 23)
     decoder = spec.decoder
     assert (
@@ -71,7 +73,7 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
         decoder.head_dim,
     ) == (32, 4096, 32, 32, 128)
     assert (decoder.vocab_size, decoder.max_position_embeddings) == (32064, 4096)
-    assert sum(1 for _ in llava.tensor_shapes(config)) == 391 + 295
+    assert len(spec.shapes()) == 391 + 295
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,11 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
         ({"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 0}}, "vision_config.num_hidden_l"),
         ({"text_config": {"model_type": "llama", "rms_norm_eps": float("nan")}}, "text_config.rms_norm_eps = nan"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act = 'relu'"),
-        ({"text_config": {"model_type": "mistral"}}, "text_config.model_type = 'mistral'"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type = 'siglip_vision_model'"),
+        ({"text_config": {"model_type": "gemma2"}}, "text_config.model_type = 'gemma2'.* takes llama, mistral, qwen2"),
+        (
+            {"vision_config": {"model_type": "dinov2"}},
+            "vision_config.model_type = 'dinov2'.* takes clip_vision_model, sig",
+        ),
         (
             {
                 "text_config": {
@@ -122,30 +127,30 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     settings = {**json.loads(make_config().to_json_string(use_diff=False)), **change}
     with pytest.raises(UsageError, match=message):
-        llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path)
+        LLAVA.model_spec(LLAVA.load_config(write(tmp_path, settings)), tmp_path)
 
 
 def test_the_implementation_of_attention_is_no_matter(tmp_path: Path) -> None:
     """A configuration may ask for one that is not installed here, and answers do not depend on it."""
     settings = json.loads(make_config().to_json_string(use_diff=False))
-    whole = llava.tensor_shapes(llava.load_config(write(tmp_path, settings)))
+    whole = LLAVA.model_spec(LLAVA.load_config(write(tmp_path, settings)), tmp_path).shapes()
     asked = {"attn_implementation": "flash_attention_2", "_attn_implementation": "flash_attention_2"}
     settings = settings | asked | {"text_config": settings["text_config"] | asked}
-    assert llava.tensor_shapes(llava.load_config(write(tmp_path, settings))) == whole
+    assert LLAVA.model_spec(LLAVA.load_config(write(tmp_path, settings)), tmp_path).shapes() == whole
 
 
 def test_a_window_of_all_positions_drops_nothing(tmp_path: Path) -> None:
     settings = json.loads(make_config().to_json_string(use_diff=False))
-    plain = llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path).decoder
+    plain = LLAVA.model_spec(LLAVA.load_config(write(tmp_path, settings)), tmp_path).decoder
     settings["text_config"] |= {"sliding_window": settings["text_config"]["max_position_embeddings"]}
-    windowed = llava.model_spec(llava.load_config(write(tmp_path, settings)), tmp_path).decoder
+    windowed = LLAVA.model_spec(LLAVA.load_config(write(tmp_path, settings)), tmp_path).decoder
     assert replace(windowed, inv_freq=plain.inv_freq) == plain
 
 
 def test_a_list_of_one_feature_layer_is_that_layer(tmp_path: Path) -> None:
     settings = json.loads(make_config().to_json_string(use_diff=False))
     specs = [
-        llava.model_spec(llava.load_config(write(tmp_path, settings | {"vision_feature_layer": layer})), tmp_path)
+        LLAVA.model_spec(LLAVA.load_config(write(tmp_path, settings | {"vision_feature_layer": layer})), tmp_path)
         for layer in (-2, [-2], 3, [3])
     ]
     assert [spec.vision for spec in specs] == [specs[0].vision] * 4
@@ -154,7 +159,7 @@ def test_a_list_of_one_feature_layer_is_that_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_head_and_embedding_as_claimed_and_as_stored(tmp_path: Path, tied: bool) -> None:
-    spec = llava.model_spec(make_config(tie_word_embeddings=tied), tmp_path)
+    spec = LLAVA.model_spec(make_config(tie_word_embeddings=tied), tmp_path)
     assert (spec.decoder.head == spec.decoder.embedding) == tied
     stored = spec.with_head("a", "b")
     assert (stored.decoder.head, stored.decoder.embedding) == ("a", "b")
@@ -162,6 +167,6 @@ def test_head_and_embedding_as_claimed_and_as_stored(tmp_path: Path, tied: bool)
 
 
 def test_unknown_family() -> None:
-    assert family_of("llava", "config.json") is llava
+    assert family_of("llava", "config.json") is LLAVA
     with pytest.raises(InputError, match="model_type 'bert', which vtexport cannot export; supported: llava"):
         family_of("bert", "config.json")

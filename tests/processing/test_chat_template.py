@@ -14,7 +14,7 @@ from text_checkpoint import processor_of, read_files, reader_of, write_text_chec
 
 from vtexport.bundle.manifest import ROLES
 from vtexport.errors import InputError, UsageError
-from vtexport.models.llava import CHAT_TEMPLATE
+from vtexport.models.llava import Llava
 from vtexport.processing.chat_template import ChatTemplate
 
 QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
@@ -30,7 +30,7 @@ def checkpoint(folder: Path, template: str | None = None, **changed: Any) -> Pat
     return write_text_checkpoint(folder, **{**none, **changed})
 
 
-def chosen(folder: Path, familys_own: str | None = CHAT_TEMPLATE) -> ChatTemplate:
+def chosen(folder: Path, familys_own: str | None = Llava.chat_template) -> ChatTemplate:
     return read_files(folder, familys_own).chat_template
 
 
@@ -89,7 +89,7 @@ def test_several_named_templates(tmp_path: Path) -> None:
     assert chosen(folder).text == default
     folder = checkpoint(tmp_path / "b", **{"additional_chat_templates/tool_use.jinja": other})
     template = chosen(folder)
-    assert template.text == CHAT_TEMPLATE
+    assert template.text == Llava.chat_template
     assert "has no default chat template (tool_use); the bundle gets the family's own" in template.notes[0]
     folder = checkpoint(tmp_path / "d", **{"additional_chat_templates/default.jinja": default})
     assert (chosen(folder).text, chosen(folder).source) == (default, "additional_chat_templates/default.jinja")
@@ -102,7 +102,7 @@ def test_several_named_templates(tmp_path: Path) -> None:
 
 def test_no_template(tmp_path: Path) -> None:
     template = chosen(checkpoint(tmp_path / "llava"))
-    assert (template.text, template.source) == (CHAT_TEMPLATE, "vtexport")
+    assert (template.text, template.source) == (Llava.chat_template, "vtexport")
     assert "has no chat template; the bundle gets the family's own" in template.notes[0]
 
 
@@ -128,7 +128,7 @@ def test_no_template(tmp_path: Path) -> None:
 def test_templates_that_carry_no_image(tmp_path: Path, template: str, why: str) -> None:
     folder = checkpoint(tmp_path / "llava", template)
     taken = chosen(folder)
-    assert (taken.text, taken.source) == (CHAT_TEMPLATE, "vtexport")
+    assert (taken.text, taken.source) == (Llava.chat_template, "vtexport")
     assert len(taken.notes) == 1
     assert taken.notes[0].startswith(f"the chat template of chat_template.jinja {why}")
     assert taken.notes[0].endswith("; the bundle gets the family's own")
@@ -237,7 +237,7 @@ def test_a_special_token_with_the_name_of_a_variable_is_refused_in_one_sentence(
 def test_templates_that_are_no_text(tmp_path: Path, template: Any) -> None:
     settings = {**image_files()["processor_config.json"], "chat_template": template}
     taken = chosen(checkpoint(tmp_path / "llava", processor_config__json=json.dumps(settings)))
-    assert taken.text == CHAT_TEMPLATE
+    assert taken.text == Llava.chat_template
     assert "the bundle gets the family's own" in taken.notes[0]
 
 

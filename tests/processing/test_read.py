@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from text_checkpoint import write_text_checkpoint
 
 from vtexport.errors import InputError
-from vtexport.models import llava
+from vtexport.models.registry import family_of
 from vtexport.processing.read import Processing, read_processing
+
+LLAVA = family_of("llava", "")
 
 INSIDE = {**image_files()["preprocessor_config.json"], "image_mean": [0.5, 0.4, 0.3], "resample": 2}
 OTHERS = "{{ bos_token }}" + TEMPLATE  # a template of its own for each file
@@ -26,8 +28,8 @@ END = {"tokenizer": 2, "generation_config.json": IMAGE_TOKEN_ID + 1, "config.jso
 def read(folder: Path) -> tuple[Processing, list[str]]:
     """Settings as a build reads them, and its notes."""
     notes: list[str] = []
-    config = llava.load_config(folder)
-    return read_processing(folder, llava, config, llava.model_spec(config, folder), notes.append), notes
+    config = LLAVA.load_config(folder)
+    return read_processing(folder, LLAVA, config, LLAVA.model_spec(config, folder), notes.append), notes
 
 
 def combined(folder: Path, inside: bool, own: bool, places: set[str], ends: set[str]) -> Path:
@@ -72,13 +74,13 @@ def test_every_combination_is_the_librarys(inside: bool, own: bool, places: set[
         if "generation_config.json" in ends:
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
         else:
-            generation = GenerationConfig.from_model_config(llava.load_config(folder))
+            generation = GenerationConfig.from_model_config(LLAVA.load_config(folder))
 
     assert found.image.mean == list(processor.image_processor.image_mean)
     assert any("describes images" in note for note in notes) == (inside and own)
 
     template = processor.chat_template or processor.tokenizer.chat_template
-    assert found.files.chat_template.text == (template or llava.CHAT_TEMPLATE)
+    assert found.files.chat_template.text == (template or LLAVA.chat_template)
     assert any("hold different chat templates" in note for note in notes) == (len(places) > 1)
     assert any("has no chat template" in note for note in notes) == (not places)
 

@@ -14,9 +14,11 @@ from text_checkpoint import processor_of, read_files, reader_of, write_text_chec
 from tiny_llava import IMAGE_TOKEN_ID, PACKAGED_MINI
 
 from vtexport.errors import InputError, MissingDependencyError
-from vtexport.models import llava
+from vtexport.models.registry import family_of
 from vtexport.processing.text import TextFiles
 from vtexport.processing.tokenizer import disagreements, load_tokenizer
+
+LLAVA = family_of("llava", "")
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_special_tokens_are_transformers(source: Path, tmp_path: Path) -> None:
     settings["unk_token"] = {"__type": "AddedToken", "content": "<unk>", "lstrip": False, "rstrip": False,
                              "normalized": False, "single_word": False}  # fmt: skip
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    read = read_files(source, llava.CHAT_TEMPLATE, IMAGE_TOKEN_ID)
+    read = read_files(source, LLAVA.chat_template, IMAGE_TOKEN_ID)
     assert read.special_tokens == AutoTokenizer.from_pretrained(source, local_files_only=True).special_tokens_map
     assert read.special_tokens["sound_token"] == "</s>"
     assert {type(token) for token in read.special_tokens.values()} == {str}
@@ -73,7 +75,7 @@ def test_a_tokenizer_saved_to_cut_and_pad(source: Path, tmp_path: Path) -> None:
         "pad_token": "<unk>",
     }  # fmt: skip
     (source / "tokenizer.json").write_text(json.dumps(saved))
-    (source / "chat_template.jinja").write_text(llava.CHAT_TEMPLATE)
+    (source / "chat_template.jinja").write_text(LLAVA.chat_template)
     notes: list[str] = []
     write(source, tmp_path, IMAGE_TOKEN_ID, None, notes)
     written = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -127,8 +129,8 @@ def test_special_tokens_that_files_disagree_on(
 
 def test_a_missing_template_is_replaced_and_said(source: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    write(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE, notes)
-    assert (tmp_path / "chat_template.jinja").read_text() == llava.CHAT_TEMPLATE
+    write(source, tmp_path, IMAGE_TOKEN_ID, LLAVA.chat_template, notes)
+    assert (tmp_path / "chat_template.jinja").read_text() == LLAVA.chat_template
     assert len(notes) == 1
     assert "has no chat template; the bundle gets the family's own" in notes[0]
 
@@ -154,7 +156,7 @@ def test_a_sentencepiece_model_without_the_package(
     (source / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
     monkeypatch.setattr(transformers.utils, "is_sentencepiece_available", lambda: False)
     with pytest.raises(MissingDependencyError, match=r"tokenizer.model alone.*pip install sentencepiece") as caught:
-        write(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE)
+        write(source, tmp_path, IMAGE_TOKEN_ID, LLAVA.chat_template)
     assert caught.value.exit_code == 3
     assert "'vtexport[export]'" in str(caught.value)
     assert "tiktoken" not in (str(caught.value) + "".join(capfd.readouterr())).lower()
@@ -165,7 +167,7 @@ def test_a_damaged_sentencepiece_model(source: Path, tmp_path: Path, capfd: pyte
     (source / "tokenizer.json").unlink()
     (source / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(InputError, match=r"tokenizer.model is not a whole SentencePiece model") as caught:
-        write(source, tmp_path, IMAGE_TOKEN_ID, llava.CHAT_TEMPLATE)
+        write(source, tmp_path, IMAGE_TOKEN_ID, LLAVA.chat_template)
     assert "tiktoken" not in (str(caught.value) + "".join(capfd.readouterr())).lower()
 
 
@@ -189,5 +191,5 @@ def test_the_familys_template_is_llavas(tiny_bundle: Path) -> None:
     from vtexport.runtime.prompt import PromptReader, _compile
 
     reader = PromptReader(open_bundle(tiny_bundle))
-    reader._template = _compile(llava.CHAT_TEMPLATE)
+    reader._template = _compile(LLAVA.chat_template)
     assert reader.render("What is this?") == "USER: <image>\nWhat is this? ASSISTANT:"

@@ -16,8 +16,10 @@ from vtexport.build import build
 from vtexport.checkpoint import hub, random_weights, resolve
 from vtexport.checkpoint.resolve import locate, open_weights
 from vtexport.errors import UsageError, VtexportError
-from vtexport.models import llava
 from vtexport.models.parts import ModelSpec
+from vtexport.models.registry import family_of
+
+LLAVA = family_of("llava", "")
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,8 @@ def test_a_plan_that_the_tower_cannot_give(
         spec = model_spec(*arguments)
         return replace(spec, vision=replace(spec.vision, cls_rows=0))
 
-    model_spec = llava.model_spec
-    monkeypatch.setattr(llava, "model_spec", without_cls)
+    model_spec = LLAVA.model_spec
+    monkeypatch.setattr(LLAVA, "model_spec", without_cls)
     output, cache = tmp_path / "bundle", tmp_path / "cache"
     with pytest.raises(UsageError, match=message):
         build(str(checkpoint), output, keep=16, weights=weights, cache_dir=cache, **options)

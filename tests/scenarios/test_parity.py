@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from tiny_llava import PHOTO, make_config, make_model, save_model
 
 from vtexport.build import build
-from vtexport.models import llava
+from vtexport.models.registry import family_of
 from vtexport.pruning import select
 from vtexport.runtime.pipeline import Pipeline
+
+LLAVA = family_of("llava", "")
 
 pytestmark = pytest.mark.long
 
@@ -170,7 +172,7 @@ def test_the_hubs_names_and_shards(tiny_checkpoint: Path, tiny_bundle: Path, tmp
     folder = tmp_path / "hub"
     shutil.copytree(tiny_checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     stored = load_file(tiny_checkpoint / "model.safetensors")
-    renamed = {llava.hub_name(llava.canonical_name(name)): tensor for name, tensor in stored.items()}
+    renamed = {LLAVA.hub_name(LLAVA.canonical_name(name)): tensor for name, tensor in stored.items()}
     assert set(renamed) != set(stored)
     names = sorted(renamed)
     shards = {f"model-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}

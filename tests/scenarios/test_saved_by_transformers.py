@@ -11,8 +11,10 @@ from tiny_llava import PHOTO
 
 from vtexport.build import build
 from vtexport.checkpoint.resolve import open_checkpoint
-from vtexport.models import llava
+from vtexport.models.registry import family_of
 from vtexport.runtime.pipeline import Pipeline
+
+LLAVA = family_of("llava", "")
 
 SAVED = Path(__file__).parents[1] / "data" / "saved_by_transformers"
 VERSIONS = ("4.51.3", "5.0.0", "5.5.4")
@@ -32,7 +34,7 @@ def test_each_has_its_version() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_tensor_binds(version: str) -> None:
     checkpoint = open_checkpoint(str(SAVED / version))
-    assert set(checkpoint.tensors) == set(llava.tensor_shapes(checkpoint.config))
+    assert set(checkpoint.tensors) == set(LLAVA.model_spec(checkpoint.config, SAVED).shapes())
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -16,6 +16,10 @@ from typing import Any
 
 from tiny_llava import make_model
 
+from vtexport.models.registry import family_of
+
+LLAVA = family_of("llava", "")
+
 HUB_ID = "llava-hf/llava-1.5-7b-hf"
 REVISION = "b234b804b114d9e37bb655e11cbbb5f5e971b7a9"
 
@@ -133,10 +137,8 @@ def _write_weights(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import LlavaConfig
 
-    from vtexport.models import llava
-
     model = make_model(LlavaConfig.from_pretrained(folder, local_files_only=True), seed=11).to(torch.float16)
-    stored = {llava.hub_name(llava.canonical_name(name)): tensor for name, tensor in model.state_dict().items()}
+    stored = {LLAVA.hub_name(LLAVA.canonical_name(name)): tensor for name, tensor in model.state_dict().items()}
     # in the order of the model, as save_pretrained splits it
     names = [name for name in stored if not name.endswith("position_ids")]
     third = -(-len(names) // 3)

@@ -9,7 +9,7 @@ from typing import Any
 from hub_llava import IMAGE_TOKEN_ID, image_files, small_config, text_files
 
 from vtexport.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, StoredTensor, Text
-from vtexport.models.llava import CHAT_TEMPLATE
+from vtexport.models.llava import Llava
 from vtexport.processing.text import TextFiles, read_text_files
 from vtexport.processing.tokenizer import load_tokenizer
 from vtexport.runtime.prompt import PromptReader
@@ -36,7 +36,7 @@ def processor_of(folder: Path) -> Any:
 
 
 def read_files(
-    folder: Path, familys_own: str | None = CHAT_TEMPLATE, image_token_id: int = IMAGE_TOKEN_ID
+    folder: Path, familys_own: str | None = Llava.chat_template, image_token_id: int = IMAGE_TOKEN_ID
 ) -> TextFiles:
     """Settings that a build makes of them."""
     return read_text_files(folder, load_tokenizer(folder), image_token_id, familys_own)

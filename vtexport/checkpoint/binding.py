@@ -21,6 +21,7 @@ from vtexport.checkpoint.safetensors_index import WEIGHT_FORMATS, TensorEntry
 from vtexport.checkpoint.stored_values import same_values
 from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import InputError
+from vtexport.models.parts import EMBEDDING, HEAD
 from vtexport.models.wrappers import WRAPPERS
 
 
@@ -47,7 +48,7 @@ def bind_tensors(stored: Mapping[str, TensorEntry], model: ModelConfig, folder: 
     """
     judge_names(stored, folder)
     names = _Names.read(stored, model, folder)
-    optional = model.family.optional_tensors(model.config)
+    optional = model.spec.optional()
     needed = [name for name in model.shapes if not name.startswith(optional)]
     tied = {source: name for name, source in model.ties.items()}  # the name under which a missing one may be stored
     missing = [name for name in needed if name not in names.own and tied.get(name) not in names.own]
@@ -127,7 +128,7 @@ class _Names:
 
 def _lacking(missing: list[str], names: _Names, model: ModelConfig, folder: Path) -> str:
     """The sentence for a checkpoint without tensors that every graph reads."""
-    head = model.family.HEAD
+    head = HEAD
     if missing == [head]:
         return (
             f"{folder} lacks the tensor {head}, and its config.json does not tie the output head to the embedding "
@@ -179,7 +180,7 @@ def _head(
     As transformers ties after loading (`PreTrainedModel.tie_weights`): to whichever is stored, and not at all where
     both are and differ.
     """
-    head, embedding = model.family.HEAD, model.family.EMBEDDING
+    head, embedding = HEAD, EMBEDDING
     if head not in model.ties:
         return head, embedding
     if head not in own:

@@ -106,7 +106,8 @@ def refuse_more_of_the_tower(extras: Iterable[str], model: ModelConfig, folder: 
     Raises:
         InputError: naming them.
     """
-    parts = model.family.tower_parts(model.config)
+    tower = model.spec.vision
+    parts = tower.parts_read(range(tower.feature_layer))
     names = {name: model.family.canonical_name(name) for name in extras}
     more = [name for name, own in names.items() if own.startswith(parts) and own.endswith((".weight", ".bias"))]
     if more:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, get_args
 
 from vtexport.bundle.paths import check_name
@@ -32,7 +31,8 @@ from vtexport.checkpoint.random_weights import (
 )
 from vtexport.checkpoint.safetensors_index import TensorEntry, listed_names, read_index
 from vtexport.errors import InputError, UsageError, VtexportError, quoted
-from vtexport.models.family import family_of
+from vtexport.models.family import Family
+from vtexport.models.registry import family_of
 
 CACHE_VARIABLE = "VTEXPORT_CACHE"
 Weights = Literal["stored", "random"]
@@ -65,7 +65,7 @@ class Checkpoint:
 
     folder: Path
     source: CheckpointSource
-    family: ModuleType
+    family: Family
     config: Any  # transformers' configuration object
     tensors: dict[str, TensorEntry]  # canonical name -> where it lies, in the model's order
     head: str  # canonical name of the output matrix, as stored; the embedding's where both are one
@@ -83,8 +83,8 @@ class Located:
     model: ModelConfig
 
     @property
-    def family(self) -> ModuleType:
-        """The module of the model's family."""
+    def family(self) -> Family:
+        """The model's family."""
         return self.model.family
 
     @property

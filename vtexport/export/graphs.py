@@ -10,14 +10,12 @@ import onnx_ir as ir
 
 from vtexport.bundle import manifest as schema
 from vtexport.export.check import check_graphs
-from vtexport.models.decoders.llama import decoder_segment
-from vtexport.graphs.dialects import DIALECTS, Dialect
-from vtexport.graphs.builder import WEIGHTS_FOLDER, interface, save
 from vtexport.export.needs import needs_of
 from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
-from vtexport.models.towers.clip import clip_tower
+from vtexport.graphs.builder import WEIGHTS_FOLDER, interface, save
+from vtexport.graphs.dialects import DIALECTS, Dialect
 from vtexport.graphs.weight import Weight
 from vtexport.models.parts import ModelSpec
 

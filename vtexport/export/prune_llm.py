@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.models.decoders.llama import rope_tables
-from vtexport.graphs.dialects import DIALECTS
-from vtexport.graphs.builder import DTYPES, IR_VERSION, GraphWriter
-from vtexport.graphs.linear import linear
 from vtexport.export.prune import PRUNE_OPSET
+from vtexport.graphs.builder import DTYPES, IR_VERSION, GraphWriter
 from vtexport.graphs.weight import Weight
 from vtexport.models.parts import Decoder
 from vtexport.pruning.onnx_op import model_of_op
@@ -20,9 +17,7 @@ from vtexport.pruning.schedule import PlacedOp
 from vtexport.pruning.types import Sizes
 
 
-def prune_llm_graph(
-    step: PlacedOp, spec: Decoder, weights: Mapping[str, Weight], folder: Path, dtype: str
-) -> ir.Model:
+def prune_llm_graph(step: PlacedOp, spec: Decoder, weights: Mapping[str, Weight], folder: Path, dtype: str) -> ir.Model:
     """The step's op with what it reads and the position ids behind it; opset 20, for every dialect.
 
     Inputs: `hidden_states` [1, S, W], `visual_start` [1] int64, the row of the first visual token, and as far as the op

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from vtexport.graphs.builder import GraphWriter
 
-
 # transformers' name -> the function's
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -137,7 +137,8 @@ class Classic(Dialect):
         # The query heads of one key head stand together: [1, H_kv, groups, S, D] against [1, H_kv, 1, L, D].
         q = g.op("Reshape", q, g.constant(np.array([0, -1, heads.num_key_value_heads, groups, heads.head_dim])))
         k, v = (
-            g.op("Reshape", x, g.constant(np.array([0, 0, heads.num_key_value_heads, 1, heads.head_dim]))) for x in (k, v)
+            g.op("Reshape", x, g.constant(np.array([0, 0, heads.num_key_value_heads, 1, heads.head_dim])))
+            for x in (k, v)
         )
         q = g.op("Transpose", q, perm=[0, 2, 3, 1, 4])
         k, v = g.op("Transpose", k, perm=[0, 2, 3, 4, 1]), g.op("Transpose", v, perm=[0, 2, 3, 1, 4])

@@ -5,12 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from vtexport.errors import InputError, quoted
-from vtexport.models.neighbours import NEIGHBOURS
 from vtexport.models.parts import ModelSpec
-from vtexport.models.registry import families
-
-_EXPORTED = "LLaVA-1.5 (model_type 'llava'), such as llava-hf/llava-1.5-7b-hf"
 
 
 class Family(Protocol):
@@ -38,34 +33,11 @@ class Family(Protocol):
     def read_name(self, stored: str) -> tuple[str, tuple[str, ...]]:
         """A stored tensor's canonical name, and the prefixes in it that from_pretrained would not look behind."""
 
+    def canonical_name(self, stored: str) -> str:
+        """The name under which vtexport knows a tensor, whatever layout the file has."""
+
     def hub_name(self, canonical: str) -> str:
         """The name that a tensor has in the files on the hub."""
 
     def is_harmless(self, canonical: str) -> bool:
         """True where a tensor that the model has no place for may be passed over."""
-
-
-def family_of(model_type: str | None, where: str) -> Family:
-    """The family for a config's `model_type`; `where` names the config in the error.
-
-    Raises:
-        InputError: no family of that name is known.
-    """
-    known = families()
-    if model_type in known:
-        return known[model_type]
-    if model_type is None:
-        raise InputError(
-            f"{where} names no model_type, so nothing says what model it describes; fetch it again from the model's "
-            f"repository, or add it (vtexport exports {_EXPORTED})"
-        )
-    named = repr(quoted(model_type, limit=60))
-    if model_type in NEIGHBOURS:
-        raise InputError(
-            f"{where} describes a model of the family {NEIGHBOURS[model_type]} (model_type {named}), "
-            f"which vtexport cannot export yet; give {_EXPORTED}"
-        )
-    raise InputError(
-        f"{where} has model_type {named}, which vtexport cannot export; supported: {', '.join(known)}, "
-        f"which is {_EXPORTED}"
-    )

@@ -6,12 +6,13 @@ of transformers 5.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vtexport.models.connectors.mlp import MlpConnector
 from vtexport.models.llava_names import LlavaNames
-from vtexport.models.parts import Decoder, ModelSpec, Tower
+from vtexport.models.parts import EMBEDDING, HEAD, Decoder, ModelSpec, Tower
 from vtexport.models.place import Place
 from vtexport.models.registry import decoders, family, towers
 
@@ -54,10 +55,9 @@ class Llava(LlavaNames):
             place,
         )
         token, behind = int(config.image_token_index), decoder.vocab_size
-        place.require(
-            0 <= token < behind, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})"
-        )
+        place.require(0 <= token < behind, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})")
         tied = bool(config.tie_word_embeddings or config.text_config.tie_word_embeddings)
+        decoder = replace(decoder, head=EMBEDDING if tied else HEAD)
         return ModelSpec("llava", vision, connector, decoder, image_token_id=token, ties_head=tied)
 
     def tower(self, config: Any, place: Place) -> Tower:
@@ -71,7 +71,7 @@ class Llava(LlavaNames):
         place.require(layer is not None, "vision_feature_layer", given, "one layer's number")
         assert layer is not None
         place.require(1 <= layer <= last, "vision_feature_layer", given, f"-{last} to -1, or 1 to {last}")
-        return taken.reader.read(vision, layer, within)
+        return taken.kind.read(vision, layer, within)
 
     def decoder(self, config: Any, place: Place) -> Decoder:
         """The decoder that `text_config` names."""

@@ -34,6 +34,10 @@ class LlavaNames:
                 return bare, wrappers
             name, doubled = name.removeprefix("model."), True
 
+    def canonical_name(self, stored: str) -> str:
+        """The name under which vtexport knows a tensor, whatever layout the file has."""
+        return self.read_name(stored)[0]
+
     def hub_name(self, canonical: str) -> str:
         """The name the tensor has in the files of `llava-hf/llava-1.5-7b-hf`."""
         if canonical.startswith(TOWER):

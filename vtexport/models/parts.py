@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from vtexport.bundle.manifest import Part
 from vtexport.graphs.builder import GraphWriter
 from vtexport.graphs.dialects import Dialect
 from vtexport.graphs.weight import Weight
+from vtexport.models.place import Place
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]  # by canonical name, in the order of transformers' state_dict
 
@@ -64,6 +65,20 @@ class Tower(ABC):
     def blocks_run(self, signals: Collection[str]) -> int:
         """Number of blocks that a graph with these signals (`vtexport.pruning.signals`) runs, from the first on."""
         return self.num_hidden_layers if "similarity_features" in signals else self.feature_layer
+
+    @classmethod
+    @abstractmethod
+    def read(cls, config: Any, feature_layer: int, place: Place) -> Tower:
+        """The tower of transformers' configuration, cut at a hidden state.
+
+        Args:
+            config: the vision configuration.
+            feature_layer: index into the hidden states, from 1.
+            place: of the configuration, for sentences.
+
+        Raises:
+            UsageError: the configuration asks for something that the tower does not do.
+        """
 
     @abstractmethod
     def shapes(self) -> Shapes:
@@ -124,6 +139,15 @@ class Decoder(ABC):
     attention_scaling: float  # factor on cos and sin (1.0 for plain RoPE)
     embedding: str = EMBEDDING
     head: str = HEAD
+
+    @classmethod
+    @abstractmethod
+    def read(cls, config: Any, place: Place) -> Decoder:
+        """The decoder of transformers' text configuration; `place` is its, for sentences.
+
+        Raises:
+            UsageError: the configuration asks for something that the decoder does not do.
+        """
 
     @abstractmethod
     def shapes(self) -> Shapes:

@@ -1,7 +1,7 @@
 """Registry of families and parts, by the `model_type` that transformers' configurations have for them.
 
-A module of `vtexport.models`, `towers` or `decoders` registers what is in it by a decorator; `load` imports them all, so
-a new file there is found by being there.
+A module of `vtexport.models`, `towers` or `decoders` registers what is in it by a decorator; `load` imports them all,
+so a new file there is found by being there.
 """
 
 from __future__ import annotations
@@ -11,72 +11,62 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vtexport import models
+from vtexport.errors import InputError, quoted
+from vtexport.models.neighbours import NEIGHBOURS
 
 if TYPE_CHECKING:
     from vtexport.models.family import Family
     from vtexport.models.parts import Decoder, Tower
-    from vtexport.models.place import Place
 
+_EXPORTED = "LLaVA-1.5 (model_type 'llava'), such as llava-hf/llava-1.5-7b-hf"
 _FOLDERS = ("", "towers", "decoders")
-Registered = TypeVar("Registered", bound=type)
-
-
-class TowerReader(Protocol):
-    """A tower's class."""
-
-    def read(self, config: Any, feature_layer: int, place: Place) -> Tower:
-        """The tower of transformers' configuration; refuses what it asks for and the tower cannot do."""
-
-
-class DecoderReader(Protocol):
-    """A decoder's class."""
-
-    def read(self, config: Any, place: Place) -> Decoder:
-        """The decoder of transformers' configuration; refuses what it asks for and the decoder cannot do."""
+AnyTower = TypeVar("AnyTower", bound="Tower")
+AnyDecoder = TypeVar("AnyDecoder", bound="Decoder")
+AnyFamily = TypeVar("AnyFamily", bound="Family")
 
 
 @dataclass(frozen=True)
 class KnownTower:
     """A tower, and the `vision_feature_select_strategy` by which all of its patches and nothing else are features."""
 
-    reader: TowerReader
+    kind: type[Tower]
     strategy: str
 
 
 _FAMILIES: dict[str, Family] = {}
 _TOWERS: dict[str, KnownTower] = {}
-_DECODERS: dict[str, DecoderReader] = {}
+_DECODERS: dict[str, type[Decoder]] = {}
 
 
-def family(model_type: str) -> Callable[[Registered], Registered]:
+def family(model_type: str) -> Callable[[type[AnyFamily]], type[AnyFamily]]:
     """Registers a class of `vtexport.models.family.Family` for the `model_type` of a config.json."""
 
-    def register(each: Registered) -> Registered:
-        _FAMILIES[model_type] = each()
-        return each
+    def register(kind: type[AnyFamily]) -> type[AnyFamily]:
+        _FAMILIES[model_type] = kind()
+        return kind
 
     return register
 
 
-def tower(model_type: str, *, strategy: str) -> Callable[[Registered], Registered]:
+def tower(model_type: str, *, strategy: str) -> Callable[[type[AnyTower]], type[AnyTower]]:
     """Registers a `Tower` for the `model_type` of a vision configuration."""
 
-    def register(each: Registered) -> Registered:
-        _TOWERS[model_type] = KnownTower(each, strategy)
-        return each
+    def register(kind: type[AnyTower]) -> type[AnyTower]:
+        _TOWERS[model_type] = KnownTower(kind, strategy)
+        return kind
 
     return register
 
 
-def decoder(model_type: str) -> Callable[[Registered], Registered]:
+def decoder(model_type: str) -> Callable[[type[AnyDecoder]], type[AnyDecoder]]:
     """Registers a `Decoder` for the `model_type` of a text configuration."""
 
-    def register(each: Registered) -> Registered:
-        _DECODERS[model_type] = each
-        return each
+    def register(kind: type[AnyDecoder]) -> type[AnyDecoder]:
+        _DECODERS[model_type] = kind
+        return kind
 
     return register
 
@@ -93,7 +83,7 @@ def towers() -> dict[str, KnownTower]:
     return dict(_TOWERS)
 
 
-def decoders() -> dict[str, DecoderReader]:
+def decoders() -> dict[str, type[Decoder]]:
     """Every decoder by its model_type."""
     load()
     return dict(_DECODERS)
@@ -107,3 +97,29 @@ def load() -> None:
         for module in pkgutil.iter_modules(package.__path__):
             if not module.ispkg:
                 importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def family_of(model_type: str | None, where: str) -> Family:
+    """The family for a config's `model_type`; `where` names the config in the error.
+
+    Raises:
+        InputError: no family of that name is known.
+    """
+    known = families()
+    if model_type in known:
+        return known[model_type]
+    if model_type is None:
+        raise InputError(
+            f"{where} names no model_type, so nothing says what model it describes; fetch it again from the model's "
+            f"repository, or add it (vtexport exports {_EXPORTED})"
+        )
+    named = repr(quoted(model_type, limit=60))
+    if model_type in NEIGHBOURS:
+        raise InputError(
+            f"{where} describes a model of the family {NEIGHBOURS[model_type]} (model_type {named}), "
+            f"which vtexport cannot export yet; give {_EXPORTED}"
+        )
+    raise InputError(
+        f"{where} has model_type {named}, which vtexport cannot export; supported: {', '.join(known)}, "
+        f"which is {_EXPORTED}"
+    )

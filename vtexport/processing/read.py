@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import msgspec
 
 from vtexport.bundle import manifest as schema
 from vtexport.errors import InputError, cut
+from vtexport.models.family import Family
 from vtexport.models.parts import ModelSpec
 from vtexport.processing.generation import read_generation
 from vtexport.processing.image_processor import image_settings, told_otherwise
@@ -57,13 +57,13 @@ class Processing:
 
 
 def read_processing(
-    folder: Path, family: ModuleType, config: Any, spec: ModelSpec, note: Callable[[str], None]
+    folder: Path, family: Family, config: Any, spec: ModelSpec, note: Callable[[str], None]
 ) -> Processing:
     """Read and check what `folder` says about images, text and generation.
 
     Args:
         folder: the checkpoint's small files.
-        family: the module of the model's family.
+        family: of the model.
         config: transformers' configuration object.
         spec: of the model.
         note: gets a sentence for everything that a user may not expect.
@@ -80,7 +80,7 @@ def read_processing(
     image = image_settings(processor.image_processor, spec.vision.image_size, str(image_settings_file(folder)))
     if (otherwise := told_otherwise(folder, image, spec.vision.image_size)) is not None:
         note(otherwise)
-    files = read_text_files(folder, tokenizer, spec.image_token_id, family.CHAT_TEMPLATE)
+    files = read_text_files(folder, tokenizer, spec.image_token_id, family.chat_template)
     for each in files.notes:
         note(each)
     generation, eos_token_ids = read_generation(folder, config, note)

@@ -191,7 +191,7 @@ class LlamaDecoder(Decoder):
         From the inverse frequencies: a table of all positions would be a constant of up to 130 MB in every graph.
         """
         positions = g.op("Unsqueeze", g.op("Cast", position_ids, to=int(ir.DataType.FLOAT)), _axes(g, 2))
-        angles = g.op("Mul", positions, g.constant(self.inv_freq.astype(np.float32)))
+        angles = g.op("Mul", positions, g.constant(self.inv_freq.astype(np.float32), "inv_freq"))
         turned = (g.op(name, angles) for name in ("Cos", "Sin"))
         if self.attention_scaling != 1:
             turned = (g.op("Mul", x, g.constant(np.float32(self.attention_scaling))) for x in turned)
@@ -242,7 +242,9 @@ class LlamaDecoder(Decoder):
         return g.op("Concat", flat, new, axis=1)
 
 
-def _masks(g: GraphWriter, embeds: ir.Value, past_key: ir.Value, windows: set[int | None]) -> dict[int | None, ir.Value]:
+def _masks(
+    g: GraphWriter, embeds: ir.Value, past_key: ir.Value, windows: set[int | None]
+) -> dict[int | None, ir.Value]:
     """[1, 1, S, P + S] bool by window: a token sees the cache and itself and what came before it among the new ones.
 
     By order in the sequence, not by position id, so that it also holds where pruning has left gaps in the positions. A

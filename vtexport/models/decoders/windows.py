@@ -35,10 +35,9 @@ def attention_windows(config: Any, place: Place, *, allowed: bool) -> tuple[int 
         kinds = ["full_attention" if window is None else "sliding_attention"] * layers
     known = {"full_attention", "sliding_attention"}
     place.require(set(kinds) <= known and len(kinds) == layers, "layer_types", kinds, "full_attention for every layer")
-    found = tuple(
-        window if kind == "sliding_attention" and window is not None and window < positions else None for kind in kinds
-    )
-    dropping = any(each is not None for each in found)
+    near = window if window is not None and window < positions else None
+    found = tuple(near if kind == "sliding_attention" else None for kind in kinds)
+    dropping = found != (None,) * layers
     place.require(allowed or not dropping, "sliding_window", window, f"none, or one of all {positions} positions")
-    place.require(not dropping or window >= 1, "sliding_window", window, "1 or more")
+    place.require(window is None or window >= 1, "sliding_window", window, "1 or more")
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,9 @@ from vtexport.models.place import Place
 from vtexport.models.registry import tower
 from vtexport.models.towers.signals import Projected, attention_signals
 from vtexport.pruning.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 EMBEDDINGS, _PRE_NORM, _BLOCK = f"{TOWER}embeddings.", f"{TOWER}pre_layrnorm", f"{TOWER}encoder.layers.{{}}."
 
@@ -43,11 +46,7 @@ class ClipTower(Tower):
 
     @classmethod
     def read(cls, config: Any, feature_layer: int, place: Place) -> Self:
-        """The tower of transformers' configuration `config`.
-
-        Raises:
-            UsageError: the configuration asks for something that is not written here.
-        """
+        """As `Tower.read`."""
         place.positive(config, "hidden_size", "intermediate_size", "num_attention_heads", "image_size", "patch_size")
         place.require(config.num_channels == 3, "num_channels", config.num_channels, "3")
         place.heads(config)

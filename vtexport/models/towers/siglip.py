@@ -26,7 +26,7 @@ class SiglipTower(ClipTower):
 
     @classmethod
     def read(cls, config: Any, feature_layer: int, place: Place) -> SiglipTower:
-        """As `ClipTower.read`."""
+        """As `Tower.read`."""
         return replace(super().read(config, feature_layer, place), has_head=bool(config.vision_use_head))
 
     def shapes(self) -> Shapes:
@@ -42,7 +42,12 @@ class SiglipTower(ClipTower):
             prefix = _BLOCK.format(number)
             blocks |= norm_shapes(prefix + "layer_norm1", width) | self._attention_shapes(prefix)
             blocks |= norm_shapes(prefix + "layer_norm2", width) | self._mlp_shapes(prefix)
-        return first | blocks | norm_shapes(f"{TOWER}post_layernorm", width) | (self._head_shapes() if self.has_head else {})
+        return (
+            first
+            | blocks
+            | norm_shapes(f"{TOWER}post_layernorm", width)
+            | (self._head_shapes() if self.has_head else {})
+        )
 
     def _head_shapes(self) -> Shapes:
         width, inner = self.hidden_size, self.intermediate_size

@@ -12,11 +12,12 @@ import torch
 
 from vtexport.assemble.link import weights_in_place
 from vtexport.checkpoint.resolve import open_checkpoint
-from vtexport.graphs.dialects import DIALECTS
 from vtexport.graphs.builder import save
-from vtexport.models.towers.clip import clip_tower
-from vtexport.models import llava
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.models.registry import family_of
 from vtexport.pruning.eager.encode import signals_of
+
+LLAVA = family_of("llava", "")
 
 
 def expected(model: Any, pixels: torch.Tensor) -> np.ndarray:
@@ -42,8 +43,8 @@ def test_graph_and_eager_form_equal_the_attention_maps(tiny_model: Any, tiny_che
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     checkpoint = open_checkpoint(str(folder))
     weights = weights_in_place(checkpoint.tensors, folder, lambda count: None).tensors
-    spec = llava.model_spec(tiny_model.config, folder).vision
-    graph = clip_tower(spec, ("received_attention",), weights, folder, "float32", DIALECTS["classic"])
+    spec = LLAVA.model_spec(tiny_model.config, folder).vision
+    graph = spec.graph(("received_attention",), weights, folder, "float32", DIALECTS["classic"])
     save(graph, folder / "vision.onnx")
     session = onnxruntime.InferenceSession(folder / "vision.onnx", providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_outputs()] == ["features", "scores"]

@@ -13,23 +13,24 @@ import torch
 from onnxruntime import InferenceSession
 
 from vtexport.bundle.reader import open_bundle
-from vtexport.models.decoders.llama import decoder_segment
 from vtexport.graphs.dialects import DIALECTS
 from vtexport.graphs.weight import Weight
-from vtexport.models import llava
-from vtexport.models.parts import DecoderSpec
+from vtexport.models.parts import Decoder
+from vtexport.models.registry import family_of
+
+LLAVA = family_of("llava", "")
 
 LENGTH = 20
 
 
 @pytest.fixture(scope="module")
-def spec(tiny_model: Any, tiny_checkpoint: Path) -> DecoderSpec:
-    return llava.model_spec(tiny_model.config, tiny_checkpoint).decoder
+def spec(tiny_model: Any, tiny_checkpoint: Path) -> Decoder:
+    return LLAVA.model_spec(tiny_model.config, tiny_checkpoint).decoder
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
 def segments(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, spec: DecoderSpec, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, spec: Decoder, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Any, Any]:
     """Sessions of the whole decoder and of a cut after layer 0, on the same weights, in each dialect."""
     dialect = DIALECTS[request.param]
@@ -44,7 +45,7 @@ def segments(
     sessions = {}
     for first, layers in ((0, 3), (0, 1), (1, 2)):
         path = folder / f"{first}-{layers}.onnx"
-        ir.save(decoder_segment(spec, weights, folder, "float32", first, layers, dialect), path)
+        ir.save(spec.segment(weights, folder, "float32", first, layers, dialect), path)
         onnx.checker.check_model(str(path), full_check=True)
         sessions[first, layers] = InferenceSession(str(path))
     return sessions
@@ -62,13 +63,13 @@ def run(session: Any, feeds: dict[str, np.ndarray], past: dict[str, np.ndarray])
     return outputs
 
 
-def empty_past(spec: DecoderSpec) -> dict[str, np.ndarray]:
+def empty_past(spec: Decoder) -> dict[str, np.ndarray]:
     shape = (1, 0, spec.num_key_value_heads, spec.head_dim)
     return {f"past_key_values.{i}.{kind}": np.zeros(shape, np.float32) for i in range(3) for kind in ("key", "value")}
 
 
 @pytest.fixture(scope="module")
-def embeds(spec: DecoderSpec) -> np.ndarray:
+def embeds(spec: Decoder) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((1, LENGTH, spec.hidden_size)).astype(np.float32)
 
 
@@ -81,7 +82,7 @@ def expected(model: Any, embeds: np.ndarray, positions: np.ndarray) -> np.ndarra
 @pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 13], [19, 1], [5, 1, 1, 8, 5]], ids=str)
 @pytest.mark.parametrize("cut", [False, True], ids=["one segment", "two segments"])
 def test_any_way_of_feeding_gives_the_same_logits(
-    segments: Any, spec: DecoderSpec, tiny_model: Any, embeds: np.ndarray, chunks: list[int], cut: bool
+    segments: Any, spec: Decoder, tiny_model: Any, embeds: np.ndarray, chunks: list[int], cut: bool
 ) -> None:
     logits = expected(tiny_model, embeds, np.arange(LENGTH))
     past, start = empty_past(spec), 0
@@ -98,7 +99,7 @@ def test_any_way_of_feeding_gives_the_same_logits(
         start = end
 
 
-def test_positions_with_gaps(segments: Any, spec: DecoderSpec, tiny_model: Any, embeds: np.ndarray) -> None:
+def test_positions_with_gaps(segments: Any, spec: Decoder, tiny_model: Any, embeds: np.ndarray) -> None:
     """Kept tokens may carry their original positions; what they may see goes by order, not by position."""
     positions = np.cumsum(np.random.default_rng(1).integers(1, 8, LENGTH))
     logits = expected(tiny_model, embeds, positions)
@@ -114,7 +115,7 @@ def test_no_weight_is_in_the_graph_file(tiny_bundle: Path, dialect: str) -> None
     external = [i for i in model.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
     inline = {i.name for i in model.graph.initializer} - {i.name for i in external}
     assert len(external) == 3 * 9 + 2
-    assert {name for name in inline if not name.startswith("constant_")} == {"rope_cos", "rope_sin", "zero", "one"}
+    assert {name for name in inline if not name.startswith("constant_")} == {"inv_freq", "zero", "one"}
     weights = {i.name for i in external}
     assert not [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
     kinds = {node.op_type for node in model.graph.node}

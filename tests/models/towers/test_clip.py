@@ -18,15 +18,15 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig
 from transformers.activations import ACT2FN
 
 from vtexport.errors import UsageError, VtexportError
-from vtexport.graphs.activations import activation
-from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.activations import ACTIVATIONS, activation
 from vtexport.graphs.builder import GraphWriter, save
-from vtexport.models.towers.clip import clip_tower
+from vtexport.graphs.dialects import DIALECTS
 from vtexport.graphs.weight import Weight
-from vtexport.models import llava
-from vtexport.graphs.activations import ACTIVATIONS
-from vtexport.models.parts import VisionSpec
+from vtexport.models import parts
+from vtexport.models.registry import family_of
 from vtexport.pruning.signals import SIGNALS
+
+LLAVA = family_of("llava", "")
 
 SIGNAL_SETS = (
     (),
@@ -60,7 +60,7 @@ class Tower:
     """A seeded tower of transformers, float32 with values that `dtype` has, and its weights in a file in `dtype`."""
 
     model: CLIPVisionModel
-    spec: VisionSpec
+    spec: parts.Tower
     weights: dict[str, Weight]
     folder: Path
     dtype: str
@@ -72,7 +72,7 @@ class Tower:
         return pixels.astype(DTYPES[self.dtype]).astype(np.float32)
 
     def write(self, dialect: str, signals: tuple[str, ...] = ()) -> Path:
-        model = clip_tower(self.spec, signals, self.weights, self.folder, self.dtype, DIALECTS[dialect])
+        model = self.spec.graph(signals, self.weights, self.folder, self.dtype, DIALECTS[dialect])
         save(model, self.folder / "vision.onnx")
         return self.folder / "vision.onnx"
 
@@ -97,7 +97,7 @@ def make_tower(folder: Path, dtype: str = "float32", layer: int = -2, seed: int 
     vision = CLIPVisionConfig(**{**TINY, **settings})
     config = LlavaConfig(vision_config=vision, text_config=make_config().text_config, image_token_index=4)
     config.vision_feature_layer = layer
-    spec = llava.model_spec(config, folder).vision
+    spec = LLAVA.model_spec(config, folder).vision
     torch.manual_seed(seed)
     model = CLIPVisionModel(vision).eval()
     model.set_attn_implementation("eager")

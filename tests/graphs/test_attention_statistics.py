@@ -16,16 +16,16 @@ from vtexport.backends.record import Profile
 from vtexport.backends.trt import compile as trt_compile
 from vtexport.backends.trt.worker import Job
 from vtexport.errors import VtexportError
-from vtexport.graphs.dialects import DIALECTS
 from vtexport.graphs.builder import GraphWriter
-from vtexport.models.parts import DecoderSpec
+from vtexport.graphs.dialects import DIALECTS
+from vtexport.models.decoders.llama import LlamaDecoder
 
 ROWS = 5000
-SPEC = DecoderSpec(
+SPEC = LlamaDecoder(
     num_hidden_layers=1, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=8,
     rms_norm_eps=1e-5,
-    max_position_embeddings=ROWS, inv_freq=np.ones(16), attention_scaling=1.0, attention_bias=False, mlp_bias=False,
-    embedding="e", layer_prefix="l.{}.", final_norm="n", head="h.weight",
+    max_position_embeddings=ROWS, inv_freq=np.ones(16), attention_scaling=1.0, intermediate_size=8,
+    qkv_bias=False, output_bias=False, mlp_bias=False, windows=(None,),
 )  # fmt: skip
 
 

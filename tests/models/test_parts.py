@@ -1,0 +1,108 @@
+"""Parts of LLaVA models: their tensors, and whole models of every tower and decoder, against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import IMAGE_TOKEN_ID, PHOTO, VOCABULARY, make_model, save_model
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from vtexport import Pipeline
+from vtexport.build import build
+from vtexport.models.registry import decoders, family_of, towers
+
+LLAVA = family_of("llava", "")
+WINDOW = 30  # fewer than the prompt's tokens, so that it drops some
+TEXT = {
+    "hidden_size": 72, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 112,
+    "patch_size": 14,
+}  # fmt: skip
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip and mistral": ("clip_vision_model", {"model_type": "mistral", "sliding_window": WINDOW}),
+    "clip and mistral without a window": ("clip_vision_model", {"model_type": "mistral", "sliding_window": None}),
+    "clip and qwen2": ("clip_vision_model", {"model_type": "qwen2", "num_attention_heads": 4, "head_dim": None}),
+    "siglip and qwen2 with late windows": (
+        "siglip_vision_model",
+        {
+            "model_type": "qwen2", "num_attention_heads": 4, "head_dim": None, "use_sliding_window": True,
+            "sliding_window": WINDOW, "max_window_layers": 1,
+        },
+    ),
+    "siglip and llama": ("siglip_vision_model", {"model_type": "llama"}),
+}  # fmt: skip
+PROMPT = "USER: <image>\nWhat is on the table? ASSISTANT:"
+NEW_TOKENS = 16
+
+
+def config_of(name: str, **changes: Any) -> LlavaConfig:
+    tower, text = MODELS[name]
+    given = {key: value for key, value in {**TEXT, **text}.items() if value is not None or key == "sliding_window"}
+    return LlavaConfig(
+        text_config=given,
+        vision_config={**VISION, "model_type": tower},
+        image_token_index=IMAGE_TOKEN_ID,
+        image_seq_length=64,
+        vision_feature_select_strategy="full" if tower.startswith("siglip") else "default",
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_tensors_are_transformers(name: str, tied: bool) -> None:
+    """Names, shapes and order, as random checkpoints are written by."""
+    config = config_of(name, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    spec = LLAVA.model_spec(config, Path())
+    ties = {LLAVA.canonical_name(key): LLAVA.canonical_name(to) for key, to in model.all_tied_weights_keys.items()}
+    assert spec.ties == ties
+    wanted = {LLAVA.canonical_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
+    assert list(spec.shapes().items()) == [(key, shape) for key, shape in wanted.items() if key not in ties]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A model and its bundle with an unpruned and a pruned plan."""
+    folder = tmp_path_factory.mktemp("parts")
+    model = make_model(config_of(request.param))
+    checkpoint = save_model(model, folder / "checkpoint")
+    build(str(checkpoint), folder / "b", method="none")
+    build(str(checkpoint), folder / "b", method="prunesid", keep=16)
+    return model, folder
+
+
+@pytest.mark.parametrize("dialect", ["modern", "classic"])
+def test_answers_are_generates(built: tuple[Any, Path], dialect: str) -> None:
+    model, folder = built
+    processor = LlavaProcessor.from_pretrained(folder / "checkpoint", local_files_only=True)
+    from PIL import Image
+
+    given = processor(images=Image.open(PHOTO).convert("RGB"), text=PROMPT, return_tensors="pt")
+    with torch.no_grad():
+        wanted = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)[0, given["input_ids"].shape[1] :]
+    answer = Pipeline.open(folder / "b", "none", dialect=dialect).generate(
+        PHOTO, PROMPT, max_new_tokens=NEW_TOKENS, raw_prompt=True
+    )
+    assert answer.token_ids == wanted.tolist()
+    assert len(answer.token_ids) > 4
+
+
+def test_a_pruned_plan_keeps_its_budget(built: tuple[Any, Path]) -> None:
+    _, folder = built
+    answer = Pipeline.open(folder / "b", "prunesid-16").generate(PHOTO, "What is this?", max_new_tokens=4)
+    assert answer.visual_tokens == 16
+    assert len(set(answer.keep_indices)) == 16
+
+
+def test_every_part_is_in_a_model_here() -> None:
+    assert {tower for tower, _ in MODELS.values()} == set(towers())
+    assert {text["model_type"] for _, text in MODELS.values()} == set(decoders())
