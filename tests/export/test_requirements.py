@@ -19,9 +19,15 @@ ROOT = Path(__file__).parents[2]
 
 NEEDED = [
     "numpy>=1.26", "tomli>=2.0; python_version < '3'", "transformers<6,>=5.6; extra == 'export'",
-    "onnx-ir>=0.1.16; extra == 'export'", "torch>=2.9; extra == 'export'", "pytest>=99; extra == 'dev'",
+    "onnx-ir>=0.1.16; extra == 'export'", "safetensors>=2.9; extra == 'export'", "pytest>=99; extra == 'dev'",
 ]  # fmt: skip
-INSTALLED = {"numpy": "2.4.6", "transformers": "5.23.0", "onnx-ir": "1.1.0", "torch": "2.13.0+cpu", "pytest": "9.2.0"}
+INSTALLED = {
+    "numpy": "2.4.6",
+    "transformers": "5.23.0",
+    "onnx-ir": "1.1.0",
+    "safetensors": "2.13.0+cpu",
+    "pytest": "9.2.0",
+}
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     ("changes", "found"),
     [
         ({}, []),
-        ({"torch": "2.15.0.dev20261101+cu130", "transformers": "5.24.0.dev0"}, []),
+        ({"safetensors": "2.15.0.dev20261101+cu130", "transformers": "5.24.0.dev0"}, []),
         ({"transformers": "5.5.4"}, [("transformers", "5.5.4", "<6,>=5.6")]),
         ({"transformers": "6.0.0"}, [("transformers", "6.0.0", "<6,>=5.6")]),
         ({"numpy": "1.24.4", "onnx-ir": "0.1.15"}, [("numpy", "1.24.4", ">=1.26"), ("onnx-ir", "0.1.15", ">=0.1.16")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from pathlib import Path
@@ -9,12 +10,21 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from tiny_llava import VOCABULARY, make_config
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vtexport.bundle.manifest import Generation
-from vtexport.errors import InputError
-from vtexport.processing.generation import HONOURED, NO_EFFECT, NOTED, read_generation
+from vtexport.errors import InputError, MissingDependencyError
+from vtexport.processing import generation as module
+from vtexport.processing.generation import (
+    HONOURED,
+    NO_EFFECT,
+    NOTED,
+    _own_settings,
+    _with_defaults,
+    read_generation,
+)
 
 Read = tuple[Generation, tuple[int, ...], list[str]]
 
@@ -257,3 +267,38 @@ def test_the_library_keeps_its_voice(tmp_path: Path, described: dict[str, Any], 
     read(tmp_path, described, {"eos_token_id": 2, "temperature": 0.4, "output_scores": True})
     assert logging.get_verbosity() == before
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("generation", [None, {}, {"eos_token_id": 2, **HONOURED_VALUES}, {"num_beams": 3, "top_k": 7}])
+def test_settings_are_those_that_generate_goes_by(
+    tmp_path: Path, described: dict[str, Any], generation: dict[str, Any] | None
+) -> None:
+    """`GenerationMixin` makes them of a model, which the build does without."""
+    read_files = read(tmp_path, described, {"eos_token_id": 2} if generation is None else generation)
+    assert read_files
+    if generation is None:
+        (tmp_path / "generation_config.json").unlink()
+    config = LlavaConfig.from_pretrained(tmp_path, local_files_only=True)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    parameters = inspect.signature(model.adjust_generation_fn).parameters
+    asked = dict.fromkeys(name for name in parameters if name != "kwargs")
+    asked |= {
+        "pretrained_model_name_or_path": str(tmp_path), "local_files_only": True, "from_auto_class": False,
+        "force_download": False, "revision": "main", "subfolder": "", "trust_remote_code": False,
+    }  # fmt: skip
+    model.adjust_generation_fn(**asked)
+    wanted, _ = model._prepare_generation_config(None)
+    found = _with_defaults(_own_settings(tmp_path), config)
+    assert found.to_dict() == wanted.to_dict()
+
+
+def test_without_pytorch_processors_are_refused(
+    tmp_path: Path, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library judges their values, and only with PyTorch."""
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert read(tmp_path, described, {"eos_token_id": 2})[0] == Generation()
+    message = r"has repetition_penalty = 1\.3, which .* needs PyTorch; run pip install 'vtexport\[pytorch\]'"
+    with pytest.raises(MissingDependencyError, match=message):
+        read(tmp_path, described, {"eos_token_id": 2, "repetition_penalty": 1.3})

@@ -84,3 +84,31 @@ def test_a_clean_environment_runs_a_bundle(
     )
     assert refused.returncode == 3
     assert "pip install 'vtexport[export]'" in refused.stderr
+
+
+def test_building_takes_no_torch(wheel: Path, photo: Path, tmp_path: Path) -> None:
+    """Tokenizer, processor and self-check included; what needs torch says so."""
+    minor = sys.version_info[1]
+    wanted = [f"{each.name}{each.specifier}" for each in requirements(["", "export", "cpu"], minor)]
+    dependencies = environment(minor, wanted)
+    assert not list(dependencies.site_packages.glob("torch"))
+    env = bare(minor, tmp_path / "venv", beside=dependencies)
+    install(env, [f"vtexport[export,cpu] @ {wheel.as_uri()}"])
+    command = str(tmp_path / "venv" / "bin" / "vtexport")
+    told = subprocess.run(
+        [command, "build", "--model", "mini", "--keep", "64"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert "PyTorch" not in told.stderr, "transformers' advice, which is none for a build"
+    ask = ["--image", str(photo), "--prompt", "What is this?", "--max-new-tokens", "8", "--json"]
+    answer = json.loads(run([command, "run", "mini", *ask], tmp_path))
+    from vtexport.build import build
+    from vtexport.runtime.pipeline import Pipeline
+
+    here = Pipeline(build("mini", tmp_path / "here", keep=64)).generate(photo, "What is this?", max_new_tokens=8)
+    assert (answer["token_ids"], answer["keep_indices"]) == (here.token_ids, here.keep_indices)
+    program = "from vtexport.pruning import apply; apply(None, method='prunesid', keep=64)"
+    eager = subprocess.run([str(env.python), "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (
+        "MissingDependencyError: PyTorch is not installed; run pip install 'vtexport[export,pytorch]'" in eager.stderr
+    )

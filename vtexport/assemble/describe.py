@@ -23,7 +23,7 @@ from vtexport.graphs.weight import Weight
 from vtexport.models.parts import ModelSpec
 from vtexport.version import __version__
 
-_LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
+_LIBRARIES = ("transformers", "onnx", "onnx-ir", "onnxruntime", "numpy", "safetensors")
 
 
 def describe_plan(plan: PlanSpec, graphs: schema.PlanGraphs, command: str, created_at: str) -> schema.Plan:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def readable_folder(folder: Path) -> Iterator[Path]:
     """`folder`, or for the block a copy of its small files without dtypes that torch does not have ("auto").
 
     A tokenizer and a processor have no dtype, but transformers reads config.json to find their classes and stops there.
+    Without torch it leaves dtypes as they are, and nothing is to be done.
     """
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -41,6 +43,8 @@ def readable_folder(folder: Path) -> Iterator[Path]:
 
 def _drop_unknown(content: dict[str, Any]) -> bool:
     """Takes dtypes that are none of torch's out of a configuration and its parts; whether there were any."""
+    if find_spec("torch") is None:
+        return False
     import torch
 
     found = False

@@ -16,6 +16,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from typing import Any
 
@@ -128,6 +129,8 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     """Exports the bundle, builds its engines where a `target` has some, and says what is in it."""
     progress = Progress(args.quiet)
     progress.stage("loading the exporter")
+    # A build needs no PyTorch, and transformers advises to install it; what does need it says so itself.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from vtexport.build import BuildProgress, build
 
     bundle = build(

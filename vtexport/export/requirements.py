@@ -9,7 +9,7 @@ from vtexport.errors import MissingDependencyError, cut
 _EXTRA = "export"
 # That extra's packages in pyproject.toml, less those of the base install
 PACKAGES = (
-    *("torch", "transformers", "onnx", "onnx-ir", "safetensors"),
+    *("transformers", "onnx", "onnx-ir", "safetensors"),
     *("array-api-compat", "filelock", "sentencepiece"),
 )
 

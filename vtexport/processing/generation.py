@@ -8,17 +8,17 @@ answer (`NO_EFFECT`).
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from vtexport.bundle import manifest as schema
-from vtexport.errors import InputError, quoted
+from vtexport.errors import InputError, MissingDependencyError, quoted
 from vtexport.processing.library import quiet
 
 GENERATION_FILE, CONFIG_FILE = "generation_config.json", "config.json"
@@ -78,18 +78,18 @@ def read_generation(
 
     Raises:
         InputError: a file is damaged, transformers refuses a value now or when it generates, or there is no end token.
+        MissingDependencyError: a logits processor is asked for, which the library judges with torch.
     """
     stored, described = _read(folder / GENERATION_FILE), _read(folder / CONFIG_FILE) or {}
     where = folder / (GENERATION_FILE if stored is not None else CONFIG_FILE)
     with quiet():
         try:
-            asked = _asked(folder, config)
-            own = asked.generation_config
-            settings = asked._prepare_generation_config(None)[0]
+            own = _own_settings(folder)
+            settings = _with_defaults(own, config)
         except Exception as error:  # the library raises whatever its checks and constructors trip over
             raise InputError(f"{where} is refused by transformers ({quoted(error, limit=130)}); correct it") from error
         eos = _end_tokens(settings, config, where, note)
-        generation = _honoured(_Checks(asked, eos, config.get_text_config().vocab_size), settings, own, where, note)
+        generation = _honoured(_Checks(config, eos, where), settings, own, where, note)
     _tell_sampling(generation, where, note)
     _tell_noted(settings, where, note)
     _tell_unknown({**(stored or {}), **vars(own)}, where, note)
@@ -113,32 +113,28 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _asked(folder: Path, config: Any) -> Any:
-    """A stand-in for the model that `generate()` asks for settings, made as `from_pretrained` does, without weights."""
-    from transformers import GenerationMixin
+def _own_settings(folder: Path) -> Any:
+    """transformers' GenerationConfig of a checkpoint, as `from_pretrained` gives it to a model."""
+    from transformers import GenerationConfig
 
-    class Asked(GenerationMixin):
-        def __init__(self) -> None:
-            self.config = config
+    try:
+        return GenerationConfig.from_pretrained(str(folder.absolute()), local_files_only=True)
+    except OSError:  # no such file: what config.json says of generation
+        return GenerationConfig.from_pretrained(
+            str(folder.absolute()), config_file_name=CONFIG_FILE, _from_model_config=True, local_files_only=True
+        )
 
-        def can_generate(self) -> bool:
-            return True
 
-    asked = Asked()
-    given = {
-        "pretrained_model_name_or_path": str(folder.absolute()),
-        "from_auto_class": False,
-        "force_download": False,
-        "local_files_only": True,
-        "revision": "main",
-        "subfolder": "",
-        "trust_remote_code": False,
-    }
-    parameters = inspect.signature(asked.adjust_generation_fn).parameters.values()
-    asked.adjust_generation_fn(
-        **{each.name: given.get(each.name) for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
-    )
-    return asked
+def _with_defaults(own: Any, config: Any) -> Any:
+    """The settings that `generate()` goes by (`GenerationMixin._prepare_generation_config`), which needs no model."""
+    from transformers import GenerationConfig
+
+    if changed := config._get_generation_parameters():
+        raise ValueError(f"the model's configuration has settings of generation, {changed}")
+    settings = GenerationConfig()
+    settings.update(**own.to_dict(), defaults_only=True, allow_custom_entries=True)
+    settings.update(**own._get_default_generation_params(), defaults_only=True)
+    return settings
 
 
 def _end_tokens(settings: Any, config: Any, where: Path, note: Callable[[str], None]) -> tuple[int, ...]:
@@ -165,27 +161,51 @@ def _end_tokens(settings: Any, config: Any, where: Path, note: Callable[[str], N
 class _Checks:
     """Lets transformers make and run a processor for one setting, to hear what it refuses."""
 
-    def __init__(self, asked: Any, eos: tuple[int, ...], vocabulary: int):
-        self._asked, self._eos, self.vocabulary = asked, eos, vocabulary
+    def __init__(self, config: Any, eos: tuple[int, ...], where: Path):
+        self._config, self._eos, self._where = config, eos, where
+        self.vocabulary: int = config.get_text_config().vocab_size
 
     def run(self, name: str, value: Any) -> None:
-        """Raises what the library raises for it."""
-        import torch
+        """Raises what the library raises for it.
+
+        Raises:
+            MissingDependencyError: torch is not installed, without which the library's processors cannot be made, and
+                the value is not the library's default.
+        """
         from transformers import GenerationConfig
 
-        config = GenerationConfig(**GenerationConfig._get_default_generation_params())
-        config.top_k, config.do_sample, config.max_length = 0, name in WARPERS, 3
-        setattr(config, name, value)
-        config._eos_token_tensor = torch.tensor(self._eos)
+        defaults = GenerationConfig._get_default_generation_params()
+        if find_spec("torch") is None:
+            if value == defaults.get(name):
+                return
+            raise MissingDependencyError(
+                f"{self._where} has {name} = {_shown(value)}, which only transformers' own processor can judge, and "
+                "that needs PyTorch; run pip install 'vtexport[pytorch]'"
+            )
+        import torch
+
+        settings = GenerationConfig(**defaults)
+        settings.top_k, settings.do_sample, settings.max_length = 0, name in WARPERS, 3
+        setattr(settings, name, value)
+        settings._eos_token_tensor = torch.tensor(self._eos)
         ids = torch.zeros((1, 1 if name == "forced_bos_token_id" else 2), dtype=torch.long)
-        processors = self._asked._get_logits_processor(
-            generation_config=config,
+        processors = self._model()._get_logits_processor(
+            generation_config=settings,
             input_ids_seq_length=ids.shape[1],
             encoder_input_ids=ids,
             device="cpu",
             model_kwargs={},
         )
         processors(ids, torch.zeros((1, self.vocabulary)))
+
+    def _model(self) -> Any:
+        """A stand-in for the model that the library makes processors for."""
+        from transformers import GenerationMixin
+
+        class Asked(GenerationMixin):
+            config = self._config
+
+        return Asked()
 
 
 def _honoured(checks: _Checks, settings: Any, own: Any, where: Path, note: Callable[[str], None]) -> schema.Generation:
@@ -204,6 +224,8 @@ def _honoured(checks: _Checks, settings: Any, own: Any, where: Path, note: Calla
                 checks.run(name, value)  # before the manifest's own types: the library takes no integer for a float
             values[name] = msgspec.convert(_plain(name, value, checks.vocabulary), field.type)
             _check_numbers(values[name])
+        except MissingDependencyError:
+            raise
         except Exception as error:  # as above
             unused = name in WARPERS and settings.do_sample is not True
             if not unused:

@@ -5,8 +5,10 @@ Nothing here imports torch, onnx or array-api-compat before a function needs it,
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from vtexport.errors import MissingDependencyError
 from vtexport.pruning.method import Method
 from vtexport.pruning.one_node import diagnostic_model, op_model
 from vtexport.pruning.op import Op
@@ -41,7 +43,13 @@ __all__ = [
 
 
 def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any) -> Applied:
-    """Prunes a Hugging Face LLaVA in eager mode, in place; see `vtexport.pruning.eager.apply`."""
+    """Prunes a Hugging Face LLaVA in eager mode, in place; see `vtexport.pruning.eager.apply`.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+    """
+    if find_spec("torch") is None:
+        raise MissingDependencyError("PyTorch is not installed; run pip install 'vtexport[export,pytorch]'")
     from vtexport.pruning.eager import apply
 
     return apply.apply(model, method=method, keep=keep, **parameters)
