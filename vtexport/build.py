@@ -37,7 +37,15 @@ from vtexport.checkpoint.readable import readable_folder
 from vtexport.checkpoint.resolve import Checkpoint, Located, Weights, locate, open_weights, said_of, small_files
 from vtexport.dtypes import PRECISIONS
 from vtexport.errors import InputError, UsageError
-from vtexport.export.plan import AdaptivePlanSpec, PlanSpec, check_stored, make_adaptive_plan, make_plans, shape_of
+from vtexport.export.plan import (
+    AdaptivePlanSpec,
+    PlanSpec,
+    check_parts,
+    check_stored,
+    make_adaptive_plan,
+    make_plans,
+    shape_of,
+)
 from vtexport.export.requirements import check_versions
 from vtexport.models.parts import ModelSpec
 from vtexport.processing.read import Processing, read_processing
@@ -137,6 +145,7 @@ def build(
     destination = Path(output) if output is not None else Path(bundle_name(located))
     _judge_output(destination, dtype, replace=replace, link_weights=link_weights)
     plans = make_plans(chosen, [keep] if isinstance(keep, int) else keep, given, shape_of(spec))
+    check_parts(plans, spec)
     adaptive = make_adaptive_plan(plans, mean) if dynamic else None
     with small_files(located) as small, readable_folder(small) as folder, said_of(located.folder, folder, note) as said:
         small_hashes = hash_small_files(small)

@@ -80,7 +80,7 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy = 'full'"),
-        ({"vision_feature_layer": [-2, -5]}, r"vision_feature_layer = \[-2, -5\]"),
+        ({"vision_feature_layer": [-2, -6]}, r"vision_feature_layer = \[-2, -6\].* takes -4 to -1, or 1 to 4"),
         ({"vision_feature_layer": []}, r"vision_feature_layer = \[\]"),
         ({"vision_feature_layer": -9}, r"vision_feature_layer = -9.* takes -4 to -1, or 1 to 4"),
         ({"vision_feature_layer": 0}, r"vision_feature_layer = 0.* takes -4 to -1, or 1 to 4"),

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_llava import IMAGE_TOKEN_ID, PHOTO, VOCABULARY, make_model, save_model
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from vtexport import Pipeline
 from vtexport.build import build
+from vtexport.errors import UsageError
 from vtexport.models.registry import decoders, family_of, towers
 
 LLAVA = family_of("llava", "")
@@ -80,19 +82,23 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return model, folder
 
 
+def generated(model: Any, checkpoint: Path) -> list[int]:
+    """New tokens of transformers' greedy `generate()`."""
+    processor = LlavaProcessor.from_pretrained(checkpoint, local_files_only=True)
+    given = processor(images=Image.open(PHOTO).convert("RGB"), text=PROMPT, return_tensors="pt")
+    with torch.no_grad():
+        found = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+    return found[given["input_ids"].shape[1] :].tolist()
+
+
 @pytest.mark.parametrize("dialect", ["modern", "classic"])
 def test_answers_are_generates(built: tuple[Any, Path], dialect: str) -> None:
     model, folder = built
-    processor = LlavaProcessor.from_pretrained(folder / "checkpoint", local_files_only=True)
-    from PIL import Image
-
-    given = processor(images=Image.open(PHOTO).convert("RGB"), text=PROMPT, return_tensors="pt")
-    with torch.no_grad():
-        wanted = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)[0, given["input_ids"].shape[1] :]
+    wanted = generated(model, folder / "checkpoint")
     answer = Pipeline.open(folder / "b", "none", dialect=dialect).generate(
         PHOTO, PROMPT, max_new_tokens=NEW_TOKENS, raw_prompt=True
     )
-    assert answer.token_ids == wanted.tolist()
+    assert answer.token_ids == wanted
     assert len(answer.token_ids) > 4
 
 
@@ -101,6 +107,27 @@ def test_a_pruned_plan_keeps_its_budget(built: tuple[Any, Path]) -> None:
     answer = Pipeline.open(folder / "b", "prunesid-16").generate(PHOTO, "What is this?", max_new_tokens=4)
     assert answer.visual_tokens == 16
     assert len(set(answer.keep_indices)) == 16
+
+
+def test_methods_inside_a_language_model_with_windows_are_refused(tmp_path: Path) -> None:
+    checkpoint = save_model(make_model(config_of("clip and mistral")), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match=f"fastv prunes inside .* sliding window of {WINDOW} tokens"):
+        build(str(checkpoint), tmp_path / "b", method="fastv", keep=24)
+
+
+def test_features_of_several_layers(tmp_path: Path) -> None:
+    """Side by side in the order of the list, as transformers joins them; the connector is as wide as all of them."""
+    config = config_of("clip and qwen2", vision_feature_layer=[-2, 2, -1])
+    model = make_model(config)
+    checkpoint = save_model(model, tmp_path / "checkpoint")
+    build(str(checkpoint), tmp_path / "b", method="none")
+    build(str(checkpoint), tmp_path / "b", method="prunesid", keep=16)
+    with pytest.raises(UsageError, match="nuwa compares features of one layer's width, .* of layers 3, 2, 4"):
+        build(str(checkpoint), tmp_path / "b", method="nuwa", keep=16)
+    wanted = generated(model, checkpoint)
+    answer = Pipeline.open(tmp_path / "b", "none").generate(PHOTO, PROMPT, max_new_tokens=NEW_TOKENS, raw_prompt=True)
+    assert answer.token_ids == wanted
+    assert Pipeline.open(tmp_path / "b", "prunesid-16").encode(PHOTO).embeddings.shape == (1, 16, 72)
 
 
 def test_every_part_is_in_a_model_here() -> None:

@@ -38,7 +38,7 @@ def edited(path: Path, **changes: Any) -> None:
 
 def decoder(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["model_type"] = "mistral"
+    config["text_config"]["model_type"] = "gemma2"
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -69,7 +69,7 @@ def tensor_names(folder: Path) -> None:
 
 
 FAULTS: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
-    (decoder, {}, "text_config.model_type = 'mistral'"),
+    (decoder, {}, "text_config.model_type = 'gemma2'"),
     (tower, {}, "vision_feature_select_strategy = 'full'"),
     (tokenizer, {}, "the tokenizer in .* cannot be loaded"),
     (image_size, {}, "pixels of 98 x 98"),

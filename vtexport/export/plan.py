@@ -115,6 +115,27 @@ def _plan(method: Method, options: Options, shape: ModelShape, budget: int | Non
     )
 
 
+def check_parts(plans: Sequence[PlanSpec], spec: ModelSpec) -> None:
+    """Refuses plans that are not defined for a model's parts.
+
+    Raises:
+        UsageError: naming the method, and what of the model it has no rule for.
+    """
+    window = next((each for each in spec.decoder.windows if each is not None), None)
+    layers = spec.vision.feature_layers
+    for plan in plans:
+        if plan.steps and window is not None:
+            raise UsageError(
+                f"{plan.method.name} prunes inside the language model, and this one's layers see a sliding window of "
+                f"{window} tokens, for which no method says what is pruned; give a method that prunes before it"
+            )
+        if "similarity_features" in plan.vision_signals and len(layers) > 1:
+            raise UsageError(
+                f"{plan.method.name} compares features of one layer's width, and this model joins those of layers "
+                f"{', '.join(map(str, layers))}; give another method"
+            )
+
+
 def check_stored(plans: Sequence[PlanSpec], spec: ModelSpec, absent: Sequence[str]) -> None:
     """Refuses plans that read what the checkpoint lacks: `absent` are its missing tensors that not every graph reads.
 

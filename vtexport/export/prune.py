@@ -38,7 +38,7 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     sizes = Sizes(
         batch=1,
         grid=(vision.grid_height, vision.grid_width),
-        width=width_out if projected_space else vision.hidden_size,
+        width=width_out if projected_space else vision.feature_width,
         keep=keep,
         heads=vision.num_attention_heads,
         head_dim=vision.head_dim,
@@ -51,7 +51,7 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
     before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
     after.initializers = before.initializers
     rows = vision.cls_rows + vision.tokens
-    whole = before.input("features", [1, rows, vision.hidden_size], FEATURES)
+    whole = before.input("features", [1, rows, vision.feature_width], FEATURES)
     given = whole
     if vision.cls_rows and not op.takes_cls:
         given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))

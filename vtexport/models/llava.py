@@ -48,7 +48,7 @@ class Llava(LlavaNames):
         place = Place(folder / "config.json", self.title)
         vision, decoder = self.tower(config, place), self.decoder(config, place)
         connector = MlpConnector.make(
-            vision.hidden_size,
+            vision.feature_width,
             decoder.hidden_size,
             config.projector_hidden_act,
             bool(config.multimodal_projector_bias),
@@ -67,11 +67,11 @@ class Llava(LlavaNames):
         taken, strategy = known[vision.model_type], config.vision_feature_select_strategy
         place.require(strategy == taken.strategy, "vision_feature_select_strategy", strategy, taken.strategy)
         within.positive(vision, "num_hidden_layers")
-        layer, last, given = feature_layer(config), vision.num_hidden_layers, config.vision_feature_layer
-        place.require(layer is not None, "vision_feature_layer", given, "one layer's number")
-        assert layer is not None
-        place.require(1 <= layer <= last, "vision_feature_layer", given, f"-{last} to -1, or 1 to {last}")
-        return taken.kind.read(vision, layer, within)
+        layers, last, given = feature_layers(config), vision.num_hidden_layers, config.vision_feature_layer
+        place.require(bool(layers), "vision_feature_layer", given, "the numbers of one or more layers")
+        known_layers = all(1 <= layer <= last for layer in layers)
+        place.require(known_layers, "vision_feature_layer", given, f"-{last} to -1, or 1 to {last}")
+        return taken.kind.read(vision, layers, within)
 
     def decoder(self, config: Any, place: Place) -> Decoder:
         """The decoder that `text_config` names."""
@@ -94,11 +94,11 @@ def read_config(kind: Any, folder: Path, place: Place) -> Any:
     return config
 
 
-def feature_layer(config: Any) -> int | None:
-    """Index into the tower's hidden states, of which there is one more than blocks; None for several layers."""
+def feature_layers(config: Any) -> tuple[int, ...]:
+    """Indices into the tower's hidden states, one more than blocks; none where the configuration has no numbers."""
     given = config.vision_feature_layer
-    if isinstance(given, list | tuple) and len(given) == 1:
-        given = given[0]
-    if isinstance(given, bool) or not isinstance(given, int):
-        return None
-    return given if given >= 0 else config.vision_config.num_hidden_layers + 1 + given
+    layers = list(given) if isinstance(given, list | tuple) else [given]
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
+        return ()
+    states = config.vision_config.num_hidden_layers + 1
+    return tuple(layer if layer >= 0 else states + layer for layer in layers)

@@ -44,13 +44,24 @@ class Tower(ABC):
     cls_rows: int  # 1 where row 0 is a CLS token, 0 where there is none
     hidden_size: int
     num_hidden_layers: int
-    feature_layer: int  # index into hidden_states: 0 = embeddings, k = output of block k - 1
+    # Indices into hidden_states (0 = embeddings, k = output of block k - 1), whose rows are joined in this order
+    feature_layers: tuple[int, ...]
     num_attention_heads: int
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def feature_layer(self) -> int:
+        """The last hidden state that features come from; the signals are those of its block."""
+        return max(self.feature_layers)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features."""
+        return len(self.feature_layers) * self.hidden_size
 
     @property
     def tokens(self) -> int:
@@ -68,12 +79,12 @@ class Tower(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, config: Any, feature_layer: int, place: Place) -> Tower:
+    def read(cls, config: Any, feature_layers: tuple[int, ...], place: Place) -> Tower:
         """The tower of transformers' configuration, cut at a hidden state.
 
         Args:
             config: the vision configuration.
-            feature_layer: index into the hidden states, from 1.
+            feature_layers: indices into the hidden states, from 1.
             place: of the configuration, for sentences.
 
         Raises:
@@ -94,9 +105,9 @@ class Tower(ABC):
     ) -> ir.Model:
         """The tower's graph, batch 1; weights are of `dtype`, inputs and outputs float32.
 
-        Input: `pixel_values` [1, 3, H, W]. Outputs: `features` [1, cls + T, D], the hidden state `feature_layer`, and
-        the signals asked for (`vtexport.pruning.signals`), in their order there: `scores` [1, T], `keys`
-        [1, T, heads, D / heads] and `similarity_features` [1, T, D].
+        Input: `pixel_values` [1, 3, H, W]. Outputs: `features` [1, cls + T, F], the hidden states
+        `feature_layers` side by side, and the signals asked for (`vtexport.pruning.signals`), in their order there:
+        `scores` [1, T], `keys` [1, T, heads, D / heads] and `similarity_features` [1, T, D].
 
         Args:
             signals: names of `vtexport.pruning.signals`.
@@ -137,6 +148,7 @@ class Decoder(ABC):
     max_position_embeddings: int
     inv_freq: np.ndarray  # [head_dim / 2] float32
     attention_scaling: float  # factor on cos and sin (1.0 for plain RoPE)
+    windows: tuple[int | None, ...]  # by layer, how many tokens it sees, itself included; None for all before it
     embedding: str = EMBEDDING
     head: str = HEAD
 

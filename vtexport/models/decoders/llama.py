@@ -37,14 +37,12 @@ class LlamaDecoder(Decoder):
     Attributes:
         intermediate_size: Width of the MLP.
         qkv_bias, output_bias, mlp_bias: True where these linear layers have biases.
-        windows: By layer, how many tokens it sees, itself included; None for all before it.
     """
 
     intermediate_size: int
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
-    windows: tuple[int | None, ...]
 
     takes_windows = False  # a Llama has none; its kin below have
 

@@ -45,7 +45,7 @@ class ClipTower(Tower):
     has_cls = True
 
     @classmethod
-    def read(cls, config: Any, feature_layer: int, place: Place) -> Self:
+    def read(cls, config: Any, feature_layers: tuple[int, ...], place: Place) -> Self:
         """As `Tower.read`."""
         place.positive(config, "hidden_size", "intermediate_size", "num_attention_heads", "image_size", "patch_size")
         place.require(config.num_channels == 3, "num_channels", config.num_channels, "3")
@@ -61,7 +61,7 @@ class ClipTower(Tower):
             cls_rows=int(cls.has_cls),
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
-            feature_layer=feature_layer,
+            feature_layers=feature_layers,
             num_attention_heads=config.num_attention_heads,
             intermediate_size=config.intermediate_size,
             hidden_act=ACTIVATIONS[config.hidden_act],
@@ -106,6 +106,7 @@ class ClipTower(Tower):
         g = GraphWriter(weights, folder)
         pixels = g.input("pixel_values", [1, 3, self.image_size, self.image_size], "float32")
         found: dict[str, ir.Value] = {}
+        states: dict[int, ir.Value] = {}
         late: list[ir.Value] = []
         with g.scope("vision"):
             with g.scope("embeddings"):
@@ -114,17 +115,22 @@ class ClipTower(Tower):
             for layer in range(1, self.blocks_run(signals) + 1):
                 with g.scope(f"layers.{layer - 1}"):
                     stream, projected = self._block(g, stream, layer - 1, dtype, dialect)
+                if layer in self.feature_layers:
+                    states[layer] = stream
                 if layer == self.feature_layer:
-                    features = g.op("Unsqueeze", stream, g.constant(np.array([0])), name="features")
                     found = attention_signals(g, self, projected, signals, dtype)
                 if layer >= self.similarity_layer:
                     late.append(stream)
+            features = states[self.feature_layer]
+            if len(self.feature_layers) > 1:
+                features = g.op("Concat", *(states[layer] for layer in self.feature_layers), axis=-1)
+            features = g.op("Unsqueeze", features, g.constant(np.array([0])), name="features")
             if "similarity_features" in signals:
                 found["similarity_features"] = self._mean_of_patches(g, late)
         self._check_all_read(g, signals, weights)
         patches, width = self.tokens, self.hidden_size
         shapes: dict[str, list[int | str]] = {
-            "features": [1, self.cls_rows + patches, width],
+            "features": [1, self.cls_rows + patches, self.feature_width],
             "cls_attention": [1, patches],
             "received_attention": [1, patches],
             "keys": [1, patches, self.num_attention_heads, self.head_dim],

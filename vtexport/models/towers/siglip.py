@@ -25,9 +25,9 @@ class SiglipTower(ClipTower):
     has_head: bool = True
 
     @classmethod
-    def read(cls, config: Any, feature_layer: int, place: Place) -> SiglipTower:
+    def read(cls, config: Any, feature_layers: tuple[int, ...], place: Place) -> SiglipTower:
         """As `Tower.read`."""
-        return replace(super().read(config, feature_layer, place), has_head=bool(config.vision_use_head))
+        return replace(super().read(config, feature_layers, place), has_head=bool(config.vision_use_head))
 
     def shapes(self) -> Shapes:
         """As `Tower.shapes`; the tensors of the head are there in most checkpoints and never read."""
