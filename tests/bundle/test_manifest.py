@@ -47,9 +47,7 @@ def test_another_schema_says_what_to_do(manifest: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"schema_version 5, .*vtexport 0.1.0; this vtexport reads 4: .*--upgrade"):
         decode(changed(manifest, ["schema_version"], 5), "manifest.json")
     older = {**manifest, "schema_version": 3, "command": "vtexport build --model mini --keep 64"}
-    with pytest.raises(
-        BundleError, match="--replace, which was `vtexport build --model mini --keep 64`"
-    ):
+    with pytest.raises(BundleError, match="--replace, which was `vtexport build --model mini --keep 64`"):
         decode(json.dumps(older).encode(), "manifest.json")
 
 
