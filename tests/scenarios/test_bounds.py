@@ -26,7 +26,7 @@ TESTED = {"device": ("", "cpu"), "exporter": ("", "export", "cpu", "plot", "jobs
 NOT_TESTED = {
     "gpu": "onnxruntime-gpu takes an NVIDIA GPU; its versions are those of onnxruntime",
     "tensorrt": "no engine is built for TensorRT yet",
-    "tensorrt-rtx": "a build of engines takes hundreds of megabytes of the package, and tests/engines has the newest",
+    "tensorrt-rtx": "a build of engines takes hundreds of megabytes of the package, and tests/backends has the newest",
     "dev": "tools of this repository alone, pinned in constraints.txt",
 }
 # Only the newest is at hand: a second PyTorch would be a download of hundreds of megabytes. It comes by links.
