@@ -122,7 +122,7 @@ def test_features_of_several_layers(tmp_path: Path) -> None:
     checkpoint = save_model(model, tmp_path / "checkpoint")
     build(str(checkpoint), tmp_path / "b", method="none")
     build(str(checkpoint), tmp_path / "b", method="prunesid", keep=16)
-    with pytest.raises(UsageError, match="nuwa compares features of one layer's width, .* of layers 3, 2, 4"):
+    with pytest.raises(UsageError, match=r"nuwa compares features of one layer's width, .* of layers 3, 2, 4"):
         build(str(checkpoint), tmp_path / "b", method="nuwa", keep=16)
     wanted = generated(model, checkpoint)
     answer = Pipeline.open(tmp_path / "b", "none").generate(PHOTO, PROMPT, max_new_tokens=NEW_TOKENS, raw_prompt=True)
