@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 THIS = sys.version_info[1]
 OLDEST = 10  # the oldest Python, JetPack 6.2's
 NEWEST_ONNXRUNTIME_THERE = "1.23.2"
-TESTED = {"device": ("", "cpu"), "exporter": ("", "export", "cpu", "plot", "jobs", "tools")}
+TESTED = {"device": ("", "cpu"), "exporter": ("", "export", "pytorch", "cpu", "plot", "jobs", "tools")}
 NOT_TESTED = {
     "gpu": "onnxruntime-gpu takes an NVIDIA GPU; its versions are those of onnxruntime",
     "tensorrt": "no engine is built for TensorRT yet",
