@@ -38,10 +38,13 @@ def test_the_known_answer_of_a_line(per_token: float, cost: float, budgets: list
 
 def test_the_interval_holds_the_answer_amid_noise() -> None:
     found = break_even("none", made_up(0.1, 10, [192, 128, 64], noise=3))
-    assert found.tokens is not None and found.tokens.low is not None and found.tokens.high is not None
+    assert found.tokens is not None
+    assert found.tokens.low is not None
+    assert found.tokens.high is not None
     assert found.tokens.low < 476 < found.tokens.high
     assert found.tokens.low < found.tokens.value < found.tokens.high
-    assert "pruning pays below" in found.sentence and "of 576 visual tokens here (95 % interval" in found.sentence
+    assert "pruning pays below" in found.sentence
+    assert "of 576 visual tokens here (95 % interval" in found.sentence
 
 
 def test_where_pruning_costs_nothing_it_pays_at_every_budget() -> None:

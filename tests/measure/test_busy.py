@@ -30,7 +30,8 @@ def test_each_of_two_says_it(tmp_path: Path) -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", _OTHER, str(tmp_path)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
-        assert other.stdin is not None and other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout is not None
         assert other.stdout.readline() == "[]\n"
         with OnlyMeasurement(tmp_path) as only:
             assert only.warnings == [

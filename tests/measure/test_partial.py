@@ -70,7 +70,7 @@ def test_a_killed_one_without_samples_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_is_not_left_by_a_measurement_is_refused(tmp_path: Path) -> None:
     partial_path(tmp_path / "r.json").write_text("something else\n")
-    with pytest.raises(InputError, match="is not what a measurement leaves .*delete it or move it away"):
+    with pytest.raises(InputError, match=r"is not what a measurement leaves .*delete it or move it away"):
         left_behind(tmp_path / "r.json")
 
 
@@ -95,6 +95,7 @@ def test_on_a_full_disk_the_lines_go_on_in_memory(tmp_path: Path, monkeypatch: p
 
         monkeypatch.setattr(lines, "_file", Full())
         lines.add(sample())
-        assert lines.problem is not None and "(No space left on device)" in lines.problem
+        assert lines.problem is not None
+        assert "(No space left on device)" in lines.problem
         lines.add(sample(turn=1))
     assert lines.lines == [sample(), sample(turn=1)]

@@ -53,7 +53,8 @@ def test_the_interval_holds_the_ratio_and_narrows_with_the_samples() -> None:
     def width(count: int) -> float:
         one, other = random.normal(200, 20, count), random.normal(100, 10, count)
         found = median_ratio(one, other, seed=0)
-        assert found.low is not None and found.high is not None
+        assert found.low is not None
+        assert found.high is not None
         assert found.low <= 2 <= found.high or count > 1000
         return found.high - found.low
 

@@ -1,10 +1,19 @@
-"""Headers and samples of measurements that nobody made."""
+"""Headers and samples of measurements that nobody made, and what small ones are asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from vtexport.measure.record import KIND, SCHEMA_VERSION, STAGES, Header, PlanFacts, Sample
+import numpy as np
+
+from vtexport.bundle.reader import open_bundle
+from vtexport.measure.answer import Contender, Settings
+from vtexport.measure.images import Pictures
+from vtexport.measure.record import KIND, SCHEMA_VERSION, STAGES, Calibration, Header, PlanFacts, Sample
+
+SETTINGS = Settings("What?", new_tokens=3, threads=1)
 
 
 def plan_facts(name: str, method: str | None = "prunesid", tokens: float | None = 16.0, **more: Any) -> PlanFacts:
@@ -63,3 +72,18 @@ def sample(plan: str = "p", turn: int = 0, *, total: float = 100.0, first: float
         "total_ms": total,
     }
     return Sample(**(given | more))
+
+
+def noise(count: int) -> Pictures:
+    random = np.random.default_rng(1)
+    images: list[Any] = [random.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(count)]
+    return Pictures([f"noise {number}" for number in range(count)], images, synthetic=True)
+
+
+def contenders(bundle: Path, names: Sequence[str]) -> list[Contender]:
+    return [Contender(open_bundle(bundle), name) for name in names]
+
+
+def known_speed(when: Any, threads: int) -> Calibration:
+    """Instead of `calibrate`, which takes seconds."""
+    return Calibration(when=when, threads=threads, gemm_gflops=50.0, copy_gb_per_s=5.0)

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, shows, and holds to the limits."""
     from vtexport.cli.bench_tables import say_report, summary
     from vtexport.cli.stopping import asked_to_stop
-    from vtexport.measure.bench import Hooks
+    from vtexport.measure.bench import STOPPED, Hooks
     from vtexport.measure.gate import percentile_note
     from vtexport.measure.record import read_report
     from vtexport.measure.session import measure, report_path
@@ -122,7 +122,14 @@ def run(args: argparse.Namespace) -> int:
     total = (request.samples or 0) * len(request.contenders)
     if request.rate is not None and request.seconds is not None:
         total = int(request.rate * request.seconds)
-    with asked_to_stop() as stop, progress.items_done("measured", total, "answers") as done:
+    answered = 0
+
+    def done(count: int) -> None:
+        nonlocal answered
+        answered += count
+        show(count)
+
+    with asked_to_stop(lambda: answered > 0) as stop, progress.items_done("measured", total, "answers") as show:
         report = measure(bundle, request, path, command_line(), Hooks(progress.stage, done, stop))
     verdict = _judge(args, report, limits, earlier)
     if args.json:
@@ -140,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         tell(f"vtexport: {sentence}")
     if report.interrupted is not None:
         tell(f"vtexport: ended early by {report.interrupted}; what was measured until then is in {path}")
-        return INTERRUPTED if report.interrupted == "a signal" else verdict.exit_code or 1
+        return INTERRUPTED if report.interrupted == STOPPED else verdict.exit_code or 1
     return verdict.exit_code
 
 

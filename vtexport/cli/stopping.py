@@ -13,8 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
+def asked_to_stop(has_something: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """Gives a function that is True once a signal came in the block.
+
+    While `has_something` is False there is nothing to keep, and a signal ends the process at once.
 
     Only the command line's own handler is replaced: in a program that calls `main`, handlers stay as they are.
     """
@@ -22,7 +24,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         nonlocal came
-        if came:
+        if came or not has_something():
             interrupt(signum, frame)
         came = True
 

@@ -14,8 +14,9 @@ from types import TracebackType
 
 import msgspec
 
+from vtexport.bundle import unfinished
 from vtexport.errors import InputError, quoted
-from vtexport.measure.record import Header, Line
+from vtexport.measure.record import Header, Line, Sample
 
 
 class Lines:
@@ -47,15 +48,19 @@ class Lines:
                 f"{report} is being measured by another process; wait for that, or choose another -o/--output"
             ) from error
         self._file.truncate(0)
+        unfinished.begin(self.path, self.finish)  # until there is a sample to keep
         self._write(header)
 
     def add(self, line: Line) -> None:
         """Keeps one line; it is in the file, whole, when this returns without a `problem`."""
+        if isinstance(line, Sample):
+            unfinished.end(self.path)
         self.lines.append(line)
         self._write(line)
 
     def finish(self) -> None:
-        """Removes the file: the report is in place."""
+        """Removes the file: the report is in place, or there is nothing to keep."""
+        unfinished.end(self.path)
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -65,6 +70,7 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        unfinished.end(self.path)
         with contextlib.suppress(OSError):  # what is left in it does not fit the disk
             self._file.close()
 

@@ -16,7 +16,7 @@ from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError
-from vtexport.measure.bench import Bench, Hooks, Request, fits, measure_memory
+from vtexport.measure.bench import STOPPED, Bench, Hooks, Request, fits, measure_memory
 from vtexport.measure.busy import OnlyMeasurement
 from vtexport.measure.energy import EnergyMeter
 from vtexport.measure.files import write_whole
@@ -94,6 +94,8 @@ def measure(bundle: Bundle, request: Request, path: Path, command: str, hooks: H
                 raise
             if not any(isinstance(line, Sample) for line in lines.lines):
                 lines.finish()
+                if interrupted == STOPPED:
+                    raise KeyboardInterrupt
                 raise InputError(f"nothing was measured ({interrupted or 'no image could be answered about'})")
             for warning in only.look():
                 lines.add(Note(text=warning))
