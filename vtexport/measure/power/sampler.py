@@ -14,7 +14,7 @@ from vtexport.measure.power.integral import GAP_PERIODS, Energy, integrate
 
 __all__ = ["Energy", "PowerSampler", "SamplerReport"]
 
-_PATIENCE_PERIODS = 5  # for a reading behind the end of a span
+_PATIENCE_PERIODS, _PATIENCE_S = 5, 1.0  # for a reading behind the end of a span
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class PowerSampler:
         with self._changed:
             self._changed.wait_for(
                 lambda: (self._readings and self._readings[-1].at >= end) or not self._runs(),
-                max(0.0, end - time.perf_counter()) + _PATIENCE_PERIODS * self.period_s,
+                max(0.0, end - time.perf_counter()) + _PATIENCE_PERIODS * self.period_s + _PATIENCE_S,
             )
             if self._failure is not None:
                 raise self._failure
