@@ -26,7 +26,7 @@ def duration(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    """How often a second, above 0: `2/s`, `30/min`, `2`."""
+    """Times a second, above 0: `2/s`, `30/min`, `2`."""
     found = _split(text)
     unit = found[1].removeprefix("/") or "s" if found else ""
     if found is None or unit not in _SECONDS:

@@ -259,7 +259,7 @@ class Bench:
         """Reads the machine's state; `at_s` is negative before the first sample."""
         self._last_state = now = time.perf_counter()
         at = now - self.begin if when != "before" else -1.0
-        self.lines.add(StateAt(when=when, at_s=at, state=msgspec.to_builtins(read_state())))
+        self.lines.add(StateAt(when=when, at_s=at, state=msgspec.to_builtins(read_state(self.request.settings.device))))
 
     def read_state_sometimes(self, every: float = _STATE_EVERY) -> None:
         """The same between answers, not more often than every few seconds."""
@@ -325,7 +325,7 @@ def measure_memory(request: Request, hooks: Hooks) -> list[Memory]:
 
 
 def fits(memory: Sequence[Memory]) -> bool | None:
-    """Whether all plans fit the memory that is free, by their peaks; None where that is not known."""
+    """True where all plans fit the memory that is free, by their peaks; None where that is not known."""
     peaks = [each.peak_rss_bytes for each in memory]
     try:
         info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

@@ -139,6 +139,8 @@ class EnergyMeter:
             samples=energy.samples,
             mean_w=energy.mean_w,
             joules=energy.joules,
+            gap_s=energy.gap_s,
+            errors=energy.errors,
             joules_each=energy.joules / count if count else None,
             joules_each_above_idle=above / count if count and above is not None else None,
         )

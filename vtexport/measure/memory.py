@@ -54,11 +54,11 @@ def measure(job: Job) -> Memory:
     """
     begin = time.perf_counter()
     plan = MeasuredPlan(Contender(open_bundle(job.bundle), job.plan), job.settings)
-    opened, loaded = time.perf_counter(), read_state()
+    opened, loaded = time.perf_counter(), read_state(job.settings.device)
     image = synthetic(job.image) if isinstance(job.image, int) else job.image
     first = plan.answer(image)
     plan.answer(image)
-    state = read_state()
+    state = read_state(job.settings.device)
     return Memory(
         plan=job.name,
         loaded_rss_bytes=loaded.rss_bytes,

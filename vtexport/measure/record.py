@@ -159,13 +159,15 @@ class EnergyWindow(msgspec.Struct, kw_only=True, tag="energy"):
     samples: int | None = None
     mean_w: float | None = None
     joules: float | None = None  # of the whole window
+    gap_s: float | None = None  # in which readings are missing
+    errors: int = 0  # readings that failed
     joules_each: float | None = None
     joules_each_above_idle: float | None = None  # the same without what the machine takes while idle
     reason: str | None = None
 
 
 class PowerFacts(msgspec.Struct, kw_only=True, tag="power"):
-    """Where power is read; `reason` says why it is not."""
+    """Source that power is read from; `reason` says why there is none."""
 
     source: str | None = None
     rail: str | None = None

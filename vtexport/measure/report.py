@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
+import msgspec
 import numpy as np
 
 from vtexport.measure.answer import AGAINST
@@ -26,6 +27,7 @@ from vtexport.measure.record import (
     Soak,
     StateAt,
 )
+from vtexport.measure.state import MachineState, changes
 from vtexport.measure.statistics import QUIET, figures, half_ratios, median_ratio, quarters, slope
 
 UNPRUNED = "none"  # the method that keeps all visual tokens
@@ -146,7 +148,7 @@ def _ratio(one: str, other: str, quantity: Quantity, paired: dict[str, list[Samp
 
 
 def _break_even(header: Header, paired: dict[str, list[Sample]]) -> BreakEven | None:
-    """Where an unpruned plan and plans of one method were measured in enough turns."""
+    """Break-even of plans of one method and an unpruned one, measured in enough turns; None of others."""
     own = [plan for plan in header.plans if plan.name in paired and not plan.against]
     unpruned = next((plan for plan in own if plan.method == UNPRUNED), None)
     pruned = [plan for plan in own if plan.method not in (UNPRUNED, None)]
@@ -237,17 +239,27 @@ def _warnings(report: Report) -> list[str]:
                 f"the machine changed its speed: {title} ran at {100 * other / one:.0f} % after the measurement of "
                 "what they ran at before"
             )
-    throttled = [each for each in report.states if each.state.get("throttled")]
-    if throttled:
-        reasons = throttled[0].state.get("throttle_reasons") or throttled[0].state.get("reasons") or []
-        why = f" ({', '.join(map(str, reasons))})" if reasons else ""
-        said.append(f"the machine throttled in {len(throttled)} of {len(report.states)} readings{why}")
+    said += _changes(report.states)
     soak = report.soak
     if soak is not None and soak.achieved_rate < 0.99 * soak.rate and soak.dropped:
         said.append(
             f"the rate of {soak.rate:g} a second could not be kept: {soak.achieved_rate:.3g} a second were answered "
             f"and {soak.dropped} of {soak.due} images dropped"
         )
+    return said
+
+
+def _changes(states: Sequence[StateAt]) -> list[str]:
+    """Sentences on what may have moved the times: between the first and the last reading, and in those between."""
+    during = [each for each in states if each.when == "during"]
+    throttled = [each.state for each in during if each.state.get("throttled")]
+    said = []
+    if throttled:
+        why = ", ".join(dict.fromkeys(reason for state in throttled for reason in state["throttle_reasons"]))
+        said.append(f"the machine was throttled in {len(throttled)} of {len(during)} readings meanwhile ({why})")
+    ends = [each for each in states if each.when != "during"]
+    if len(ends) == 2:
+        said += changes(*(msgspec.convert(each.state, MachineState) for each in ends))
     return said
 
 
