@@ -39,7 +39,7 @@ def request_of(bundle: Path, *names: str, **more: Any) -> Request:
 
 
 def samples(lines: Lines) -> list[Sample]:
-    return [line for line in lines.lines if isinstance(line, Sample)]
+    return [line for line in lines.all() if isinstance(line, Sample)]
 
 
 def test_plans_answer_by_turns_about_the_same_images(eval_bundle: Path, lines: Lines) -> None:
@@ -56,7 +56,7 @@ def test_plans_answer_by_turns_about_the_same_images(eval_bundle: Path, lines: L
     assert set(Counter((each.plan, each.place) for each in found).values()) == {2}
     assert [each.visual_tokens for each in found if each.plan == "prunesid-8"] == [8] * 6
     assert all(len(each.decode_ms) == 2 for each in found)
-    assert [line.when for line in lines.lines if isinstance(line, StateAt)] == ["before", "after"]
+    assert [line.when for line in lines.all() if isinstance(line, StateAt)] == ["before", "after"]
 
 
 def test_one_plan_at_a_time_answers_blocks(eval_bundle: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_an_image_that_vanishes_is_named_and_the_rest_goes_on(
 
     asked = request_of(tiny_bundle, "prunesid-16", "prunesid-32", pictures=pictures)
     assert Bench(asked, lines, Hooks(stage)).run() is None
-    (failure,) = (line for line in lines.lines if isinstance(line, Failure))
+    (failure,) = (line for line in lines.all() if isinstance(line, Failure))
     assert (failure.image, failure.plan in {"prunesid-16", "prunesid-32"}) == ("gone", True)
     assert {each.image for each in samples(lines)} == {0}
     assert len(samples(lines)) == 7  # of two plans in four turns, but for the failure

@@ -116,8 +116,8 @@ def test_a_measurement_keeps_its_windows(tiny_bundle: Path, tmp_path: Path, monk
     )
     with Lines(tmp_path / "r.json", header()) as lines:
         assert Bench(asked, lines, Hooks()).run() is None
-        (facts,) = (line for line in lines.lines if isinstance(line, PowerFacts))
-        windows = [line for line in lines.lines if isinstance(line, EnergyWindow)]
+        (facts,) = (line for line in lines.all() if isinstance(line, PowerFacts))
+        windows = [line for line in lines.all() if isinstance(line, EnergyWindow)]
     assert (facts.source, facts.rail, facts.period_s, facts.rails) == ("steady", "VDD_IN", 0.01, Steady.rails)
     stages = ["preprocess", "vision", "prune", "prefill", "decode"] if of == "stages" else []
     assert [each.what for each in windows] == ["idle", "answer", *stages]
@@ -132,8 +132,8 @@ def test_where_nothing_tells_the_power_that_is_said(tiny_bundle: Path, tmp_path:
     said: list[str] = []
     with Lines(tmp_path / "r.json", header()) as lines:
         assert Bench(asked, lines, Hooks(said.append)).run() is None
-        assert not any(isinstance(line, EnergyWindow) for line in lines.lines)
-        assert PowerFacts(reason="no sensor is here") in lines.lines
+        assert not any(isinstance(line, EnergyWindow) for line in lines.all())
+        assert PowerFacts(reason="no sensor is here") in lines.all()
     assert "note: no energy is measured: no sensor is here" in said
 
 

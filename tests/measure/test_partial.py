@@ -31,6 +31,7 @@ def test_every_kind_of_line_comes_back(tmp_path: Path) -> None:
         for line in ALL_KINDS:
             lines.add(line)  # type: ignore[arg-type]
         assert left_behind(report) is None  # it is being written
+        assert lines.all() == ALL_KINDS
     assert left_behind(report) == (header(), ALL_KINDS)
 
 
@@ -84,10 +85,13 @@ def test_two_do_not_write_one_report(tmp_path: Path) -> None:
 
 def test_on_a_full_disk_the_lines_go_on_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Lines(tmp_path / "r.json", header()) as lines:
+        lines.add(Note(text="before"))
         file: Any = lines._file
 
         class Full:
             def write(self, data: bytes) -> int:
+                file.write(data[:5])  # as much as there was room for
+                file.flush()
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             def close(self) -> None:
@@ -98,4 +102,5 @@ def test_on_a_full_disk_the_lines_go_on_in_memory(tmp_path: Path, monkeypatch: p
         assert lines.problem is not None
         assert "(No space left on device)" in lines.problem
         lines.add(sample(turn=1))
-    assert lines.lines == [sample(), sample(turn=1)]
+        assert lines.all() == [Note(text="before"), sample(), sample(turn=1)]
+        assert lines.samples == 2

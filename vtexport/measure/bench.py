@@ -143,7 +143,7 @@ class Bench:
             except _NoImageLeft:
                 return "no image is left that can be read"
             except (VtexportError, KeyboardInterrupt) as error:
-                if not any(isinstance(line, Sample) for line in self.lines.lines):
+                if not self.lines.samples:
                     raise
                 return str(error) or STOPPED
         return None

@@ -20,20 +20,25 @@ from vtexport.measure.record import Header, Line, Sample
 
 
 class Lines:
-    """The lines of one measurement, in memory and in a file for as long as it can be written.
+    """The lines of one measurement, in a file for as long as it can be written and then in memory.
+
+    They are not kept in memory beside it: in a long soak that would look like a leak of what is measured.
 
     Raises:
         InputError: the folder cannot be written, or another measurement writes the same report.
 
     Attributes:
-        header, lines: What was added.
-        problem: Why the file could not be written any more; None while it can. The lines go on in memory.
+        header: The measurement's.
+        samples: Count of answers among the lines.
+        problem: Sentence on why the file could not be written any more; None while it can.
     """
 
     def __init__(self, report: Path, header: Header):
         self.header = header
-        self.lines: list[Line] = []
+        self.samples = 0
         self.problem: str | None = None
+        self._rest: list[Line] = []  # that are not in the file
+        self._written = 0  # bytes of whole lines in it
         self.path = partial_path(report)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +60,23 @@ class Lines:
         """Keeps one line; it is in the file, whole, when this returns without a `problem`."""
         if isinstance(line, Sample):
             unfinished.end(self.path)
-        self.lines.append(line)
-        self._write(line)
+            self.samples += 1
+        if not self._write(line):
+            self._rest.append(line)
+
+    def all(self) -> list[Line]:
+        """Every line so far, in order.
+
+        Raises:
+            InputError: the file cannot be read again.
+        """
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(self._written)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read again ({error.strerror}); measure again") from error
+        _, lines = _decoded(data, self.path)
+        return [*lines, *self._rest]
 
     def finish(self) -> None:
         """Removes the file: the report is in place, or there is nothing to keep."""
@@ -74,17 +94,20 @@ class Lines:
         with contextlib.suppress(OSError):  # what is left in it does not fit the disk
             self._file.close()
 
-    def _write(self, line: Header | Line) -> None:
+    def _write(self, line: Header | Line) -> bool:
         if self.problem is not None:
-            return
+            return False
         try:
-            self._file.write(msgspec.json.encode(line) + b"\n")
+            data = msgspec.json.encode(line) + b"\n"
+            self._file.write(data)
             self._file.flush()
+            self._written += len(data)
         except OSError as error:
             self.problem = (
                 f"{self.path} cannot be written ({error.strerror}); the measurement goes on in memory alone, so free "
                 "some space before it ends"
             )
+        return self.problem is None
 
 
 def partial_path(report: Path) -> Path:
@@ -107,9 +130,12 @@ def left_behind(report: Path) -> tuple[Header, list[Line]] | None:
         return None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); delete it or move it away") from error
-    first, *lines = data[: data.rfind(b"\n") + 1].split(b"\n")
-    if not first:
-        return None
+    whole = data[: data.rfind(b"\n") + 1]
+    return _decoded(whole, path) if whole else None
+
+
+def _decoded(data: bytes, path: Path) -> tuple[Header, list[Line]]:
+    first, *lines = data.split(b"\n")
     try:
         header = msgspec.json.decode(first, type=Header)
         return header, [msgspec.json.decode(line, type=Line) for line in lines if line]

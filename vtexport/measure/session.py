@@ -89,17 +89,17 @@ def measure(bundle: Bundle, request: Request, path: Path, command: str, hooks: H
             try:
                 interrupted = bench(request, lines, hooks).run()
             except BaseException:
-                if not any(isinstance(line, Sample) for line in lines.lines):
+                if not lines.samples:
                     lines.finish()  # nothing in it is worth keeping
                 raise
-            if not any(isinstance(line, Sample) for line in lines.lines):
+            if not lines.samples:
                 lines.finish()
                 if interrupted == STOPPED:
                     raise KeyboardInterrupt
                 raise InputError(f"nothing was measured ({interrupted or 'no image could be answered about'})")
             for warning in only.look():
                 lines.add(Note(text=warning))
-            report = make_report(header, lines.lines, _now(), interrupted)
+            report = make_report(header, lines.all(), _now(), interrupted)
             report.warnings += only.warnings
             write_whole(path, encode(report))
             lines.finish()
