@@ -90,6 +90,22 @@ def test_json_is_the_report_without_samples(eval_bundle: Path, tmp_path: Path, p
     assert not (eval_bundle / "reports").exists()
 
 
+def test_names_with_stray_bytes(tiny_bundle: Path, tmp_path: Path, photo: Path, capsys: Any) -> None:
+    image = Path(shutil.copy(photo, os.fsdecode(b"i\xff") + photo.suffix))
+    broken = Path(os.fsdecode(b"x\xff.png"))
+    broken.write_bytes(b"")
+    given = (*QUICK[:-1], "--plan", "prunesid-16", "--image", image, "--image", broken, "--json")
+    output = Path(os.fsdecode(b"r\xff.json"))
+    code, out, _ = call(capsys, "bench", tiny_bundle, *given, "-o", output)
+    assert code == 0
+    report = read_report(output)
+    assert report.header.images == [f"i\\udcff{photo.suffix}"]
+    assert report.failures[0].image == "x\\udcff.png"
+    assert report.memory[0].reason is None
+    assert report.memory[0].peak_rss_bytes
+    assert json.loads(out)["plans"][0]["name"] == "prunesid-16"
+
+
 def test_budgets_give_a_break_even(eval_bundle: Path, capsys: Any) -> None:
     code, out, _ = call(capsys, "bench", eval_bundle, *QUICK, "--keep", "16,8", "-o", "r.json")
     assert code == 0

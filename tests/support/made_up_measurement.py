@@ -10,7 +10,7 @@ import numpy as np
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.measure.answer import Contender, Settings
-from vtexport.measure.images import Pictures
+from vtexport.measure.pictures import Pictures
 from vtexport.measure.record import KIND, SCHEMA_VERSION, STAGES, Calibration, Header, PlanFacts, Sample
 
 SETTINGS = Settings("What?", new_tokens=3, threads=1)

@@ -168,7 +168,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 def _request(args: argparse.Namespace, bundle: Bundle, other: Bundle | None, limits: Limits) -> Request:
     from vtexport.measure.answer import Settings
     from vtexport.measure.bench import SAMPLES, Request
-    from vtexport.measure.images import pictures
+    from vtexport.measure.pictures import pictures
 
     if args.samples is not None and args.duration is not None:
         raise UsageError("--samples and --duration exclude each other; give one of them")

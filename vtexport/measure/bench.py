@@ -7,6 +7,7 @@ through `Lines` as it is read, so that an end at any time keeps it.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from vtexport.errors import InputError, UsageError, VtexportError
+from vtexport.errors import InputError, UsageError, VtexportError, printable
 from vtexport.measure.answer import Contender, MeasuredPlan, Settings, Stopped, Timed, check_settings
 from vtexport.measure.calibration import calibrate
 from vtexport.measure.energy import EnergyMeter, Windows
-from vtexport.measure.images import Pictures
 from vtexport.measure.memory import plan_memory
 from vtexport.measure.partial import Lines
+from vtexport.measure.pictures import Pictures
 from vtexport.measure.record import Failure, Memory, Note, Sample, StateAt
 from vtexport.measure.state import read_state
 from vtexport.measure.turns import orders
@@ -145,7 +146,7 @@ class Bench:
             except (VtexportError, KeyboardInterrupt) as error:
                 if not self.lines.samples:
                     raise
-                return str(error) or STOPPED
+                return printable(error) or STOPPED
         return None
 
     def prepare(self) -> None:
@@ -201,7 +202,7 @@ class Bench:
             timed = plan.answer(self.request.pictures.images[image])
         except InputError as error:
             name = self.request.pictures.names[image]
-            self.lines.add(Failure(image=name, reason=str(error), at_s=at, plan=plan.contender.name))
+            self.lines.add(Failure(image=name, reason=printable(error), at_s=at, plan=plan.contender.name))
             self.hooks.stage(f"{name} is left out from here on: {error}")
             self._numbers.remove(image)
             return None
@@ -234,7 +235,7 @@ class Bench:
         with contextlib.closing(EnergyMeter(request.rail, request.settings.device, self.hooks.stop)) as meter:
             self.lines.add(meter.facts)
             if meter.facts.reason is not None:
-                self.note(f"no energy is measured: {meter.facts.reason}")
+                self.hooks.stage(f"note: no energy is measured: {meter.facts.reason}")
             else:
                 self._measure_energy(meter)
 
@@ -317,7 +318,7 @@ def measure_memory(request: Request, hooks: Hooks) -> list[Memory]:
     """Memory of each plan alone, before any is opened here."""
     found = []
     image = request.pictures.images[0]
-    given = request.seed if request.pictures.synthetic else str(image)
+    given = request.seed if request.pictures.synthetic else os.fsencode(str(image))
     for contender in request.contenders:
         hooks.stage(f"measuring the memory of {contender.name} in a process of its own")
         found.append(plan_memory(contender, request.settings, given))

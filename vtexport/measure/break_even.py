@@ -49,7 +49,8 @@ def break_even(unpruned: str, costs: Mapping[str, Costs], seed: int = 0) -> Brea
     prune = np.stack([costs[name].prune_ms for name in names])
     drawn = resampled(language.shape[1], seed)
     _, slope, cost, value, residual = _solve(tokens, np.median(language, 1)[:, None], np.median(prune, 1)[:, None])
-    _, _, _, values, _ = _solve(tokens, np.median(language[:, drawn], 2), np.median(prune[:, drawn], 2))
+    resampled_medians = [np.stack([np.median(each[drawn], 1) for each in of]) for of in (language, prune)]
+    _, _, _, values, _ = _solve(tokens, *resampled_medians)
     found = interval(float(value[0]), values) if slope[0] < 0 else None
     return BreakEven(
         unpruned=unpruned,

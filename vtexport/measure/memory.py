@@ -6,6 +6,7 @@ In a process that has several plans open, what each takes cannot be told apart: 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ import msgspec
 
 from vtexport.bundle.reader import open_bundle
 from vtexport.bundle.unfinished import written_by
-from vtexport.errors import VtexportError, quoted
+from vtexport.errors import VtexportError, printable, quoted
 from vtexport.measure.answer import Contender, MeasuredPlan, Settings
-from vtexport.measure.images import synthetic
+from vtexport.measure.pictures import synthetic
 from vtexport.measure.record import Memory
 from vtexport.measure.state import read_state
 
@@ -24,18 +25,18 @@ _WORKER = [sys.executable, "-m", "vtexport.measure.memory"]
 
 
 class Job(msgspec.Struct):
-    """A plan to open and an image to ask about: a path, or the seed of a synthetic one."""
+    """A plan to open and an image to ask about: a path's bytes, or the seed of a synthetic one."""
 
-    bundle: str
+    bundle: bytes
     plan: str
     name: str
     settings: Settings
-    image: str | int
+    image: bytes | int
 
 
-def plan_memory(contender: Contender, settings: Settings, image: str | int) -> Memory:
+def plan_memory(contender: Contender, settings: Settings, image: bytes | int) -> Memory:
     """Memory of a process with this plan alone; with a reason instead where that process failed."""
-    job = Job(str(contender.bundle.folder), contender.plan, contender.name, settings, image)
+    job = Job(os.fsencode(contender.bundle.folder), contender.plan, contender.name, settings, image)
     pipe = subprocess.PIPE
     with subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe) as process, written_by(process):
         answer, said = process.communicate(msgspec.json.encode(job))
@@ -53,9 +54,9 @@ def measure(job: Job) -> Memory:
         VtexportError: as `Pipeline` and its answers.
     """
     begin = time.perf_counter()
-    plan = MeasuredPlan(Contender(open_bundle(job.bundle), job.plan), job.settings)
+    plan = MeasuredPlan(Contender(open_bundle(os.fsdecode(job.bundle)), job.plan), job.settings)
     opened, loaded = time.perf_counter(), read_state(job.settings.device)
-    image = synthetic(job.image) if isinstance(job.image, int) else job.image
+    image = synthetic(job.image) if isinstance(job.image, int) else os.fsdecode(job.image)
     first = plan.answer(image)
     plan.answer(image)
     state = read_state(job.settings.device)
@@ -76,7 +77,7 @@ def main() -> None:
     try:
         found = measure(job)
     except VtexportError as error:
-        found = Memory(plan=job.name, reason=str(error))
+        found = Memory(plan=job.name, reason=printable(error))
     sys.stdout.buffer.write(msgspec.json.encode(found))
 
 

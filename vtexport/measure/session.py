@@ -15,7 +15,7 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.bundle.reader import Bundle
-from vtexport.errors import InputError
+from vtexport.errors import InputError, printable
 from vtexport.measure.bench import STOPPED, Bench, Hooks, Request, fits, measure_memory
 from vtexport.measure.busy import OnlyMeasurement
 from vtexport.measure.energy import EnergyMeter
@@ -97,10 +97,8 @@ def measure(bundle: Bundle, request: Request, path: Path, command: str, hooks: H
                 if interrupted == STOPPED:
                     raise KeyboardInterrupt
                 raise InputError(f"nothing was measured ({interrupted or 'no image could be answered about'})")
-            for warning in only.look():
-                lines.add(Note(text=warning))
             report = make_report(header, lines.all(), _now(), interrupted)
-            report.warnings += only.warnings
+            report.warnings += only.look()
             write_whole(path, encode(report))
             lines.finish()
     return report
@@ -123,7 +121,7 @@ def finish_left_behind(path: Path) -> Sequence[str]:
     kept = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
     write_whole(kept, encode(make_report(header, lines, _now(), "the end of its process")))
     partial_path(path).unlink(missing_ok=True)
-    return [f"a measurement of {header.created_at} was killed; what it had measured is in {kept}"]
+    return [f"a measurement of {header.created_at} was killed; what it had measured is in {printable(kept)}"]
 
 
 def make_header(bundle: Bundle, request: Request, command: str) -> Header:
@@ -136,10 +134,10 @@ def make_header(bundle: Bundle, request: Request, command: str) -> Header:
         mode="bench" if request.rate is None else "soak",
         created_at=_now(),
         command=command,
-        bundle=str(bundle.folder),
+        bundle=printable(bundle.folder),
         bundle_name=bundle.manifest.name,
         manifest_sha256=hash_file(bundle.path(MANIFEST_NAME)),
-        against=None if other is None else str(other.folder),
+        against=None if other is None else printable(other.folder),
         against_manifest_sha256=None if other is None else hash_file(other.path(MANIFEST_NAME)),
         machine=describe_machine(),
         versions=_versions(),

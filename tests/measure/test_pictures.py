@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vtexport.errors import InputError
-from vtexport.measure.images import pictures, synthetic
+from vtexport.measure.pictures import pictures, synthetic
 
 
 def test_the_same_seed_gives_the_same_picture() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vtexport.errors import InputError, VtexportError
+from vtexport.errors import InputError, VtexportError, printable
 from vtexport.measure.record import Failure
 from vtexport.runtime.images import load_image
 from vtexport.runtime.vision import ImageLike
@@ -58,10 +58,10 @@ def pictures(given: Sequence[str | Path], seed: int) -> Pictures:
         except VtexportError as error:
             if len(files) == 1:
                 raise
-            failures.append(Failure(image=str(file), reason=str(error), at_s=0.0))
+            failures.append(Failure(image=printable(file), reason=printable(error), at_s=0.0))
     if not good:
         raise InputError(f"none of {len(files)} images can be read (the first: {failures[0].reason}); give others")
-    return Pictures([str(file) for file in good], list(good), synthetic=False, failures=failures)
+    return Pictures([printable(file) for file in good], list(good), synthetic=False, failures=failures)
 
 
 def _in_folder(folder: Path) -> list[Path]:

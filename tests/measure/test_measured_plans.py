@@ -17,9 +17,9 @@ from vtexport.errors import InputError, UsageError
 from vtexport.measure import bench, memory
 from vtexport.measure.bench import STOPPED, Bench, Hooks, Request, fits
 from vtexport.measure.calibration import calibrate
-from vtexport.measure.images import Pictures
 from vtexport.measure.memory import plan_memory
 from vtexport.measure.partial import Lines
+from vtexport.measure.pictures import Pictures
 from vtexport.measure.record import Failure, Memory, Sample, StateAt
 from vtexport.measure.soak import SoakBench
 
@@ -209,7 +209,7 @@ def test_memory_is_that_of_a_process_of_its_own(tiny_bundle: Path) -> None:
     assert 10e6 < found.loaded_rss_bytes <= found.peak_rss_bytes
     assert found.open_s is not None
     assert found.first_answer_ms is not None
-    failed = plan_memory(contender, SETTINGS, "nowhere.png")
+    failed = plan_memory(contender, SETTINGS, b"nowhere.png")
     assert failed.peak_rss_bytes is None
     assert failed.reason is not None
     assert "nowhere.png" in failed.reason
