@@ -33,7 +33,7 @@ class Step:
     name: str
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    reads_bundle: bool = True
+    builds: bool = False  # the bundle, which all others read
 
 
 def steps(model: str, method: str, keep: str, precision: str, bundle: Path) -> list[Step]:
@@ -42,12 +42,12 @@ def steps(model: str, method: str, keep: str, precision: str, bundle: Path) -> l
     what = ("--model", model, "--precision", precision, "--output", str(bundle), "--quiet")
     place, built = str(bundle), ("build",)
     return [
-        Step("build-unpruned", (*verb, "build", *what, "--method", "none"), reads_bundle=False),
+        Step("build-unpruned", (*verb, "build", *what, "--method", "none"), builds=True),
         Step(
             "build",
             (*verb, "build", *what, "--method", method, "--keep", keep),
             needs=("build-unpruned",),
-            reads_bundle=False,
+            builds=True,
         ),
         Step("verify", (*verb, "inspect", place, "--verify"), built),
         Step("prove", (*verb, "prove", place, "--checkpoint", model), built),
@@ -64,7 +64,7 @@ def run_steps(wanted: Sequence[Step], folder: Path, manifest: Path) -> dict[str,
     Args:
         wanted: in order; a step needs earlier ones only.
         folder: of outputs and markers; made where it is missing.
-        manifest: the bundle's, which the inputs' hash of steps with `reads_bundle` covers.
+        manifest: the bundle's: part of the inputs of steps that read it; without it, steps that build it run again.
     """
     places = folder / "steps"
     places.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def run_steps(wanted: Sequence[Step], folder: Path, manifest: Path) -> dict[str,
         if failed is not None:
             marker.unlink(missing_ok=True)
             record: dict[str, Any] = {"exit_code": None, "seconds": 0.0, "stderr": NOT_RUN.format(failed)}
-        elif (done := _done(marker, inputs)) is not None:
+        elif (done := _done(marker, inputs)) is not None and (manifest.exists() or not step.builds):
             record = done | {"resumed": True}
         else:
             marker.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def run_steps(wanted: Sequence[Step], folder: Path, manifest: Path) -> dict[str,
 
 
 def _hash_inputs(step: Step, manifest: Path, hashes: dict[str, str]) -> str:
-    content = manifest.read_bytes().hex() if step.reads_bundle and manifest.exists() else ""
+    content = manifest.read_bytes().hex() if manifest.exists() and not step.builds else ""
     before = [hashes[name] for name in step.needs]
     return hashlib.sha256(json.dumps([step.command, before, content]).encode()).hexdigest()
 

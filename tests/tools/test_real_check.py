@@ -47,9 +47,20 @@ def test_another_manifest_or_command_runs_again(tmp_path: Path, manifest: Path) 
     manifest.write_text("two")
     run_steps(wanted, tmp_path / "check", manifest)
     assert runs(tmp_path, "a", "b") == [2, 2]
-    other = [Step("a", (*wanted[0].command, "0")[:-1] + ("",)), wanted[1]]
+    program, option, code, *given = wanted[0].command
+    other = [Step("a", (program, option, code + "  # changed", *given)), wanted[1]]
     run_steps(other, tmp_path / "check", manifest)
     assert runs(tmp_path, "a", "b") == [3, 3], "what needs a changed step is run, too"
+
+
+def test_a_bundle_that_is_gone_is_built_again(tmp_path: Path, manifest: Path) -> None:
+    wanted = [Step("a", step(tmp_path, "a").command, builds=True)]
+    for _ in range(2):
+        run_steps(wanted, tmp_path / "check", manifest)
+    assert runs(tmp_path, "a") == [1]
+    manifest.unlink()
+    run_steps(wanted, tmp_path / "check", manifest)
+    assert runs(tmp_path, "a") == [2]
 
 
 def test_a_failure_is_said_and_run_again(tmp_path: Path, manifest: Path) -> None:
@@ -64,9 +75,7 @@ def test_a_failure_is_said_and_run_again(tmp_path: Path, manifest: Path) -> None
     assert runs(tmp_path, "a", "b", "c", "d") == [1, 2, 0, 1]
 
 
-def test_an_interruption_leaves_what_was_done(
-    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_leaves_what_was_done(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [step(tmp_path, "a"), step(tmp_path, "b")]
     real = __import__("subprocess").run
 
