@@ -77,15 +77,5 @@ def test_every_graph_runs(folder: Path) -> None:
 
 def test_a_graph_without_the_function_is_refused(folder: Path) -> None:
     """Stock ONNX Runtime has no such op, and polygraphy's command registers no library."""
-    code, shown = polygraphy("run", folder / "svdprune-64.prune.native.onnx", "--onnxrt")
-    assert code != 0
-    assert "VtxSVDPrune" in shown
-
-
-def test_sanitised_graphs_run(folder: Path, tmp_path: Path) -> None:
-    result = folder / "sanitised.onnx"
-    code, shown = polygraphy("surgeon", "sanitize", folder / "vitcop-64.prune.onnx", "--cleanup", "-o", result)
-    assert code == 0, shown
-    code, shown = polygraphy("run", result, "--onnxrt", "--val-range", *RANGES)
-    assert (code, "PASSED" in shown) == (0, True), shown
-    result.unlink()
+    with pytest.raises(Exception, match=r"VtxSVDPrune.* is not a registered"):
+        polygraphy("run", folder / "svdprune-64.prune.native.onnx", "--onnxrt")

@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(work: Callable[[], int | None], debug: bool = False) -> int:
-    """Runs `work` and returns its exit code; an error is one sentence on stderr, with `debug` a stack trace before it."""
+    """Runs `work` and returns its exit code; an error is one sentence on stderr, with `debug` a trace before it."""
     try:
         return int(work() or 0)
     except BrokenPipeError:

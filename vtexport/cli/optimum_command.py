@@ -3,8 +3,8 @@
     optimum-cli export vtexport -m mini --method prunesid --keep 64 mini-64
 
 optimum 2 finds it by a file in its namespace folder `optimum/commands/register`, which comes with vtexport's wheel.
-Arguments, sentences of errors and exit codes are those of `vtexport export`; only the output is an argument by position,
-as with optimum's other exporters.
+Arguments, sentences of errors and exit codes are those of `vtexport export`; only the output is an argument by
+position, as with optimum's other exporters.
 """
 
 from __future__ import annotations
