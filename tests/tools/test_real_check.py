@@ -32,11 +32,13 @@ def manifest(tmp_path: Path) -> Path:
 def test_what_is_done_is_not_done_again(tmp_path: Path, manifest: Path) -> None:
     wanted = [step(tmp_path, "a"), step(tmp_path, "b", "a")]
     first = run_steps(wanted, tmp_path / "check", manifest)
-    assert first["ok"] and first["complete"]
+    assert first["ok"]
+    assert first["complete"]
     assert (tmp_path / "check/steps/a.out").read_text() == "out\n"
     again = run_steps(wanted, tmp_path / "check", manifest)
     assert runs(tmp_path, "a", "b") == [1, 1]
-    assert again["ok"] and all(record["resumed"] for record in again["steps"].values())
+    assert again["ok"]
+    assert all(record["resumed"] for record in again["steps"].values())
     assert again["steps"]["a"]["seconds"] == first["steps"]["a"]["seconds"] > 0
     assert json.loads((tmp_path / "check/summary.json").read_text()) == again
 
@@ -66,7 +68,8 @@ def test_a_bundle_that_is_gone_is_built_again(tmp_path: Path, manifest: Path) ->
 def test_a_failure_is_said_and_run_again(tmp_path: Path, manifest: Path) -> None:
     wanted = [step(tmp_path, "a"), step(tmp_path, "b", fails="it broke"), step(tmp_path, "c", "b"), step(tmp_path, "d")]
     found = run_steps(wanted, tmp_path / "check", manifest)
-    assert not found["ok"] and found["complete"]
+    assert not found["ok"]
+    assert found["complete"]
     assert (found["steps"]["b"]["exit_code"], found["steps"]["b"]["stderr"]) == (1, "it broke")
     assert found["steps"]["c"]["exit_code"] is None
     assert found["steps"]["c"]["stderr"] == "not run: the step b failed"
@@ -88,7 +91,9 @@ def test_an_interruption_leaves_what_was_done(tmp_path: Path, manifest: Path, mo
         patched.setattr("real_check.subprocess.run", interrupted)
         run_steps(wanted, tmp_path / "check", manifest)
     half = json.loads((tmp_path / "check/summary.json").read_text())
-    assert not half["complete"] and not half["ok"] and list(half["steps"]) == ["a"]
+    assert not half["complete"]
+    assert not half["ok"]
+    assert list(half["steps"]) == ["a"]
     (tmp_path / "check/steps/a.done.json").write_text("{")  # as a full disk would leave it
     assert run_steps(wanted, tmp_path / "check", manifest)["ok"]
     assert runs(tmp_path, "a", "b") == [2, 1]
