@@ -87,9 +87,10 @@ def test_an_interruption_leaves_what_was_done(tmp_path: Path, manifest: Path, mo
             raise KeyboardInterrupt
         return real(command, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("real_check.subprocess.run", interrupted)
-        run_steps(wanted, tmp_path / "check", manifest)
+        with pytest.raises(KeyboardInterrupt):
+            run_steps(wanted, tmp_path / "check", manifest)
     half = json.loads((tmp_path / "check/summary.json").read_text())
     assert not half["complete"]
     assert not half["ok"]
