@@ -49,9 +49,8 @@ from vtexport.export.plan import (
 from vtexport.export.requirements import check_versions
 from vtexport.models.parts import ModelSpec
 from vtexport.processing.read import Processing, read_processing
-from vtexport.processing.self_check import sample_images
+from vtexport.processing.self_check import sample_pixels
 from vtexport.pruning import get_method, make_options
-from vtexport.runtime.images import load_image, pixel_values
 
 if TYPE_CHECKING:
     from vtexport.export.graphs import GraphExporter
@@ -274,7 +273,7 @@ def _compare_features(exporter: GraphExporter, plan: schema.Plan, work: _Work) -
         work.report.note(f"{next(iter(reasons.values()))}, so the vision tower's features were not compared")
         return None
     work.report.stage("comparing the vision tower's features with PyTorch's")
-    pixels, _ = pixel_values(load_image(sample_images()["opaque"]), work.processing.image)
+    pixels = sample_pixels(work.processing.image)
     checkpoint = work.checkpoint
     return feature_error(
         exporter.path(able[0]),
