@@ -40,7 +40,7 @@ class LanguageModel:
         for session, segment in zip(self._segments, plan.segments, strict=True):
             session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.num_key_value_heads, sizes.head_dim)
 
-    def start(self, prompt_tokens: int, new_tokens: int, *, prunes: bool = True) -> Sequence:
+    def start(self, prompt_tokens: int, new_tokens: int, prunes: bool = True) -> Sequence:
         """Caches for a prompt of that many rows, all visual tokens that enter included, and its answer.
 
         `prunes` is False for a prompt without an image, of which the steps take nothing.

@@ -185,7 +185,7 @@ class Stages:
                 f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
         backend = self._backend
-        sequence = self.language_model.start(length, max_new_tokens, prunes=bool(images))
+        sequence = self.language_model.start(length, max_new_tokens, bool(images))
         embedded = [backend.upload(self._embed(span)) for span in prompt.spans]
         blocks = [part for text, each in zip(embedded, images, strict=False) for part in (text, self._own(each.block))]
         embeddings = backend.join([*blocks, embedded[-1]])
