@@ -274,6 +274,8 @@ class SelfCheck(msgspec.Struct, kw_only=True):
     conversations: list[str]  # such as "one turn", "two turns"
     # Largest difference to the processor's torchvision form in 8-bit levels; None where torchvision is not installed
     torchvision_levels: float | None = None
+    # Error of the vision graph's features against PyTorch's, relative by norm; None where they were not compared
+    features_error: float | None = None
 
 
 class Decoder(msgspec.Struct, kw_only=True):

@@ -103,6 +103,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="copy no weights: reflink them where the file system can, or put the graphs beside them with -o naming "
         "the checkpoint's own folder; needs the checkpoint's own precision",
     )
+    parser.add_argument(
+        "--no-check",
+        action="store_false",
+        dest="check",
+        help="leave out the comparison of the vision tower's features of one image with PyTorch's, which a build makes "
+        "where PyTorch is installed",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -147,6 +154,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         cache_dir=args.cache_dir,
         replace=args.replace,
         link_weights=args.link_weights,
+        check=args.check,
         report=BuildProgress(progress.stage, progress.note, progress.bytes_done),
         command=command_line(),
     )

@@ -40,6 +40,12 @@ def sample_images() -> dict[str, Image.Image]:
     }
 
 
+def sample_pixels(settings: schema.Image) -> np.ndarray:
+    """The opaque image as the vision graph takes it, [1, 3, H, W] float32."""
+    pixels, _ = pixel_values(load_image(sample_images()["opaque"]), settings)
+    return pixels
+
+
 def sample_conversations() -> dict[str, Messages]:
     """Conversations of each kind whose token ids are compared."""
     image, question = {"type": "image"}, "What is on the table? Café, naïve, 数字 42 — “yes”."
