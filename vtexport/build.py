@@ -254,6 +254,7 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
         notes=work.notes,
         decoder=describe_decoder(work.spec),
         position_ids=schema.PositionIds(kind="sequential", axes=1),
+        images_per_prompt=work.spec.images_per_prompt,
         graphs=exporter.graphs | kept_graphs,
         plans=[*kept, *plans],
         adaptive_plans=adaptive_plans,
