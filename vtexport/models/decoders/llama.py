@@ -141,7 +141,8 @@ class LlamaDecoder(Decoder):
                         for kind, x in zip(("key", "value"), own, strict=True):
                             new[layer, kind] = x
                             both.append(g.op("Concat", past[layer, kind], x, axis=1))
-                        attended = dialect.attend(g, self, query, *both, masks[self.windows[layer]], dtype)
+                        key, value = both
+                        attended = dialect.attend(g, self, query, key, value, masks[self.windows[layer]], dtype)
                         name = f"{_LAYER.format(layer)}self_attn.o_proj"
                         attended = linear(g, attended, name, self.output_bias)
                     hidden = g.op("Add", hidden, attended)
