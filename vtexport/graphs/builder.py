@@ -155,7 +155,7 @@ class Builder:
 
     def _new_constant(self, array: Array, name: str | None) -> ir.Value:
         # Not an initializer, which functions cannot have
-        return self.op("Constant", name=name, value=ir.tensor(array))
+        return self.op("Constant", name=name, value=ir.AttrTensor("value", ir.Tensor(array)))
 
     def cast(self, x: ir.Value, source: str, target: str) -> ir.Value:
         """x of the type `source` in `target`; no node where they are the same."""
@@ -185,7 +185,7 @@ class GraphWriter(Builder):
 
     def _new_constant(self, array: Array, name: str | None) -> ir.Value:
         name = name or f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tolist()}"
-        return self._initializer(name, ir.tensor(array, name=name))
+        return self._initializer(name, ir.Tensor(array, name=name))
 
     def weight(self, name: str) -> ir.Value:
         """A tensor of the checkpoint, left in its file."""

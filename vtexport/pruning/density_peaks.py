@@ -146,50 +146,55 @@ def emit_density_peaks(
     itself = g.Equal(index[:, None], index[None])
 
     # 1. Distances, of points moved to their mean: that takes nothing away from them but common length.
-    points = g.Sub(points, g.ReduceMean(points, [0], keepdims=1))
-    product = g.Gemm(points, points, transB=1)
-    length = g.total(g.Mul(points, points), 1)  # ONNX Runtime's ReduceSumSquare is ten times less exact
-    square = g.Sub(g.Add(length, g.Transpose(length)), g.Add(product, g.Transpose(product)))
-    square = g.Add(g.Max(0.0, square), SMALLEST_SQUARE)
-    distance = g.Where(itself, 0.0, g.Sqrt(square))
+    with g.scope("distances"):
+        points = g.Sub(points, g.ReduceMean(points, [0], keepdims=1))
+        product = g.Gemm(points, points, transB=1)
+        length = g.total(g.Mul(points, points), 1)  # ONNX Runtime's ReduceSumSquare is ten times less exact
+        square = g.Sub(g.Add(length, g.Transpose(length)), g.Add(product, g.Transpose(product)))
+        square = g.Add(g.Max(0.0, square), SMALLEST_SQUARE)
+        distance = g.Where(itself, 0.0, g.Sqrt(square))
 
     # 2. Densities. A point's own term is added last, so that the sum is rounded once at its size.
-    terms = g.Exp(g.Mul(square, -rules.decay))
-    density = g.total(g.Where(itself, 0.0, terms), 1)  # [T, 1]
-    if rules.counts_itself:
-        density = g.Add(density, 1.0)
+    with g.scope("densities"):
+        terms = g.Exp(g.Mul(square, -rules.decay))
+        density = g.total(g.Where(itself, 0.0, terms), 1)  # [T, 1]
+        if rules.counts_itself:
+            density = g.Add(density, 1.0)
 
     # 3. Distance to the nearest denser neighbour.
-    other = g.Transpose(density)
-    if rules.strict:
-        lower = g.Less(index[None], index[:, None])
-        denser = g.Or(g.Greater(other, density), g.And(g.Equal(other, density), lower))
-    else:
-        denser = g.And(g.GreaterOrEqual(other, density), g.Not(itself))
-    candidates = g.Where(g.And(denser, near), distance, NO_DISTANCE)
-    delta = g.ReduceMin(candidates, [1], keepdims=1)  # [T, 1]
-    parent = g.ArgMin(candidates, axis=1, keepdims=0)  # [T]
-    hangs = g.Less(delta, NO_DISTANCE)
-    if rules.strict:
-        densest = g.Less(g.total(g.as_float(denser), 1), 0.5)
-        delta = g.Where(densest, g.ReduceMax(distance, [1], keepdims=1), delta)
+    with g.scope("parents"):
+        other = g.Transpose(density)
+        if rules.strict:
+            lower = g.Less(index[None], index[:, None])
+            denser = g.Or(g.Greater(other, density), g.And(g.Equal(other, density), lower))
+        else:
+            denser = g.And(g.GreaterOrEqual(other, density), g.Not(itself))
+        candidates = g.Where(g.And(denser, near), distance, NO_DISTANCE)
+        delta = g.ReduceMin(candidates, [1], keepdims=1)  # [T, 1]
+        parent = g.ArgMin(candidates, axis=1, keepdims=0)  # [T]
+        hangs = g.Less(delta, NO_DISTANCE)
+        if rules.strict:
+            densest = g.Less(g.total(g.as_float(denser), 1), 0.5)
+            delta = g.Where(densest, g.ReduceMax(distance, [1], keepdims=1), delta)
 
     # 4. Centres.
-    far = g.Less(delta, NO_DISTANCE)
-    gamma = g.Transpose(g.Where(far, g.Mul(delta, density), NO_DISTANCE))  # [1, T]
-    _, order = g.TopK(gamma, [tokens], outputs=2, axis=1)
-    _, rank = g.TopK(order, [tokens], outputs=2, axis=1, largest=0)  # the inverse of a permutation
-    is_center = g.Less(rank, rules.centers)
+    with g.scope("centers"):
+        far = g.Less(delta, NO_DISTANCE)
+        gamma = g.Transpose(g.Where(far, g.Mul(delta, density), NO_DISTANCE))  # [1, T]
+        _, order = g.TopK(gamma, [tokens], outputs=2, axis=1)
+        _, rank = g.TopK(order, [tokens], outputs=2, axis=1, largest=0)  # the inverse of a permutation
+        is_center = g.Less(rank, rules.centers)
 
     # 5. Labels: as many doublings as the longest way to a centre can need.
-    target = parent
-    if rules.strict:
-        nearest = g.ArgMin(g.Where(is_center, distance, NO_DISTANCE), axis=1, keepdims=0)
-        target = g.Where(g.Squeeze(hangs, [1]), parent, nearest)
-    target = g.Where(g.Squeeze(is_center, [0]), index, target)
-    for _ in range(_doublings(tokens)):
-        target = g.Gather(target, target)
-    number = g.Where(is_center, rank, -1)
+    with g.scope("labels"):
+        target = parent
+        if rules.strict:
+            nearest = g.ArgMin(g.Where(is_center, distance, NO_DISTANCE), axis=1, keepdims=0)
+            target = g.Where(g.Squeeze(hangs, [1]), parent, nearest)
+        target = g.Where(g.Squeeze(is_center, [0]), index, target)
+        for _ in range(_doublings(tokens)):
+            target = g.Gather(target, target)
+        number = g.Where(is_center, rank, -1)
     return {
         "labels": g.Gather(number, target, axis=1),
         "centers": g.Slice(order, [0], [rules.centers], [1]),

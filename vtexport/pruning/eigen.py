@@ -8,7 +8,8 @@ small ones cost a node's overhead rather than arithmetic, so there Gemm, which s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi
 
@@ -103,25 +104,28 @@ def _inverse_square_root(g: Builder, matrix: ir.Value, size: int, smallest: floa
     return g.Div(inverse, g.Sqrt(bound))
 
 
-def _polynomials(smallest: float) -> Iterator[tuple[float, float, float]]:
+@functools.cache
+def _polynomials(smallest: float) -> tuple[tuple[float, float, float], ...]:
     """(a, b, c) of the steps x (a + b x² + c x⁴) that take every x of [smallest, 1] to 1, to float32's precision.
 
     Every step is the one that maps the interval left by those before it to the shortest interval around 1 (the minimax
     polynomial, by Remez exchange). It takes a third of the products of the classical Newton-Schulz steps.
     """
     low, high = smallest, 1.0
+    steps = []
     while high - low > 2e-7:
         if high - low < 1e-2:  # the limit of the minimax polynomials, where their equations lose precision
-            yield 1.875, -1.25, 0.375
-            return
+            steps.append((1.875, -1.25, 0.375))
+            break
         points = np.array([low, (3 * low + high) / 4, (low + 3 * high) / 4, high])
         for _ in range(50):
             signs = np.array([1.0, -1.0, 1.0, -1.0])
             a, b, c, error = np.linalg.solve(np.stack([points, points**3, points**5, signs], axis=1), np.ones(4))
             middle = np.sqrt(np.maximum(0.0, 9 * b * b - 20 * a * c))
             points[1:3] = np.sqrt((-3 * b - middle) / (10 * c)), np.sqrt((-3 * b + middle) / (10 * c))
-        yield float(a), float(b), float(c)
+        steps.append((float(a), float(b), float(c)))
         low, high = 1 - abs(error), 1 + abs(error)
+    return tuple(steps)
 
 
 @scoped("rayleigh_ritz")

@@ -53,9 +53,10 @@ class AttentionTopK(DecoderOp):
         from vtexport.pruning.splice_onnx import keep_top, splice
 
         groups = sizes.heads // sizes.kv_heads
-        query = g.Reshape(g.as_float(inputs["query"]), [sizes.kv_heads, groups, sizes.head_dim])
-        keys = g.Transpose(g.as_float(g.Squeeze(inputs["keys"], [0])), perm=[1, 2, 0])
-        weights = g.Softmax(g.MatMul(g.Mul(query, sizes.head_dim**-0.5), keys), axis=2)
-        attention = g.ReduceMean(weights, [0, 1], keepdims=0)
-        scores = g.Gather(attention, g.Add(inputs["visual_start"], np.arange(sizes.tokens)))
+        with g.scope("scores"):
+            query = g.Reshape(g.as_float(inputs["query"]), [sizes.kv_heads, groups, sizes.head_dim])
+            keys = g.Transpose(g.as_float(g.Squeeze(inputs["keys"], [0])), perm=[1, 2, 0])
+            weights = g.Softmax(g.MatMul(g.Mul(query, sizes.head_dim**-0.5), keys), axis=2)
+            attention = g.ReduceMean(weights, [0, 1], keepdims=0)
+            scores = g.Gather(attention, g.Add(inputs["visual_start"], np.arange(sizes.tokens)))
         return splice(g, inputs, keep_top(g, scores, sizes.keep), sizes)

@@ -99,10 +99,12 @@ class CDPruner(Op):
             )
 
         def select_image(features: ir.Value, *read: ir.Value) -> dict[str, ir.Value]:
-            unit = cosine_rows(g, g.as_float(g.Squeeze(features, [0])))
-            compared = cosine_rows(g, g.Squeeze(read[0], [0])) if self.relevance == "clip" else unit
-            relevance = _emit_relevance(g, compared, read[-1] if read else None, sizes.tokens, self)
-            order = _emit_picks(g, unit, relevance, tokens=sizes.tokens, keep=sizes.keep)
+            with g.scope("relevance"):
+                unit = cosine_rows(g, g.as_float(g.Squeeze(features, [0])))
+                compared = cosine_rows(g, g.Squeeze(read[0], [0])) if self.relevance == "clip" else unit
+                relevance = _emit_relevance(g, compared, read[-1] if read else None, sizes.tokens, self)
+            with g.scope("picks"):
+                order = _emit_picks(g, unit, relevance, tokens=sizes.tokens, keep=sizes.keep)
             kept = distinct_tokens(g, order, tokens=sizes.tokens, count=sizes.keep)
             return {"keep_indices": kept, "order": order, "relevance": relevance}
 

@@ -53,7 +53,8 @@ class DivPrune(Op):
         from vtexport.pruning.parts_onnx import distinct_tokens, gather_rows, per_image
 
         def select_image(features: ir.Value) -> dict[str, ir.Value]:
-            order = _emit_picks(g, features, tokens=sizes.tokens, keep=sizes.keep)
+            with g.scope("picks"):
+                order = _emit_picks(g, features, tokens=sizes.tokens, keep=sizes.keep)
             kept = distinct_tokens(g, order, tokens=sizes.tokens, count=sizes.keep)
             return {"keep_indices": kept, "order": order}
 

@@ -52,6 +52,7 @@ def emit_key_norms(g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> 
     """l [n] of the visual tokens; `LARGEST` where it is larger or NaN, so that sums and orders of them hold."""
     from vtexport.pruning.splice_onnx import visual_rows
 
-    mean = g.ReduceMean(visual_rows(g, inputs, "keys", sizes), [1], keepdims=0)
-    norms = g.Sqrt(g.ReduceSum(g.Mul(mean, mean), [1], keepdims=0))
-    return g.Where(g.Less(norms, LARGEST), norms, LARGEST)
+    with g.scope("key_norms"):
+        mean = g.ReduceMean(visual_rows(g, inputs, "keys", sizes), [1], keepdims=0)
+        norms = g.Sqrt(g.ReduceSum(g.Mul(mean, mean), [1], keepdims=0))
+        return g.Where(g.Less(norms, LARGEST), norms, LARGEST)

@@ -216,7 +216,8 @@ def _emit_image(
     salience, pillar_by = without_nan(g, salience), without_nan(g, pillar_by)
 
     # 1. Separation, 2. alignment.
-    candidate = _emit_best_of_regions(g, salience, sizes.grid, op.top_n)
+    with g.scope("regions"):
+        candidate = _emit_best_of_regions(g, salience, sizes.grid, op.top_n)
     _, chosen = g.TopK(g.Where(candidate, salience, -math.inf), [keep], outputs=2, axis=1)
     kept = in_raster_order(g, chosen, keep)
     rows = gather_rows(g, features, kept)
@@ -232,7 +233,8 @@ def _emit_image(
     if below:
         last = g.Slice(order, [keep - below], [keep], [1])
         gathering = g.Squeeze(g.GatherElements(kept, last, axis=1), [0])
-        gathered = _emit_aggregate(g, features, similar, gathering, sizes.grid, op)
+        with g.scope("aggregate"):
+            gathered = _emit_aggregate(g, features, similar, gathering, sizes.grid, op)
         _, place = g.TopK(order, [keep], outputs=2, axis=1, largest=0)  # of every kept token in the order
         own = g.Max(0, g.Sub(place, keep - below))
         gathered = g.Gather(g.CastLike(gathered, features), own, axis=0)

@@ -164,7 +164,8 @@ def _emit_image(g: Builder, features: ir.Value, *, sizes: Sizes, op: SVDPrune) -
 
     # 1. Eigenvalues are shares of the energy, whatever the features' scale.
     patches = patch_rows(g, features, tokens, cls_rows=0)
-    matrix, before_centring = _emit_energy(g, patches, tokens, op.center == "feature-mean")
+    with g.scope("energy"):
+        matrix, before_centring = _emit_energy(g, patches, tokens, op.center == "feature-mean")
     components = leading_eigenvectors(g, matrix, tokens=tokens, count=bound)
     is_there = strong(g, components.values, WEAKEST, g.Mul(before_centring, CENTRED))
 

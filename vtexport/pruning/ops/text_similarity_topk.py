@@ -48,12 +48,13 @@ class TextSimilarityTopK(DecoderOp):
         from vtexport.pruning.ties import PARALLEL, SHIFT
 
         hidden, start = inputs["hidden_states"], inputs["visual_start"]
-        length = g.Shape(hidden, start=1, end=2)
-        among = g.Sub(g.Range(0, g.Squeeze(length, [0]), 1), start)
-        is_text = g.Or(g.Less(among, 0), g.GreaterOrEqual(among, sizes.tokens))
-        weights = g.Div(g.as_float(is_text), g.Max(1.0, g.as_float(g.Sub(length, sizes.tokens))))
-        mean = g.MatMul(g.Unsqueeze(weights, [0]), g.as_float(g.Squeeze(hidden, [0])))
-        visual = cosine_rows(g, visual_rows(g, inputs, "hidden_states", sizes))
-        cosines = g.MatMul(visual, g.Transpose(cosine_rows(g, mean)))
-        settled = g.Add(g.Where(g.Greater(cosines, PARALLEL), 1.0, cosines), SHIFT)
+        with g.scope("scores"):
+            length = g.Shape(hidden, start=1, end=2)
+            among = g.Sub(g.Range(0, g.Squeeze(length, [0]), 1), start)
+            is_text = g.Or(g.Less(among, 0), g.GreaterOrEqual(among, sizes.tokens))
+            weights = g.Div(g.as_float(is_text), g.Max(1.0, g.as_float(g.Sub(length, sizes.tokens))))
+            mean = g.MatMul(g.Unsqueeze(weights, [0]), g.as_float(g.Squeeze(hidden, [0])))
+            visual = cosine_rows(g, visual_rows(g, inputs, "hidden_states", sizes))
+            cosines = g.MatMul(visual, g.Transpose(cosine_rows(g, mean)))
+            settled = g.Add(g.Where(g.Greater(cosines, PARALLEL), 1.0, cosines), SHIFT)
         return splice(g, inputs, keep_top(g, g.Squeeze(settled, [1]), sizes.keep), sizes)

@@ -176,8 +176,9 @@ def _emit_image(
     rows = keep - count - 1
     left = tokens - rows
     # 1. Dominant tokens.
-    _, order = g.TopK(without_nan(g, scores), [tokens], outputs=2, axis=1)
-    rest = in_raster_order(g, g.Slice(order, [rows], [tokens], [1]), left)
+    with g.scope("dominant"):
+        _, order = g.TopK(without_nan(g, scores), [tokens], outputs=2, axis=1)
+        rest = in_raster_order(g, g.Slice(order, [rows], [tokens], [1]), left)
 
     # 2. Targets: their places among the rest are known beforehand.
     target_places, other_places = targets_among(left, count)
@@ -195,17 +196,19 @@ def _emit_image(
         return {"keep_indices": indices, "contextual": contextual, "merged": unmerged, "assigned": g.constant(nobody)}
 
     # 3. Every other token joins the target with the most similar key, the mean over heads.
-    metric = cosine_rows(g, g.Squeeze(g.ReduceMean(keys, [2], keepdims=0), [0]))
-    others = g.Gather(g.Squeeze(rest, [0]), np.array(other_places))
-    cosine = g.Gemm(g.Gather(metric, others), g.Gather(metric, g.Squeeze(targets, [0])), transB=1)
-    cosine = g.Add(g.Where(g.Greater(cosine, PARALLEL), 1.0, cosine), SHIFT)
-    nearest = g.Transpose(g.ArgMax(cosine, axis=1, keepdims=1))
+    with g.scope("assign"):
+        metric = cosine_rows(g, g.Squeeze(g.ReduceMean(keys, [2], keepdims=0), [0]))
+        others = g.Gather(g.Squeeze(rest, [0]), np.array(other_places))
+        cosine = g.Gemm(g.Gather(metric, others), g.Gather(metric, g.Squeeze(targets, [0])), transB=1)
+        cosine = g.Add(g.Where(g.Greater(cosine, PARALLEL), 1.0, cosine), SHIFT)
+        nearest = g.Transpose(g.ArgMax(cosine, axis=1, keepdims=1))
 
     # 4. Sums by a product with the membership matrix: TensorRT has no scatter that adds.
-    member = g.as_float(g.Equal(nearest, np.arange(count)[:, None]))
-    counts = g.total(member, 1)
-    sums = g.MatMul(member, g.as_float(g.Gather(patches, g.Add(others, 1))))
-    contextual = g.Add(rows_of_targets, g.Div(sums, g.Max(1.0, counts)))
+    with g.scope("merge"):
+        member = g.as_float(g.Equal(nearest, np.arange(count)[:, None]))
+        counts = g.total(member, 1)
+        sums = g.MatMul(member, g.as_float(g.Gather(patches, g.Add(others, 1))))
+        contextual = g.Add(rows_of_targets, g.Div(sums, g.Max(1.0, counts)))
     return {
         "keep_indices": indices,
         "contextual": g.Unsqueeze(contextual, [0]),

@@ -95,9 +95,10 @@ class ViTCoP(Op):
         kept = in_raster_order(g, chosen, sizes.keep)
         values = {"kept_features": gather_rows(g, inputs["features"], kept), "keep_indices": kept}
         if self.clusters:
-            values |= per_image(
-                g, sizes.batch, [inputs["keys"], kept], lambda *each: _cluster_image(g, *each, sizes=sizes, op=self)
-            )
+            with g.scope("clusters"):
+                values |= per_image(
+                    g, sizes.batch, [inputs["keys"], kept], lambda *each: _cluster_image(g, *each, sizes=sizes, op=self)
+                )
         return values
 
 
