@@ -116,6 +116,15 @@ def test_a_workstation(tmp_path: Path) -> None:
     assert (state.power_mode, state.unknown["power_mode"]) == (None, "power modes are a Jetson's, and this is none")
 
 
+@pytest.mark.parametrize(
+    ("limit", "available"), [("max", 4 * GIB), (8 * GIB, 4 * GIB), (3 * GIB, 2 * GIB + GIB // 2), (GIB // 4, 0)]
+)
+def test_the_memory_of_a_container(limit: object, available: int, tmp_path: Path) -> None:
+    group = {"max": limit, "current": GIB, "stat": f"anon {GIB // 2}\ninactive_file {GIB // 2}\nactive_file 4096"}
+    write(tmp_path, {**MEMORY, **{f"sys/fs/cgroup/memory.{name}": value for name, value in group.items()}})
+    assert read_state(root=tmp_path).available_memory_bytes == available
+
+
 def test_nothing_to_read_is_nothing_known(tmp_path: Path) -> None:
     state = read_state(root=tmp_path)
     known = {name for name, value in msgspec.structs.asdict(state).items() if value not in (None, {}, [])}

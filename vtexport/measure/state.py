@@ -55,7 +55,7 @@ class MachineState(msgspec.Struct, kw_only=True):
     load_average: list[float] | None = None  # runnable processes over 1, 5 and 15 minutes
     rss_bytes: int | None = None  # of this process
     peak_rss_bytes: int | None = None
-    available_memory_bytes: int | None = None  # of the machine, without swapping
+    available_memory_bytes: int | None = None  # of the machine, or of the container that this is; without swapping
     device_memory_bytes: int | None = None  # of this process on the GPU
     gpu_mhz: float | None = None
     unknown: dict[str, str] = {}
@@ -237,7 +237,18 @@ def _memory(state: MachineState, root: Path) -> None:
 
     state.rss_bytes = kilobytes("proc/self/status", "VmRSS", "rss_bytes")
     state.peak_rss_bytes = kilobytes("proc/self/status", "VmHWM", "peak_rss_bytes")
-    state.available_memory_bytes = kilobytes("proc/meminfo", "MemAvailable", "available_memory_bytes")
+    available = kilobytes("proc/meminfo", "MemAvailable", "available_memory_bytes")
+    limit = _left_in_container(root)
+    state.available_memory_bytes = available if available is None or limit is None else min(available, limit)
+
+
+def _left_in_container(root: Path) -> int | None:
+    """Bytes that the limit of this control group (version 2) leaves, file caches that can go included."""
+    limit, used = (number_of(root / f"sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit is None or used is None:  # no limit is the word "max"
+        return None
+    caches = re.search(r"^inactive_file (\d+)$", text_of(root / "sys/fs/cgroup/memory.stat") or "", re.MULTILINE)
+    return max(0, limit - used + (int(caches[1]) if caches else 0))
 
 
 def _jetson_gpu(state: MachineState, root: Path) -> None:
