@@ -55,8 +55,10 @@ void load() {
   Loaded loaded;
   dl_iterate_phdr(keep_loaded, &loaded);
   if (loaded.tensorrt.empty() && !loaded.rtx.empty()) {
-    return complain("this process has TensorRT-RTX, for which opening this library registers nothing; have its plugin "
-                    "registry load " + plugins);
+    return complain(
+        "this process has TensorRT-RTX, for which opening this library registers nothing; have its plugin "
+        "registry load " +
+        plugins);
   }
   void* tensorrt = open_tensorrt(loaded.tensorrt);
   if (!tensorrt) {

@@ -234,7 +234,8 @@ CASE(shapes_that_do_not_fit) {
   }
   const auto heads = create(samples::of("VtxAttentionTopK"));
   CHECK_SAYS(refusal(*heads, views({{1, 600, 32}, {1}, {1, 600, 3, 16}, {1, 4, 16}})), "4 heads, not a multiple");
-  CHECK_SAYS(refusal(*heads, views({{2, 600, 32}, {1}, {1, 600, 2, 16}, {1, 4, 16}})), "axis 0 has to have the length 1");
+  CHECK_SAYS(refusal(*heads, views({{2, 600, 32}, {1}, {1, 600, 2, 16}, {1, 4, 16}})),
+             "axis 0 has to have the length 1");
 }
 
 CASE(lengths_that_are_not_known_yet) {
