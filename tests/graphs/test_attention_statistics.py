@@ -27,17 +27,17 @@ SPEC = LlamaDecoder(
     max_position_embeddings=ROWS, inv_freq=np.ones(16), attention_scaling=1.0, intermediate_size=8,
     qkv_bias=False, output_bias=False, mlp_bias=False, windows=(None,),
 )  # fmt: skip
+WIDTH = SPEC.num_attention_heads * SPEC.head_dim
 
 
 def attention(dialect: str, folder: Path, dtype: str = "float16") -> Path:
-    """q [1, S, H * D], k and v [1, L, H_kv * D], mask [1, 1, S, L] -> o [1, S, H * D], as a layer has it."""
+    """q [1, S, H * D], k and v [1, L, H_kv, D], mask [1, 1, S, L] -> o [S, H * D], as a layer has it."""
     g = GraphWriter({}, folder)
-    q = g.input("q", [1, "S", SPEC.num_attention_heads * SPEC.head_dim], dtype)
-    k, v = (g.input(name, [1, "L", SPEC.num_key_value_heads * SPEC.head_dim], dtype) for name in "kv")
+    q = g.input("q", [1, "S", WIDTH], dtype)
+    k, v = (g.input(name, [1, "L", SPEC.num_key_value_heads, SPEC.head_dim], dtype) for name in "kv")
     mask = g.input("mask", [1, 1, "S", "L"], "bool")
     out = DIALECTS[dialect].attend(g, SPEC, q, k, v, mask, dtype)
-    width = SPEC.num_attention_heads * SPEC.head_dim
-    model = g.model("attention", [q, k, v, mask], [(out, "o", [1, "S", width], dtype)], DIALECTS[dialect].opset)
+    model = g.model("attention", [q, k, v, mask], [(out, "o", ["S", WIDTH], dtype)], DIALECTS[dialect].opset)
     ir.save(model, folder / "attention.onnx")
     return folder / "attention.onnx"
 
@@ -54,8 +54,8 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
         stalled += np.float16(1)
     assert stalled == 2048, "what the test is about"
     session = onnxruntime.InferenceSession(attention(dialect, tmp_path), providers=["CPUExecutionProvider"])
-    rows = np.ones((1, ROWS, SPEC.num_key_value_heads * SPEC.head_dim), np.float16)
-    query = np.ones((1, queries, SPEC.num_attention_heads * SPEC.head_dim), np.float16)
+    rows = np.ones((1, ROWS, SPEC.num_key_value_heads, SPEC.head_dim), np.float16)
+    query = np.ones((1, queries, WIDTH), np.float16)
     (out,) = session.run(None, {"q": query, "k": rows, "v": rows, "mask": np.ones((1, 1, queries, ROWS), bool)})
     assert out.dtype == np.float16
     np.testing.assert_allclose(out.astype(np.float32), 1, rtol=0, atol=2e-3)
@@ -64,10 +64,9 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
 def test_asking_for_float32_changes_nothing_in_onnx_runtime(tmp_path: Path) -> None:
     path = attention("modern", tmp_path)
     random = np.random.default_rng(0)
-    widths = {"q": SPEC.num_attention_heads, "k": SPEC.num_key_value_heads, "v": SPEC.num_key_value_heads}
+    shapes = {"q": (1, 7, WIDTH), **dict.fromkeys("kv", (1, 300, SPEC.num_key_value_heads, SPEC.head_dim))}
     feeds: dict[str, np.ndarray] = {
-        name: random.normal(0, 2, (1, 7 if name == "q" else 300, heads * SPEC.head_dim)).astype(np.float16)
-        for name, heads in widths.items()
+        name: random.normal(0, 2, shape).astype(np.float16) for name, shape in shapes.items()
     }
     feeds["mask"] = random.random((1, 1, 7, 300)) < 0.7
     plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
@@ -90,11 +89,11 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
     exp(8) = 2981; in float16 2981 + 1 rounds to 2980 or 2982 and the sum stalls.
     """
     session = onnxruntime.InferenceSession(attention(dialect, tmp_path), providers=["CPUExecutionProvider"])
-    keys = np.zeros((1, ROWS, SPEC.num_key_value_heads * SPEC.head_dim), np.float16)
+    keys = np.zeros((1, ROWS, SPEC.num_key_value_heads, SPEC.head_dim), np.float16)
     keys[0, 0] = 8 / SPEC.head_dim**0.5
     values = np.zeros_like(keys)
     values[0, 1:] = 1
-    query = np.ones((1, 1, SPEC.num_attention_heads * SPEC.head_dim), np.float16)
+    query = np.ones((1, 1, WIDTH), np.float16)
     (out,) = session.run(None, {"q": query, "k": keys, "v": values, "mask": np.ones((1, 1, 1, ROWS), bool)})
     expected = (ROWS - 1) / (ROWS - 1 + np.exp(8.0))
     np.testing.assert_allclose(out.astype(np.float32), expected, rtol=0.01)
@@ -102,12 +101,8 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
 
 def engine_of(path: Path) -> None:
     lengths = {"q": (1, 64, 128), "k": (1, 64, 256), "v": (1, 64, 256)}
-    widths = {
-        "q": SPEC.num_attention_heads * SPEC.head_dim,
-        "k": SPEC.num_key_value_heads * SPEC.head_dim,
-        "v": SPEC.num_key_value_heads * SPEC.head_dim,
-    }
-    shapes = {name: [[1, length, widths[name]] for length in given] for name, given in lengths.items()}
+    rows = {"q": [WIDTH], **{name: [SPEC.num_key_value_heads, SPEC.head_dim] for name in "kv"}}
+    shapes = {name: [[1, length, *rows[name]] for length in given] for name, given in lengths.items()}
     shapes["mask"] = [[1, 1, s, p] for s, p in zip(lengths["q"], lengths["k"], strict=True)]
     profile = Profile(name="any", shapes=shapes)
     engine = str(path.with_suffix(".engine"))

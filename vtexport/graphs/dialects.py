@@ -36,7 +36,7 @@ class Heads(Protocol):
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of rotary positions [1, S, D / 2], or [1, S, 1, D / 2] in the classic dialect."""
+    """Cosines and sines of rotary positions [1, S, D / 2], or [1, S, 1, D] in the classic dialect."""
 
     cos: ir.Value
     sin: ir.Value
@@ -47,24 +47,32 @@ class Dialect(ABC):
 
     name: str
     opset: int
+    turns_by_head: bool  # `rotate` gives [1, S, heads, D] and not [1, S, heads * D]
 
     @abstractmethod
     def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, the statistics in float32."""
 
     @abstractmethod
+    def frequencies(self, inv_freq: np.ndarray) -> np.ndarray:
+        """The inverse frequencies [D / 2] as `rotation` takes the cosines and sines of angles with them."""
+
+    @abstractmethod
     def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value) -> Rotation:
-        """Prepares cosines and sines [1, S, D / 2] for `rotate`."""
+        """Prepares cosines and sines [1, S, width of `frequencies`] for `rotate`."""
 
     @abstractmethod
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
-        """Rotary position embedding of x [1, S, heads * D], first half against second half, as Llama has it."""
+        """Rotary position embedding of x [S, heads * D], first half against second half, as Llama has it.
+
+        The result is [1, S, heads * D], or [1, S, heads, D] where the dialect `turns_by_head`.
+        """
 
     @abstractmethod
     def attend(
         self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
-        """Attention of q [1, S, H * D] to k, v [1, L, H_kv * D] where `mask` [1, 1, S, L] is true: [1, S, H * D]."""
+        """Attention of q, as `rotate` gives it, to k, v [1, L, H_kv, D] where `mask` [1, 1, S, L] is true: [S, H D]."""
 
     @abstractmethod
     def attend_all(
@@ -78,14 +86,19 @@ class Modern(Dialect):
 
     name = "modern"
     opset = 23
+    turns_by_head = False
 
     def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
         return g.op("RMSNormalization", x, weight, epsilon=epsilon, axis=-1)  # stash_type 1: statistics in float32
+
+    def frequencies(self, inv_freq: np.ndarray) -> np.ndarray:
+        return inv_freq
 
     def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value) -> Rotation:
         return Rotation(cos, sin)
 
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
+        x = g.op("Unsqueeze", x, g.constant(np.array([0])))
         return g.op("RotaryEmbedding", x, rotation.cos, rotation.sin, num_heads=heads)
 
     def attend(
@@ -93,7 +106,8 @@ class Modern(Dialect):
     ) -> ir.Value:
         # Without softmax_precision, which TensorRT's parser refuses: its fused kernels choose for themselves.
         counts: dict[str, Any] = {"q_num_heads": heads.num_attention_heads, "kv_num_heads": heads.num_key_value_heads}
-        return g.op("Attention", q, k, v, mask, **counts)
+        k, v = (g.op("Reshape", x, g.constant(np.array([0, 0, -1]))) for x in (k, v))
+        return g.op("Squeeze", g.op("Attention", q, k, v, mask, **counts), g.constant(np.array([0])))
 
     def attend_all(
         self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str
@@ -108,6 +122,7 @@ class Classic(Dialect):
 
     name = "classic"
     opset = 20
+    turns_by_head = True
 
     def rms_norm(self, g: GraphWriter, x: ir.Value, weight: ir.Value, epsilon: float, dtype: str) -> ir.Value:
         wide = g.cast(x, dtype, "float32")
@@ -117,18 +132,20 @@ class Classic(Dialect):
         root = g.op("Sqrt", g.op("Add", mean, g.constant(np.float32(epsilon))))
         return g.op("Mul", g.cast(g.op("Div", wide, root), "float32", dtype), weight)
 
+    def frequencies(self, inv_freq: np.ndarray) -> np.ndarray:
+        # The first half is turned by -sin and the second by sin; cos is the same for both signs.
+        return np.concatenate([-inv_freq, inv_freq])
+
     def rotation(self, g: GraphWriter, cos: ir.Value, sin: ir.Value) -> Rotation:
         axis = g.constant(np.array([2]))
         cos, sin = (g.op("Unsqueeze", x, axis) for x in (cos, sin))
         return Rotation(cos, sin)
 
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
-        by_head = g.op("Reshape", x, g.constant(np.array([0, 0, heads, head_dim])))
+        by_head = g.op("Reshape", x, g.constant(np.array([1, -1, heads, head_dim])))
         first, second = g.op("Split", by_head, outputs=2, axis=-1, num_outputs=2)
-        turned_first = g.op("Sub", g.op("Mul", first, rotation.cos), g.op("Mul", second, rotation.sin))
-        turned_second = g.op("Add", g.op("Mul", second, rotation.cos), g.op("Mul", first, rotation.sin))
-        turned = g.op("Concat", turned_first, turned_second, axis=-1)
-        return g.op("Reshape", turned, g.constant(np.array([0, 0, heads * head_dim])))
+        exchanged = g.op("Concat", second, first, axis=-1)
+        return g.op("Add", g.op("Mul", by_head, rotation.cos), g.op("Mul", exchanged, rotation.sin))
 
     def attend(
         self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
@@ -145,10 +162,10 @@ class Classic(Dialect):
         logits = g.cast(g.op("MatMul", g.op("Mul", q, g.constant(_scale(heads.head_dim, dtype))), k), dtype, "float32")
         # The lowest finite number, not -inf: no row is ever masked whole, and some compilers turn inf - inf into NaN.
         lowest = g.constant(np.float32(np.finfo(np.float32).min))
-        logits = g.op("Where", g.op("Unsqueeze", mask, g.constant(np.array([2]))), logits, lowest)
+        logits = g.op("Where", mask, logits, lowest)
         weights = g.cast(g.op("Softmax", logits, axis=-1), "float32", dtype)
         attended = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 3, 1, 2, 4])
-        return g.op("Reshape", attended, g.constant(np.array([0, 0, heads.num_attention_heads * heads.head_dim])))
+        return g.op("Reshape", attended, g.constant(np.array([-1, heads.num_attention_heads * heads.head_dim])))
 
     def attend_all(
         self, g: GraphWriter, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int, dtype: str

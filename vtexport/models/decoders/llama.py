@@ -137,15 +137,11 @@ class LlamaDecoder(Decoder):
                     normed = self.norm(g, hidden, f"{_LAYER.format(layer)}input_layernorm.weight", dialect, dtype)
                     with g.scope("self_attn"):
                         query, key, value = self._project(g, layer, normed, rotation, dialect)
-                        by_head = g.constant(np.array([0, 0, self.num_key_value_heads, self.head_dim]))
-                        new[layer, "key"] = g.op("Reshape", key, by_head)
-                        new[layer, "value"] = g.op("Reshape", value, by_head)
-                        keys, values = (
-                            self._with_past(g, past[layer, kind], x) for kind, x in (("key", key), ("value", value))
-                        )
+                        new[layer, "key"], new[layer, "value"] = key, value
+                        keys = g.op("Concat", past[layer, "key"], key, axis=1)
+                        values = g.op("Concat", past[layer, "value"], value, axis=1)
                         mask = masks[self.windows[layer]]
                         attended = dialect.attend(g, self, query, keys, values, mask, dtype)
-                        attended = g.op("Squeeze", attended, _axes(g, 0))
                         name = f"{_LAYER.format(layer)}self_attn.o_proj"
                         attended = linear(g, attended, name, self.output_bias)
                     hidden = g.op("Add", hidden, attended)
@@ -173,11 +169,10 @@ class LlamaDecoder(Decoder):
                 g.op("Slice", position_ids, last, end, _axes(g, 1)),
             ),
         ):
-            x = g.op("Unsqueeze", linear(g, x, f"{prefix}self_attn.{part}_proj", self.qkv_bias), first)
-            turned = dialect.rotate(g, x, self.rotation(g, dialect, at, dtype), heads, self.head_dim)
-            shape = [0, 0, heads, self.head_dim] if part == "k" else [1, heads, self.head_dim]
-            projected.append(g.op("Reshape", turned, g.constant(np.array(shape))))
-        return projected[0], projected[1]
+            x = linear(g, x, f"{prefix}self_attn.{part}_proj", self.qkv_bias)
+            projected.append(dialect.rotate(g, x, self.rotation(g, dialect, at, dtype), heads, self.head_dim))
+        keys, query = projected  # by head in this dialect
+        return keys, g.op("Squeeze", query, first)
 
     def norm(self, g: GraphWriter, x: ir.Value, name: str, dialect: Dialect, dtype: str) -> ir.Value:
         """RMSNorm over the last axis."""
@@ -189,7 +184,8 @@ class LlamaDecoder(Decoder):
         From the inverse frequencies: a table of all positions would be a constant of up to 130 MB in every graph.
         """
         positions = g.op("Unsqueeze", g.op("Cast", position_ids, to=int(ir.DataType.FLOAT)), _axes(g, 2))
-        angles = g.op("Mul", positions, g.constant(self.inv_freq.astype(np.float32), "inv_freq"))
+        frequencies = dialect.frequencies(self.inv_freq.astype(np.float32))
+        angles = g.op("Mul", positions, g.constant(frequencies, "inv_freq"))
         turned = (g.op(name, angles) for name in ("Cos", "Sin"))
         if self.attention_scaling != 1:
             turned = (g.op("Mul", x, g.constant(np.float32(self.attention_scaling))) for x in turned)
@@ -199,14 +195,15 @@ class LlamaDecoder(Decoder):
     def _project(
         self, g: GraphWriter, layer: int, normed: ir.Value, rotation: Rotation, dialect: Dialect
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Query, key and value [1, S, heads * D], the first two turned."""
-        prefix = _LAYER.format(layer)
-        query, key, value = (
-            g.op("Unsqueeze", linear(g, normed, f"{prefix}self_attn.{part}_proj", self.qkv_bias), _axes(g, 0))
-            for part in "qkv"
-        )
+        """The query as the dialect turns it; key, turned, and value [1, S, H_kv, D]."""
+        prefix, heads = _LAYER.format(layer), self.num_key_value_heads
+        query, key, value = (linear(g, normed, f"{prefix}self_attn.{part}_proj", self.qkv_bias) for part in "qkv")
         query = dialect.rotate(g, query, rotation, self.num_attention_heads, self.head_dim)
-        return query, dialect.rotate(g, key, rotation, self.num_key_value_heads, self.head_dim), value
+        key = dialect.rotate(g, key, rotation, heads, self.head_dim)
+        by_head = g.constant(np.array([1, -1, heads, self.head_dim]))
+        if not dialect.turns_by_head:
+            key = g.op("Reshape", key, by_head)
+        return query, key, g.op("Reshape", value, by_head)
 
     def _mlp(self, g: GraphWriter, layer: int, hidden: ir.Value, dialect: Dialect, dtype: str) -> ir.Value:
         prefix = _LAYER.format(layer)
@@ -233,11 +230,6 @@ class LlamaDecoder(Decoder):
             (whole, "hidden_states_out", [1, "S", self.hidden_size], dtype),
             (row, "query", [1, self.num_attention_heads, self.head_dim], dtype),
         ]
-
-    def _with_past(self, g: GraphWriter, past: ir.Value, new: ir.Value) -> ir.Value:
-        """[1, P + S, H_kv * D] from the cache's rows and the new ones."""
-        flat = g.op("Reshape", past, g.constant(np.array([0, 0, self.num_key_value_heads * self.head_dim])))
-        return g.op("Concat", flat, new, axis=1)
 
 
 def _masks(
