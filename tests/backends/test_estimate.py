@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import onnx
 import pytest
+from llava_sizes import write_llava_graphs
 
 from vtexport.backends import estimate as estimating
 from vtexport.backends.arithmetic import Work
@@ -26,6 +28,12 @@ from vtexport.errors import UsageError
 def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half") / "tiny"
     return build(str(tiny_checkpoint), folder, keep=[8, 16], precision="fp16").folder
+
+
+@pytest.fixture(scope="module")
+def mini_half(mini_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mini") / "mini"
+    return build("mini", folder, keep=64, precision="fp16", cache_dir=mini_cache).folder
 
 
 def device(**given: Any) -> Device:
@@ -114,7 +122,11 @@ def test_too_small_a_device_says_what_to_do(half_bundle: Path, monkeypatch: pyte
     alone = Estimator(bundle, target(small, other), new_tokens=8).estimate(plan, small).memory
     assert "no device of the target holds the build" in alone.advice[0]
     tiny = device(memory_mib=0.1)
-    assert Estimator(bundle, target(tiny), new_tokens=8).estimate(plan, tiny).memory.fits is False
+    lacking = Estimator(bundle, target(tiny, other, big), new_tokens=8).estimate(plan, tiny).memory
+    assert lacking.fits is False
+    assert lacking.advice == ["run it on another architecture, or take a smaller model, or weights of fewer bits"]
+    alone = Estimator(bundle, target(tiny), new_tokens=8).estimate(plan, tiny).memory
+    assert alone.advice == ["take a smaller model, or weights of fewer bits"]
     fine = Estimator(bundle, target(big)).estimate(plan, big).memory
     assert (fine.build_fits, fine.advice) == (True, [])
 
@@ -122,9 +134,11 @@ def test_too_small_a_device_says_what_to_do(half_bundle: Path, monkeypatch: pyte
 def test_engines_that_are_built_elsewhere_have_no_build_there(half_bundle: Path) -> None:
     bundle = open_bundle(half_bundle)
     plan, card = bundle.manifest.plans[0], device(memory_gb=24)
-    for runtime in ("tensorrt-rtx", "onnxruntime"):
-        memory = Estimator(bundle, target(card, runtime=runtime)).estimate(plan, card).memory
-        assert (memory.build, memory.build_fits, memory.advice) == (None, None, [])
+    ahead = Estimator(bundle, target(card, runtime="tensorrt-rtx")).estimate(plan, card).memory
+    assert ahead.build is not None
+    assert (ahead.builds_there, ahead.build_fits, ahead.advice) == (False, None, [])
+    none = Estimator(bundle, target(card, runtime="onnxruntime")).estimate(plan, card).memory
+    assert (none.build, none.build_fits, none.advice) == (None, None, [])
 
 
 def test_engines_count_with_their_size(half_bundle: Path) -> None:
@@ -136,8 +150,9 @@ def test_engines_count_with_their_size(half_bundle: Path) -> None:
         schema_version=2, target="t", builder="b", compute_capabilities=[], precision="float16",
         manifest_sha256="0" * 64, engines=engines,
     )  # fmt: skip
-    amounts = Estimator(bundle, target(card), record).estimate(plan, card).memory.amounts
-    assert [(each.bytes, each.how) for each in amounts if each.what == "engines"] == [(3000, "measured")]
+    memory = Estimator(bundle, target(card), record).estimate(plan, card).memory
+    assert [(each.bytes, each.how) for each in memory.amounts if each.what == "engines"] == [(3000, "measured")]
+    assert memory.build == estimating.Amount("the largest engine", 1, "measured")
 
 
 def test_unknown_figures_are_said_and_not_guessed(half_bundle: Path) -> None:
@@ -151,6 +166,19 @@ def test_unknown_figures_are_said_and_not_guessed(half_bundle: Path) -> None:
     nowhere = Estimator(bundle, find_target("cpu")).estimate(bundle.manifest.plans[0], None)
     assert nowhere.memory.whole is None
     assert nowhere.times[0].work.flops > 0
+
+
+def test_llava_on_eight_gigabytes(mini_half: Path, tmp_path: Path, capsys: Any) -> None:
+    """LLaVA-1.5 7B in float16 with its real graphs: 13.8 GB of weights, 13.3 GB to read for each token."""
+    write_llava_graphs(mini_half, tmp_path / "llava", [("prunesid", 64)])
+    assert main(["inspect", str(tmp_path / "llava"), "--target", "orin-jetpack-7.2"]) == 0
+    nano, nx, agx = re.split(r"\n\n", capsys.readouterr().out)[1:]
+    assert "decode, per token  13.32     13.3 GB   130.548   bytes" in nano
+    assert "does not fit: 6.6 GB are lacking" in nano
+    assert "run it on Jetson Orin NX 16 GB, or take a smaller model" in nano
+    assert "fits, 1.2 GB left" in nx
+    assert "takes about 42.3 GB there: it does not fit\n    build on Jetson AGX Orin 64 GB" in nx
+    assert "takes about 42.3 GB there: it fits" in agx
 
 
 @pytest.mark.parametrize(
@@ -202,7 +230,7 @@ def test_the_command(half_bundle: Path, capsys: Any) -> None:
         (["--plan", "none"], "--plan are of the estimates for a target; give --target as well"),
         (["--target", "rtx", "--verify"], "give one of them"),
         (["--target", "rtx/rtx-1"], "target rtx has no device 'rtx-1'; known: rtx-4090, rtx-5090"),
-        (["--target", "rtx", "--plan", "none"], "has no plan 'none'; choose one of prunesid-8, prunesid-16"),
+        (["--target", "rtx", "--plan", "none"], "has no plan 'none'; it has prunesid-8, prunesid-16"),
         (["--target", "rtx", "--new-tokens", "0"], "--new-tokens is 0"),
     ],
 )

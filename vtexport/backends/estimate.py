@@ -7,8 +7,7 @@ for comparing plans and devices; nothing here is a measurement but what is marke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtexport.backends.arithmetic import Stages, Work, cache_row_bytes, count_stages, matrices
 from vtexport.backends.graph_file import GraphFile, read_graph
@@ -64,15 +63,17 @@ class Memory:
         whole: Of the device; None where it is not known.
         amounts: What the sum is made of.
         within: What is part of the whole and in no sum, such as the pool of the contiguous allocator.
-        build: The peak of building the largest engine where the device builds them itself, with the system's share;
-            None where engines come from elsewhere or there are none.
-        advice: Next steps where building does not fit.
+        build: The peak of building an engine, the largest; with the system's share where the device itself builds.
+            None where there are no engines.
+        builds_there: True where engines are built on the device; others are built ahead of time on any machine.
+        advice: Next steps where running or building does not fit.
     """
 
     whole: float | None
     amounts: list[Amount]
     within: list[Amount]
     build: Amount | None
+    builds_there: bool
     advice: list[str]
 
     @property
@@ -93,7 +94,9 @@ class Memory:
     @property
     def build_fits(self) -> bool | None:
         """True where building fits; None where the device does not build or its memory is not known."""
-        return None if self.build is None or self.whole is None else (self.build.bytes or 0.0) <= self.whole
+        if self.build is None or self.whole is None or not self.builds_there:
+            return None
+        return (self.build.bytes or 0.0) <= self.whole
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,17 @@ class Estimator:
         names = self._chosen(plan).names
         weights = [self._read(name).weight_bytes for name in names]
         built = self._engines.engines if self._engines is not None else {}
+        runtime = runtimes()[self._target.runtime]
+        builds_there = runtime.has_engines and runtime.compile is None
+        largest = max(range(len(names)), key=lambda place: weights[place])
         if all(name in built for name in names):
-            engines = Amount("engines", sum(built[name].bytes for name in names), "measured")
+            engines = Amount("engines", float(sum(built[name].bytes for name in names)), "measured")
+            peak = Amount("the largest engine", float(max(built[name].peak_memory_bytes for name in names)), "measured")
         else:
             engines = Amount(f"weights of {len(names)} graphs", float(sum(weights)), "exact")
+            peak = Amount(f"the engine of {names[largest]}", BUILD_FACTOR * weights[largest], "estimate")
+        if builds_there:
+            peak = replace(peak, bytes=(peak.bytes or 0.0) + sum(each.bytes or 0.0 for each in _system(device)))
         amounts = [
             *_system(device),
             engines,
@@ -197,9 +207,8 @@ class Estimator:
         within = []
         if device is not None and device.cma_mib is not None:
             within.append(Amount("pool of the contiguous allocator", device.cma_mib * 2**20, "stated"))
-        build = self._build(names, weights, device)
-        advice = _advice(build, device, self._target) if build is not None else []
-        return Memory(whole, amounts, within, build, advice)
+        memory = Memory(whole, amounts, within, peak if runtime.has_engines else None, builds_there, [])
+        return replace(memory, advice=_advice(memory, device, self._target) if device is not None else [])
 
     def _activations(self, plan: Plan) -> float:
         """Bytes of the values between layers at their largest, by a rule of thumb.
@@ -219,14 +228,6 @@ class Estimator:
     def _widest(self, name: str) -> int:
         vocab_size = self._bundle.manifest.decoder.vocab_size
         return max((each.columns for each in matrices(self._read(name)) if each.columns != vocab_size), default=0)
-
-    def _build(self, names: Sequence[str], weights: Sequence[int], device: Device | None) -> Amount | None:
-        runtime = runtimes()[self._target.runtime]
-        if device is None or not runtime.has_engines or runtime.compile is not None:
-            return None  # no engines, or built ahead of time on any machine
-        system = sum(each.bytes or 0.0 for each in _system(device))
-        largest = max(range(len(names)), key=lambda place: weights[place])
-        return Amount(f"engine of {names[largest]}", BUILD_FACTOR * weights[largest] + system, "estimate")
 
 
 def roofline(name: str, work: Work, peak_tflops: float | None, bandwidth_gb_s: float | None) -> StageTime:
@@ -257,22 +258,30 @@ def _system(device: Device | None) -> list[Amount]:
     return [Amount("system", device.system_mib * 2**20, "stated")]
 
 
-def _advice(build: Amount, device: Device | None, target: Target) -> list[str]:
-    """Next steps where a build does not fit on a device; none where it does."""
-    whole, needed = (device.memory_bytes, build.bytes) if device is not None else (None, None)
-    if device is None or whole is None or needed is None or needed <= whole:
+def _advice(memory: Memory, device: Device, target: Target) -> list[str]:
+    """Next steps where a plan does not run on a device, or runs there and is not built there; none else."""
+    if memory.fits is False:
+        larger = _with_memory(target, memory.total)
+        elsewhere = f"run it on {larger[0].title}, " if larger else ""
+        return [f"{elsewhere}{'or ' if larger else ''}take a smaller model, or weights of fewer bits"]
+    if memory.build is None or memory.build_fits is not False:
         return []
-    larger = [
-        other.title
-        for other in target.devices
-        if other.compute_capability == device.compute_capability and (other.memory_bytes or 0.0) >= needed
+    alike = [
+        other
+        for other in _with_memory(target, memory.build.bytes or 0.0)
+        if other.compute_capability == device.compute_capability
     ]
-    steps = []
-    if larger:
-        steps.append(f"build on {larger[0]}, whose GPU has the same compute capability {device.compute_capability}")
+    if alike:
+        first = f"build on {alike[0].title}, whose GPU has the same compute capability {device.compute_capability}"
     else:
-        steps.append("build from weights of fewer bits, or a smaller model: no device of the target holds the build")
+        first = "take a smaller model, or weights of fewer bits: no device of the target holds the build"
+    steps = [first]
     if device.shared_memory:
         steps.append("end other programs and add swap for them; what the GPU uses is pinned and does not go there")
-    steps.append("keep one budget in the bundle: each is a profile of the decoder's engine")
-    return steps
+    return [*steps, "keep one budget in the bundle: each is a profile of the decoder's engine"]
+
+
+def _with_memory(target: Target, needed: float) -> list[Device]:
+    """Devices of a target with so much memory, the smallest first."""
+    holding = [each for each in target.devices if (each.memory_bytes or 0.0) >= needed]
+    return sorted(holding, key=lambda each: each.memory_bytes or 0.0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vtexport.backends.estimate import Estimator, Memory, PlanEstimate
+from vtexport.backends.estimate import Amount, Estimator, Memory, PlanEstimate
 from vtexport.backends.recipe import Device
 from vtexport.backends.record import FoundEngines
 from vtexport.backends.targets import find_devices
 from vtexport.bundle.reader import Bundle
 from vtexport.cli.console import say, size, table
-from vtexport.errors import UsageError
 
 
 def estimate(
@@ -23,10 +22,7 @@ def estimate(
         UsageError: there is no such plan, target or device, or it does not run the bundle.
     """
     target, devices = find_devices(name)
-    plans = [each for each in bundle.manifest.plans if plan in (None, each.name)]
-    if not plans:
-        known = ", ".join(each.name for each in bundle.manifest.plans)
-        raise UsageError(f"{bundle.folder} has no plan {plan!r}; choose one of {known}")
+    plans = bundle.manifest.plans if plan is None else bundle.plans_of(plan)
     record = next((each for each in engines.usable.values() if each.target == target.name), None)
     estimator = Estimator(bundle, target, record, text_tokens, new_tokens)
     described: list[Device | None] = [*devices] or [None]
@@ -64,15 +60,20 @@ def as_json(estimator: Estimator, estimates: list[PlanEstimate]) -> dict[str, An
 def _memory_as_json(memory: Memory) -> dict[str, Any]:
     return {
         "whole_bytes": memory.whole,
-        "amounts": [{"what": each.what, "bytes": each.bytes, "how": each.how} for each in memory.amounts],
-        "within": [{"what": each.what, "bytes": each.bytes, "how": each.how} for each in memory.within],
+        "amounts": [_amount_as_json(each) for each in memory.amounts],
+        "within": [_amount_as_json(each) for each in memory.within],
         "total_bytes": memory.total,
         "left_bytes": memory.left,
         "fits": memory.fits,
-        "build": None if memory.build is None else {"what": memory.build.what, "bytes": memory.build.bytes},
+        "build": None if memory.build is None else _amount_as_json(memory.build),
+        "builds_there": memory.builds_there,
         "build_fits": memory.build_fits,
         "advice": memory.advice,
     }
+
+
+def _amount_as_json(amount: Amount) -> dict[str, Any]:
+    return {"what": amount.what, "bytes": amount.bytes, "how": amount.how}
 
 
 def say_estimates(estimator: Estimator, estimates: list[PlanEstimate]) -> None:
@@ -111,11 +112,13 @@ def _say_memory(memory: Memory) -> None:
     for each in memory.within:
         say(f"  {each.what}: {size(each.bytes or 0)} of that memory, in no sum")
     if memory.left is not None:
-        verdict = f"fits, {size(memory.left)} left" if memory.fits else f"does not fit, {size(-memory.left)} too little"
-        say(f"  {verdict} for the workspace, CUDA, the runtime and everything else")
+        if memory.fits:
+            say(f"  fits, {size(memory.left)} left for the workspace, CUDA, the runtime and everything else")
+        else:
+            say(f"  does not fit: {size(-memory.left)} are lacking, and more for what is not known")
     if memory.build is not None:
-        fits = {True: "fits", False: "does not fit", None: "is not known to fit"}[memory.build_fits]
-        say(f"  building the {memory.build.what} there takes about {size(memory.build.bytes or 0)}: it {fits}")
+        fits = {True: "there: it fits", False: "there: it does not fit", None: "where it is built"}[memory.build_fits]
+        say(f"  building {memory.build.what} takes about {size(memory.build.bytes or 0)} {fits}")
     for step in memory.advice:
         say(f"    {step}")
 
