@@ -14,11 +14,12 @@ from llava_sizes import write_llava_graphs
 
 from vtexport.backends import estimate as estimating
 from vtexport.backends.arithmetic import Work
-from vtexport.backends.estimate import BUILD_FACTOR, Estimator, cache_bytes, roofline
+from vtexport.backends.estimate import BUILD_FACTOR, Estimator, roofline
 from vtexport.backends.recipe import Device, Target
 from vtexport.backends.record import Engine, Engines
 from vtexport.backends.targets import find_target
 from vtexport.build import build
+from vtexport.bundle.memory import kv_bytes
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import UsageError
@@ -78,7 +79,7 @@ def test_the_sum_of_memory(half_bundle: Path) -> None:
     row = 2 * decoder.num_key_value_heads * decoder.head_dim * 2
     assert amounts["system"] == (500 * 2**20, "stated")
     assert amounts["KV cache"] == (decoder.num_hidden_layers * row * (8 + 5 + 3), "exact")
-    assert amounts["KV cache"][0] == cache_bytes(bundle.manifest, plan, 5, 3)
+    assert amounts["KV cache"][0] == kv_bytes(bundle.manifest, plan, 8)
     names = "vision.cls_attention.modern", "prunesid-8.prune", "decoder_0.modern"
     models = [onnx.load(half_bundle / "onnx" / f"{name}.onnx", load_external_data=False) for name in names]
     outside = [tensor for model in models for tensor in model.graph.initializer if tensor.external_data]
@@ -98,7 +99,7 @@ def test_longer_answers_take_more_of_the_cache_alone(half_bundle: Path) -> None:
     short = Estimator(bundle, target(small), new_tokens=3).estimate(plan, small)
     long = Estimator(bundle, target(small), new_tokens=13).estimate(plan, small)
     grown = long.memory.total - short.memory.total
-    assert grown == cache_bytes(bundle.manifest, plan, 0, 10) - cache_bytes(bundle.manifest, plan, 0, 0)
+    assert grown == kv_bytes(bundle.manifest, plan, 10) - kv_bytes(bundle.manifest, plan)
     assert [time.work for time in short.times[:3]] == [time.work for time in long.times[:3]]
     assert long.times[3].work.flops > short.times[3].work.flops
 

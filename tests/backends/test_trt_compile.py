@@ -31,8 +31,8 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
 from vtexport.export.needs import needs_of
-from vtexport.graphs.builder import interface
 from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.files import interface
 from vtexport.graphs.weight import Weight
 from vtexport.models.decoders.llama import LlamaDecoder
 from vtexport.models.parts import EMBEDDING, HEAD

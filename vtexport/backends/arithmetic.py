@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vtexport.backends.graph_file import GraphFile, Node
 from vtexport.bundle.abilities import ChosenGraphs
 from vtexport.bundle.manifest import Manifest, Plan
-from vtexport.dtypes import DTYPES
+from vtexport.bundle.memory import kv_row_bytes
 
 _PRODUCTS = ("Gemm", "MatMul", "Conv", "MatMulNBits")
 # Between a stored weight and its product: what changes its type or its form and no element
@@ -126,7 +126,7 @@ def count_stages(
     rows = [view.grid_height * view.grid_width * view.frames + sizes.cls_rows for view in sizes.largest.views]
     tokens = plan.tokens_by_layer()
     width = decoder.num_attention_heads * decoder.head_dim
-    row_bytes = cache_row_bytes(manifest)
+    row_bytes = kv_row_bytes(manifest)
     prefill, decode = Work(), Work()
     for segment, name in zip(plan.segments, chosen.decoder, strict=True):
         graph, visual = read(name), tokens[segment.first_layer]
@@ -182,9 +182,3 @@ def decoder_work(graph: GraphFile, new: int, past: int, width: int, row_bytes: i
     pairs = new * past + new * (new + 1) / 2
     work = products(weights[: len(weights) - len(head)], new) + products(head, 1)
     return work + attention(layers, pairs, width) + Work(0.0, float(layers * row_bytes * (past + new)))
-
-
-def cache_row_bytes(manifest: Manifest) -> int:
-    """Bytes of one row of keys and values of one layer."""
-    decoder = manifest.decoder
-    return 2 * decoder.num_key_value_heads * decoder.head_dim * DTYPES[manifest.precision].itemsize

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vtexport.backends.arithmetic import Stages, Work, cache_row_bytes, count_stages, matrices
+from vtexport.backends.arithmetic import Stages, Work, count_stages, matrices
 from vtexport.backends.graph_file import GraphFile, read_graph
 from vtexport.backends.recipe import Device, Target
 from vtexport.backends.record import Engines
 from vtexport.backends.registry import runtimes
 from vtexport.bundle.abilities import ChosenGraphs, choose_graphs
-from vtexport.bundle.manifest import Manifest, Plan
+from vtexport.bundle.manifest import Plan
+from vtexport.bundle.memory import kv_bytes
 from vtexport.bundle.reader import Bundle
 from vtexport.dtypes import DTYPES, Precision
 from vtexport.errors import UsageError
@@ -199,7 +200,7 @@ class Estimator:
         amounts = [
             *_system(device),
             engines,
-            Amount("KV cache", float(cache_bytes(manifest, plan, self.text_tokens, self.new_tokens)), "exact"),
+            Amount("KV cache", float(kv_bytes(manifest, plan, self.text_tokens + self.new_tokens)), "exact"),
             Amount("activations", self._activations(plan), "estimate"),
             Amount("workspace, CUDA and the runtime", None, "not known"),
         ]
@@ -241,12 +242,6 @@ def roofline(name: str, work: Work, peak_tflops: float | None, bandwidth_gb_s: f
         return StageTime(name, work, None, "")
     bound = max(bounds, key=lambda each: bounds[each])
     return StageTime(name, work, bounds[bound], bound)
-
-
-def cache_bytes(manifest: Manifest, plan: Plan, text_tokens: int, new_tokens: int) -> int:
-    """Bytes of keys and values of all layers when an answer is at its end."""
-    row = cache_row_bytes(manifest)
-    return sum(row * (visual + text_tokens + new_tokens) for visual in plan.tokens_by_layer())
 
 
 def _system(device: Device | None) -> list[Amount]:

@@ -22,13 +22,13 @@ from vtexport.backends.record import FoundEngines, find_engines, verify_engines
 from vtexport.backends.targets import find_devices
 from vtexport.bundle.adaptive import Adaptation, read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Needs, Plan, Tensor
+from vtexport.bundle.memory import kv_bytes, kv_bytes_by_layer
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.bundle.views import Arrangement
 from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, counted, say, say_json, size, table
 from vtexport.cli.estimates import as_json, estimate, say_estimates
-from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, UsageError, printable
 
 _FIRST_OF_SAMPLING = "do_sample"  # before it in `Generation` stand the logits processors, which are always done
@@ -131,18 +131,6 @@ def _verify_engines(engines: FoundEngines) -> list[str]:
     total = sum(engine.bytes for record in engines.usable.values() for engine in record.engines.values())
     with Progress().bytes_done("verifying engines", total) as done:
         return verify_engines(engines, done)
-
-
-def kv_bytes(manifest: Manifest, plan: Plan) -> int:
-    """Bytes that the image takes in the key-value cache, all layers together."""
-    return sum(kv_bytes_by_layer(manifest, plan))
-
-
-def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
-    """Bytes that the image takes in the key-value cache of each decoder layer."""
-    decoder = manifest.decoder
-    row = 2 * decoder.num_key_value_heads * decoder.head_dim * DTYPES[manifest.precision].itemsize
-    return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
 def _describe(bundle: Bundle, engines: FoundEngines, adaptations: Mapping[str, Adaptation]) -> None:

@@ -212,7 +212,7 @@ def compare_ids(
             raise InputError(
                 f"the bundle's runtime cannot read a conversation of {kind} ({quoted(error, limit=150)}); {_REPORT}"
             ) from error
-        rows = 1 if counted is None else counted // max(images, 1)
+        rows = counted // images if counted and images else 1
         found = prompt.ids(text.image_token_id, [rows] * prompt.images).tolist()
         if found != expected:
             at = next(
