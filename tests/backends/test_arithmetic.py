@@ -24,8 +24,8 @@ from vtexport.bundle.abilities import choose_graphs
 from vtexport.bundle.reader import open_bundle
 from vtexport.checkpoint.aliases import ALIASES
 from vtexport.checkpoint.model_config import read_model_config
-from vtexport.graphs.builder import save
 from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.files import save
 from vtexport.graphs.weight import Weight
 
 # LLaVA-1.5 7B: Vicuna 7B (LLaMA) and CLIP ViT-L/14 at 336 pixels, whose features are those of its last layer but one

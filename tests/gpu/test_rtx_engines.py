@@ -25,6 +25,7 @@ from vtexport.build import build
 from vtexport.bundle.manifest import Manifest
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import MissingDependencyError, VtexportError
+from vtexport.plugins.libraries import SWITCH
 from vtexport.runtime.images import load_image, pixel_values
 
 BUDGETS = [64, 128]
