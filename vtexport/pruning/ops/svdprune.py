@@ -221,7 +221,7 @@ def _emit_energy(g: Builder, patches: ir.Value, tokens: int, centred: bool) -> t
 
     def products(b: Builder, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """The Gram matrix, its trace, and the energy before the centring."""
-        y: ir.Value = rows
+        y = rows
         before: ir.Value | None = None
         if centred:
             before = b.total(b.total(b.Mul(rows, rows), 1), 0)
