@@ -30,11 +30,17 @@ SPEC = LlamaDecoder(
 WIDTH = SPEC.num_attention_heads * SPEC.head_dim
 
 
+def rows_of(dialect: str) -> list[int]:
+    """The shape of a row of keys or values as a dialect has them."""
+    heads, width = SPEC.num_key_value_heads, SPEC.head_dim
+    return [heads, width] if DIALECTS[dialect].turns_by_head else [heads * width]
+
+
 def attention(dialect: str, folder: Path, dtype: str = "float16") -> Path:
-    """q [1, S, H * D], k and v [1, L, H_kv, D], mask [1, 1, S, L] -> o [S, H * D], as a layer has it."""
+    """q [1, S, H * D], k and v [1, L, ...], mask [1, 1, S, L] -> o [S, H * D], as a layer has it."""
     g = GraphWriter({}, folder)
     q = g.input("q", [1, "S", WIDTH], dtype)
-    k, v = (g.input(name, [1, "L", SPEC.num_key_value_heads, SPEC.head_dim], dtype) for name in "kv")
+    k, v = (g.input(name, [1, "L", *rows_of(dialect)], dtype) for name in "kv")
     mask = g.input("mask", [1, 1, "S", "L"], "bool")
     out = DIALECTS[dialect].attend(g, SPEC, q, k, v, mask, dtype)
     model = g.model("attention", [q, k, v, mask], [(out, "o", ["S", WIDTH], dtype)], DIALECTS[dialect].opset)
@@ -54,7 +60,7 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
         stalled += np.float16(1)
     assert stalled == 2048, "what the test is about"
     session = onnxruntime.InferenceSession(attention(dialect, tmp_path), providers=["CPUExecutionProvider"])
-    rows = np.ones((1, ROWS, SPEC.num_key_value_heads, SPEC.head_dim), np.float16)
+    rows = np.ones((1, ROWS, *rows_of(dialect)), np.float16)
     query = np.ones((1, queries, WIDTH), np.float16)
     (out,) = session.run(None, {"q": query, "k": rows, "v": rows, "mask": np.ones((1, 1, queries, ROWS), bool)})
     assert out.dtype == np.float16
@@ -64,7 +70,7 @@ def test_a_sum_of_thousands_is_not_float16s(dialect: str, queries: int, tmp_path
 def test_asking_for_float32_changes_nothing_in_onnx_runtime(tmp_path: Path) -> None:
     path = attention("modern", tmp_path)
     random = np.random.default_rng(0)
-    shapes = {"q": (1, 7, WIDTH), **dict.fromkeys("kv", (1, 300, SPEC.num_key_value_heads, SPEC.head_dim))}
+    shapes = {"q": (1, 7, WIDTH), **dict.fromkeys("kv", (1, 300, *rows_of("modern")))}
     feeds: dict[str, np.ndarray] = {
         name: random.normal(0, 2, shape).astype(np.float16) for name, shape in shapes.items()
     }
@@ -89,7 +95,7 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
     exp(8) = 2981; in float16 2981 + 1 rounds to 2980 or 2982 and the sum stalls.
     """
     session = onnxruntime.InferenceSession(attention(dialect, tmp_path), providers=["CPUExecutionProvider"])
-    keys = np.zeros((1, ROWS, SPEC.num_key_value_heads, SPEC.head_dim), np.float16)
+    keys = np.zeros((1, ROWS, *rows_of(dialect)), np.float16)
     keys[0, 0] = 8 / SPEC.head_dim**0.5
     values = np.zeros_like(keys)
     values[0, 1:] = 1
@@ -101,7 +107,7 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
 
 def engine_of(path: Path) -> None:
     lengths = {"q": (1, 64, 128), "k": (1, 64, 256), "v": (1, 64, 256)}
-    rows = {"q": [WIDTH], **{name: [SPEC.num_key_value_heads, SPEC.head_dim] for name in "kv"}}
+    rows = {"q": [WIDTH], **{name: rows_of("modern") for name in "kv"}}
     shapes = {name: [[1, length, *rows[name]] for length in given] for name, given in lengths.items()}
     shapes["mask"] = [[1, 1, s, p] for s, p in zip(lengths["q"], lengths["k"], strict=True)]
     profile = Profile(name="any", shapes=shapes)

@@ -69,10 +69,23 @@ class Dialect(ABC):
         """
 
     @abstractmethod
+    def split(self, g: GraphWriter, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        """Rows x [S, heads * D] in the form that `rotate` gives."""
+
+    @abstractmethod
+    def by_head(self, g: GraphWriter, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        """[1, S, heads, D] of what `rotate` or `split` gave."""
+
+    @abstractmethod
+    def with_past(self, g: GraphWriter, past: ir.Value, new: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        """Rows of the cache [1, P, heads, D] and the new ones behind them, in the form of `rotate`, as is the result
+        [1, P + S, ...]."""
+
+    @abstractmethod
     def attend(
         self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
-        """Attention of q, as `rotate` gives it, to k, v [1, L, H_kv, D] where `mask` [1, 1, S, L] is true: [S, H D]."""
+        """Attention of q to k, v [1, L, ...], in the form of `rotate`, where `mask` [1, 1, S, L] is true: [S, H * D]."""
 
     @abstractmethod
     def attend_all(
@@ -98,15 +111,25 @@ class Modern(Dialect):
         return Rotation(cos, sin)
 
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
-        x = g.op("Unsqueeze", x, g.constant(np.array([0])))
+        x = self.split(g, x, heads, head_dim)
         return g.op("RotaryEmbedding", x, rotation.cos, rotation.sin, num_heads=heads)
+
+    def split(self, g: GraphWriter, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        return g.op("Unsqueeze", x, g.constant(np.array([0])))
+
+    def by_head(self, g: GraphWriter, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        return g.op("Reshape", x, g.constant(np.array([0, 0, heads, head_dim])))
+
+    def with_past(self, g: GraphWriter, past: ir.Value, new: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        # The past is reshaped and not the whole, which saves a node: an engine of TensorRT-RTX would hold weights twice.
+        flat = g.op("Reshape", past, g.constant(np.array([0, 0, heads * head_dim])))
+        return g.op("Concat", flat, new, axis=1)
 
     def attend(
         self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
         # Without softmax_precision, which TensorRT's parser refuses: its fused kernels choose for themselves.
         counts: dict[str, Any] = {"q_num_heads": heads.num_attention_heads, "kv_num_heads": heads.num_key_value_heads}
-        k, v = (g.op("Reshape", x, g.constant(np.array([0, 0, -1]))) for x in (k, v))
         return g.op("Squeeze", g.op("Attention", q, k, v, mask, **counts), g.constant(np.array([0])))
 
     def attend_all(
@@ -142,10 +165,19 @@ class Classic(Dialect):
         return Rotation(cos, sin)
 
     def rotate(self, g: GraphWriter, x: ir.Value, rotation: Rotation, heads: int, head_dim: int) -> ir.Value:
-        by_head = g.op("Reshape", x, g.constant(np.array([1, -1, heads, head_dim])))
+        by_head = self.split(g, x, heads, head_dim)
         first, second = g.op("Split", by_head, outputs=2, axis=-1, num_outputs=2)
         exchanged = g.op("Concat", second, first, axis=-1)
         return g.op("Add", g.op("Mul", by_head, rotation.cos), g.op("Mul", exchanged, rotation.sin))
+
+    def split(self, g: GraphWriter, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        return g.op("Reshape", x, g.constant(np.array([1, -1, heads, head_dim])))
+
+    def by_head(self, g: GraphWriter, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        return x
+
+    def with_past(self, g: GraphWriter, past: ir.Value, new: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        return g.op("Concat", past, new, axis=1)
 
     def attend(
         self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str

@@ -137,11 +137,13 @@ class LlamaDecoder(Decoder):
                     normed = self.norm(g, hidden, f"{_LAYER.format(layer)}input_layernorm.weight", dialect, dtype)
                     with g.scope("self_attn"):
                         query, key, value = self._project(g, layer, normed, rotation, dialect)
-                        new[layer, "key"], new[layer, "value"] = key, value
-                        keys = g.op("Concat", past[layer, "key"], key, axis=1)
-                        values = g.op("Concat", past[layer, "value"], value, axis=1)
+                        both = []
+                        for kind, x in (("key", key), ("value", value)):
+                            new[layer, kind] = dialect.by_head(g, x, self.num_key_value_heads, self.head_dim)
+                            cached = past[layer, kind]
+                            both.append(dialect.with_past(g, cached, x, self.num_key_value_heads, self.head_dim))
                         mask = masks[self.windows[layer]]
-                        attended = dialect.attend(g, self, query, keys, values, mask, dtype)
+                        attended = dialect.attend(g, self, query, both[0], both[1], mask, dtype)
                         name = f"{_LAYER.format(layer)}self_attn.o_proj"
                         attended = linear(g, attended, name, self.output_bias)
                     hidden = g.op("Add", hidden, attended)
@@ -195,15 +197,12 @@ class LlamaDecoder(Decoder):
     def _project(
         self, g: GraphWriter, layer: int, normed: ir.Value, rotation: Rotation, dialect: Dialect
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """The query as the dialect turns it; key, turned, and value [1, S, H_kv, D]."""
+        """Query, key and value in the dialect's form, the first two turned."""
         prefix, heads = _LAYER.format(layer), self.num_key_value_heads
         query, key, value = (linear(g, normed, f"{prefix}self_attn.{part}_proj", self.qkv_bias) for part in "qkv")
         query = dialect.rotate(g, query, rotation, self.num_attention_heads, self.head_dim)
         key = dialect.rotate(g, key, rotation, heads, self.head_dim)
-        by_head = g.constant(np.array([1, -1, heads, self.head_dim]))
-        if not dialect.turns_by_head:
-            key = g.op("Reshape", key, by_head)
-        return query, key, g.op("Reshape", value, by_head)
+        return query, key, dialect.split(g, value, heads, self.head_dim)
 
     def _mlp(self, g: GraphWriter, layer: int, hidden: ir.Value, dialect: Dialect, dtype: str) -> ir.Value:
         prefix = _LAYER.format(layer)
