@@ -112,7 +112,7 @@ def test_few_samples_a_changed_speed_and_throttling_are_said() -> None:
         *turns(49, {"p": 100.0}),
         StateAt(when="during", at_s=1.0, state={"throttled": True, "throttle_reasons": ["hot"]}),
         StateAt(when="during", at_s=2.0, state={"throttled": None}),
-        StateAt(when="before", at_s=-1.0, state={"temperatures_c": {"soc": 40.0}}),
+        StateAt(when="before", at_s=-1.0, state={"temperatures_c": {"soc": 40.0}, "load_average": [2.5, 1.0, 1.0]}),
         StateAt(when="after", at_s=2.0, state={"temperatures_c": {"soc": 60.0}}),
         Calibration(when="after", threads=2, gemm_gflops=90.0, copy_gb_per_s=10.4),
         Note(text="noted"),
@@ -121,6 +121,7 @@ def test_few_samples_a_changed_speed_and_throttling_are_said() -> None:
     assert report.warnings == [
         "p: 49 samples are few for p95 and p99, which take 50 or more",
         "the machine changed its speed: matrix products ran at 90 % after the measurement of what they ran at before",
+        "other work ran on the machine: the load was 2.5 on 2 cores before the measurement",
         "the machine was throttled in 1 of 2 readings meanwhile (hot)",
         "soc rose from 40 to 60 °C",
     ]

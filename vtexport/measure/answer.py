@@ -176,9 +176,7 @@ class MeasuredPlan:
         prompt = self._reader.read(self.settings.prompt)
         question = self._reader.question(self.settings.prompt) if self.pipeline.takes_question else None
         text, vision = self._manifest.text, self._manifest.vision
-        unpruned = np.concatenate(
-            [prompt.before, np.full(vision.largest.tokens, text.image_token_id, np.int64), prompt.after]
-        )
+        unpruned = prompt.ids(text.image_token_id, [vision.largest.tokens] * prompt.images)
         vocabulary, tokenizer = self._manifest.decoder.vocab_size, self._reader.tokenizer
         # What it says of an end is passed over.
         choose = self._decoding.start(unpruned, self.settings.new_tokens, text.eos_token_ids, vocabulary, tokenizer)

@@ -239,7 +239,7 @@ def _warnings(report: Report) -> list[str]:
                 f"the machine changed its speed: {title} ran at {100 * other / one:.0f} % after the measurement of "
                 "what they ran at before"
             )
-    said += _changes(report.states)
+    said += _load(report) + _changes(report.states)
     soak = report.soak
     if soak is not None and soak.achieved_rate < 0.99 * soak.rate and soak.dropped:
         said.append(
@@ -247,6 +247,15 @@ def _warnings(report: Report) -> list[str]:
             f"and {soak.dropped} of {soak.due} images dropped"
         )
     return said
+
+
+def _load(report: Report) -> list[str]:
+    """A sentence where more wanted to run before the measurement than the machine has cores."""
+    before = next((each.state for each in report.states if each.when == "before"), {})
+    load, cores = before.get("load_average"), report.header.machine.get("cores")
+    if not load or not cores or load[0] <= cores:
+        return []
+    return [f"other work ran on the machine: the load was {load[0]:.1f} on {cores} cores before the measurement"]
 
 
 def _changes(states: Sequence[StateAt]) -> list[str]:
