@@ -43,7 +43,8 @@ def prune_llm_graph(step: PlacedOp, spec: Decoder, weights: Mapping[str, Weight]
         positions = g.input("position_ids", [1, "S"], "int64")
         own: dict[str, ir.Value] = {}
         if step.source == "behind":
-            made = spec.keys_and_query(g, step.layer, inputs["hidden_states"], positions, dtype)
+            with g.scope(f"layers.{step.layer}"):
+                made = spec.keys_and_query(g, step.layer, inputs["hidden_states"], positions, dtype)
             own = dict(zip(_OF_A_LAYER, made, strict=True))
             for name, each in computed.items():
                 describe(own[name], op_shape(op, each, sizes), own_dtype(each, dtype))
