@@ -48,15 +48,16 @@ class Noise(msgspec.Struct, kw_only=True):
 
 
 class ProofImage(msgspec.Struct, kw_only=True):
-    """One picture, stored as PNG, and the pixels that transformers' image processor makes of it."""
+    """One picture, stored as PNG, and the pixels that transformers' image processor makes of it.
+
+    `levels.NUMBER` in inputs.npz has these before rescaling and normalisation, [H, W, 3] uint8.
+    """
 
     file: str
     origin: str  # "generated: ..." or the file's name as it was given
     width: Positive
     height: Positive
-    pixels_shape: list[Positive]  # of `pixel_values`
-    pixels_sha256: Sha256  # of its float32 bytes, in C order
-    stride: Positive  # of the sample among them, `pixels.NUMBER` in inputs.npz
+    pixels_sha256: Sha256  # of `pixel_values` [1, 3, H, W], its float32 bytes in C order
 
 
 class Case(msgspec.Struct, kw_only=True):

@@ -9,7 +9,6 @@ import numpy as np
 ROW_BYTES = 320_000  # of the stored rows of one tensor, all cases together
 MOST_LOGITS = 4096  # larger vocabularies are stored by their largest logits and by the means of groups
 TOP_LOGITS, LOGIT_GROUPS = 256, 2048
-PIXEL_SAMPLES = 4096
 MEAN = "mean"
 
 
@@ -49,11 +48,6 @@ def sample_logits(logits: np.ndarray, top: np.ndarray | None = None) -> dict[str
     edges = np.linspace(0, len(values), LOGIT_GROUPS + 1).astype(int)
     sums = np.add.reduceat(values.astype(np.float64), edges[:-1])
     return {"top": top, "top_values": values[top], "groups": (sums / np.diff(edges)).astype(np.float32)}
-
-
-def pixel_stride(count: int) -> int:
-    """The odd stride that leaves about `PIXEL_SAMPLES` of `count` pixels."""
-    return max(1, count // PIXEL_SAMPLES) | 1
 
 
 def deviation(found: np.ndarray, expected: np.ndarray, scale: float | None = None) -> Deviation:

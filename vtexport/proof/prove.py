@@ -13,7 +13,7 @@ import numpy as np
 
 from vtexport.assemble.describe import time_now, versions
 from vtexport.assemble.progress import BuildProgress
-from vtexport.bundle.manifest import Plan
+from vtexport.bundle.manifest import Image, Plan
 from vtexport.bundle.proof import (
     INPUTS_NAME,
     SCHEMA_VERSION,
@@ -26,10 +26,9 @@ from vtexport.bundle.proof import (
     read_proof,
     write_proof,
 )
-from vtexport.bundle.proof_samples import pixel_stride
 from vtexport.bundle.publish import check_destination
 from vtexport.bundle.reader import Bundle, open_bundle
-from vtexport.errors import BundleError, UsageError, VtexportError, quoted
+from vtexport.errors import BundleError, InputError, UsageError, VtexportError, quoted
 from vtexport.proof import images as pictures
 from vtexport.proof.estimate import estimate
 from vtexport.proof.images import Picture
@@ -107,7 +106,7 @@ def prove(
     asked = [reference.prompt(text, inputs.images[0].image) for text in inputs.prompts]
     pixels = [reference.pixels(each.image, each.origin) for each in inputs.images]
     made = time_now(), command, versions() | _versions()
-    files: dict[str, bytes] = {INPUTS_NAME: _packed_inputs(pixels, asked)}
+    files: dict[str, bytes] = {INPUTS_NAME: _packed_inputs(pixels, asked, manifest.image)}
     answered, without = {}, {}
     for number, plan in enumerate(wanted, 1):
         report.stage(f"asking PyTorch, plan {number} of {len(wanted)}: {plan.name}")
@@ -194,12 +193,10 @@ def file_of(plan: Plan) -> str:
     return f"{plain}.{hashlib.sha256(plan.name.encode()).hexdigest()[:8]}.npz"
 
 
-def _packed_inputs(pixels: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> bytes:
+def _packed_inputs(pixels: Sequence[np.ndarray], prompts: Sequence[Prompt], settings: Image) -> bytes:
     from vtexport.proof.record import packed
 
-    arrays = {
-        f"pixels.{number}": each.reshape(-1)[:: pixel_stride(each.size)] for number, each in enumerate(pixels)
-    }
+    arrays = {f"levels.{number}": _levels(each, settings) for number, each in enumerate(pixels)}
     for number, prompt in enumerate(prompts):
         arrays |= {
             f"prompt.{number}.before": prompt.before.astype(np.int32),
@@ -207,6 +204,16 @@ def _packed_inputs(pixels: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> b
             f"prompt.{number}.question": prompt.question.astype(np.int32),
         }
     return packed(arrays)
+
+
+def _levels(pixels: np.ndarray, settings: Image) -> np.ndarray:
+    """[H, W, 3] uint8: `pixel_values` [1, 3, H, W] without the last steps of an image processor."""
+    mean, std = (np.asarray(each, np.float64)[:, None, None] for each in (settings.mean, settings.std))
+    exact = (pixels[0].astype(np.float64) * std + mean) / settings.rescale
+    levels = np.rint(exact)
+    if np.abs(exact - levels).max() > 0.05 or levels.min() < 0 or levels.max() > 255:
+        raise InputError(f"the pixels of {settings.processor} are no levels of 8 bits; a proof takes no others")
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
 
 
 def _describe(inputs: _Inputs, pixels: Sequence[np.ndarray], cases: list[Case], precision: str) -> Proof:
@@ -222,9 +229,7 @@ def _describe(inputs: _Inputs, pixels: Sequence[np.ndarray], cases: list[Case], 
                 origin=picture.origin,
                 width=picture.image.width,
                 height=picture.image.height,
-                pixels_shape=list(values.shape),
                 pixels_sha256=hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(),
-                stride=pixel_stride(values.size),
             )
             for number, (picture, values) in enumerate(zip(inputs.images, pixels, strict=True))
         ],
