@@ -91,6 +91,7 @@ class PlanProof(msgspec.Struct, kw_only=True):
     strides: dict[str, Positive]  # of the rows that are stored of a tensor
     noise: dict[str, Noise]  # by tensor; the largest of the runs under rounding and of the cases
     overlap: dict[str, float]  # the least share of kept tokens that were kept under rounding, too; by place
+    op_margins: dict[str, float] = {}  # of what is kept of the stored inputs of the prune graph
     op_inputs: str | None = None  # why the inputs of the prune graph are not stored; None where they are
 
 

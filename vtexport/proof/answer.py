@@ -69,10 +69,13 @@ class Answerer:
         self._pruned.remove()
 
     @torch.no_grad()
-    def answer(self, pixels: np.ndarray, prompt: Prompt, new_tokens: int) -> Answered:
+    def answer(
+        self, pixels: np.ndarray, prompt: Prompt, new_tokens: int, follow: np.ndarray | None = None
+    ) -> Answered:
         """The answer to one question, of `new_tokens` tokens whether or not an end token is among them.
 
-        With 0 new tokens the language model runs its prefill alone.
+        With 0 new tokens the language model runs its prefill alone. Each token is decoded behind the best ones before
+        it, or behind those of `follow`.
 
         Raises:
             InputError: a value is not finite, which a replay could not compare.
@@ -99,7 +102,8 @@ class Answerer:
             tokens.append(int(best.indices[0]))
             gaps.append(float(best.values[0] - best.values[1]))
             if number + 1 < new_tokens:
-                step_ids = torch.tensor([[tokens[-1]]], device=device)
+                token = tokens[-1] if follow is None else int(follow[number])
+                step_ids = torch.tensor([[token]], device=device)
                 out = self._model(input_ids=step_ids, past_key_values=cache, use_cache=True)
                 last = out.logits[0, -1]
         if new_tokens > 1:
@@ -114,11 +118,13 @@ class Answerer:
         )
 
     @torch.no_grad()
-    def select(self, seen: Mapping[str, np.ndarray], prompt: Prompt) -> np.ndarray:
-        """[n] int64: indices that the op before the language model keeps of `features` [1 + T, D] and signals [...]."""
+    def select(self, seen: Mapping[str, np.ndarray], prompt: Prompt) -> tuple[np.ndarray, dict[str, float]]:
+        """[n] int64: indices that the op before the language model keeps of `features` [1 + T, D] and signals [...],
+        and the margins by which it does."""
         self._pruned.ask(torch.from_numpy(prompt.question))
         given = {name: torch.from_numpy(each.astype(np.float32))[None] for name, each in seen.items()}
-        return self._pruned.select(given).keep_indices[0].cpu().numpy().astype(np.int64)
+        selection = self._pruned.select(given)
+        return selection.keep_indices[0].cpu().numpy().astype(np.int64), margins_of(selection)
 
 
 def margins_of(selection: Selection) -> dict[str, float]:

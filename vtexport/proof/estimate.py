@@ -13,7 +13,7 @@ import numpy as np
 from vtexport.bundle.manifest import Manifest, Plan
 from vtexport.dtypes import DTYPES
 
-RUNS = 3  # prefills of a case: one that is recorded, and those under rounding
+RUNS = 3  # prefills of a case: one that is recorded, and those under rounding, of which one decodes as well
 TEXT_TOKENS = 64  # of a prompt, for the estimate
 _FLOAT32 = 4  # bytes
 _LIBRARIES = 800_000_000  # bytes that Python with PyTorch and transformers takes, about
@@ -53,7 +53,7 @@ def estimate(manifest: Manifest, plans: Sequence[Plan], cases: int, new_tokens: 
         layers = plan.tokens_by_layer()
         rows = sum(layers) / len(layers) + TEXT_TOKENS
         prefill = 2.0 * (seeing * tokens + decoder * rows) / products
-        decoding = new_tokens * decoder * _FLOAT32 / bandwidth
+        decoding = 2 * new_tokens * decoder * _FLOAT32 / bandwidth
         seconds += cases * (RUNS * prefill + decoding)
     # Shards are read one after the other while the model is filled; a tenth for activations
     return Estimate(int(total * _FLOAT32 * 1.3) + _LIBRARIES, seconds)

@@ -49,8 +49,8 @@ class Noises:
         for name in clean.tensors:
             if name != "rows" or same["visual"]:
                 self._more(name, rows_deviation(other.tensors[name], stored[name], stride[name]))
-        if all(same.values()):
-            self._more("logits", logits_deviation(other.logits["logits"], stored["logits"]))
+        for name in other.logits if all(same.values()) else ():
+            self._more(name, logits_deviation(other.logits[name], stored[name]))
 
     def _more(self, name: str, found: Deviation) -> None:
         known = self.tensors.get(name, Noise(rms=0.0, largest=0.0))
@@ -95,16 +95,17 @@ def record_plan(
                 stored[name] = sample_rows(values, strides[name])
             stored |= {name: sample_logits(values) for name, values in clean.logits.items()}
             for run in range(1, RUNS):
+                decoded = new_tokens if run == 1 else 0
                 with rounded(reference.model, precision, _SEED + run):
-                    noises.add(clean, stored, answerer.answer(pixels, prompt, 0), strides)
+                    noises.add(clean, stored, answerer.answer(pixels, prompt, decoded, clean.tokens), strides)
             for name, parts in stored.items():
                 arrays |= {f"{number}.{name}.{part}": each for part, each in parts.items()}
             arrays |= {f"{number}.kept.{place}": each.astype(np.int32) for place, each in clean.kept.items()}
             arrays[f"{number}.tokens"], arrays[f"{number}.gaps"] = clean.tokens.astype(np.int32), clean.gaps
-        inputs, why_not = _op_inputs(answerer, answers[0], questions[0][1])
+        inputs, op_margins, why_not = _op_inputs(answerer, answers[0], questions[0][1])
     data = packed(arrays | inputs)
     if len(data) > PLAN_BYTES and inputs:
-        data, larger = packed(arrays), len(data)
+        data, larger, op_margins = packed(arrays), len(data), {}
         why_not = f"with them the plan's file would have {larger:,} bytes, more than {PLAN_BYTES:,}"
     reason = why_no_margin(plan, answers)
     created_at, command, versions = made
@@ -121,13 +122,14 @@ def record_plan(
         strides=strides,
         noise=noises.tensors,
         overlap=noises.overlap,
+        op_margins=op_margins,
         op_inputs=why_not,
     )
 
 
 def _op_inputs(
     answerer: Answerer, answered: Answered, prompt: Prompt
-) -> tuple[dict[str, np.ndarray], str | None]:
+) -> tuple[dict[str, np.ndarray], dict[str, float], str | None]:
     """Inputs of the prune graph for the first case, in float16 (scores in float32), with what the reference keeps of
     exactly these; or none, and why.
     """
@@ -135,13 +137,13 @@ def _op_inputs(
     with np.errstate(over="ignore"):
         stored = {name: each if each.ndim == 1 else each.astype(np.float16) for name, each in seen.items()}
     if not all(np.isfinite(each).all() for each in stored.values()):
-        return {}, "they leave the range of float16"
+        return {}, {}, "they leave the range of float16"
     try:
-        kept = answerer.select(stored, prompt)
+        kept, margins = answerer.select(stored, prompt)
     except Exception as error:  # a reference that cannot place what float16 made of the rows
-        return {}, f"the reference does not take them in float16 ({quoted(error)})"
+        return {}, {}, f"the reference does not take them in float16 ({quoted(error)})"
     kept = kept[: len(answered.kept["visual"])]
-    return {f"op.{name}": each for name, each in stored.items()} | {"op.kept": kept.astype(np.int32)}, None
+    return {f"op.{name}": each for name, each in stored.items()} | {"op.kept": kept.astype(np.int32)}, margins, None
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:

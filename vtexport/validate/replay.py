@@ -98,17 +98,17 @@ class Replay:
                 kind = DTYPES[seen.outputs[name].dtype].numpy
                 given[name] = self._stages.upload(self._arrays[f"op.{name}"][None].astype(kind))
         visual = self._stages.prune(dataclasses.replace(seen, outputs=given), question)
-        least = least_overlap(self._plan, "visual", self._precision)
-        return [kept_check("op", "visual", 0, visual.keep_indices, self._arrays["op.kept"], least)]
+        margins = self._plan.op_margins
+        least = least_overlap(self._plan, "visual", self._precision, margins)
+        return [kept_check("op", "visual", 0, visual.keep_indices, self._arrays["op.kept"], least, margins)]
 
     def _tensor(self, number: int, name: str, found: np.ndarray) -> Check:
         return tensor_check(self._arrays, self._plan, self._precision, number, name, found)
 
     def _kept(self, number: int, place: str, found: np.ndarray) -> Check:
         margins = self._plan.answers[number].margins
-        own = {name: value for name, value in margins.items() if name.startswith("layer") == (place != "visual")}
-        own = {name: value for name, value in own.items() if place == "visual" or name.startswith(f"{place}:")}
-        said = ", ".join(f"{name.rpartition(': ')[2]} {value:.3g}" for name, value in own.items())
-        expected = self._arrays[f"{number}.kept.{place}"]
-        least = least_overlap(self._plan, place, self._precision)
-        return kept_check("pipeline", place, number, found, expected, least, f"margins in PyTorch: {said}" if said else "")
+        begins = "" if place == "visual" else f"{place}: "
+        own = {name.removeprefix(begins): each for name, each in margins.items() if name.startswith(begins)}
+        own = {name: each for name, each in own.items() if ": " not in name}
+        least = least_overlap(self._plan, place, self._precision, own)
+        return kept_check("pipeline", place, number, found, self._arrays[f"{number}.kept.{place}"], least, own)
