@@ -37,7 +37,13 @@ class Noises:
         self.tensors: dict[str, Noise] = {}
         self.overlap: dict[str, float] = {}
 
-    def add(self, clean: Answered, stored: dict[str, dict[str, np.ndarray]], other: Answered, stride: dict[str, int]):
+    def add(
+        self,
+        clean: Answered,
+        stored: dict[str, dict[str, np.ndarray]],
+        other: Answered,
+        stride: dict[str, int],
+    ) -> None:
         """Compares a run under rounding with the run that is recorded.
 
         Visual rows are compared where the same tokens were kept, logits where that holds at every step.
@@ -45,8 +51,32 @@ class Noises:
         for place, kept in clean.kept.items():
             share = overlap(other.kept[place], kept)
             self.overlap[place] = min(share, self.overlap.get(place, 1.0))
+        self._compare(clean, stored, other, stride, list(clean.tensors))
+
+    def add_behind_tower(
+        self,
+        clean: Answered,
+        stored: dict[str, dict[str, np.ndarray]],
+        other: Answered,
+        stride: dict[str, int],
+    ) -> None:
+        """The same of a run whose rounding began behind the vision tower, to which the features' own noise is added."""
+        apart = Noises()
+        apart._compare(clean, stored, other, stride, ["rows"])
+        features = self.tensors["features"]
+        for name, found in apart.tensors.items():
+            self._more(name, Deviation(found.rms + features.rms, found.largest + features.largest))
+
+    def _compare(
+        self,
+        clean: Answered,
+        stored: dict[str, dict[str, np.ndarray]],
+        other: Answered,
+        stride: dict[str, int],
+        names: Sequence[str],
+    ) -> None:
         same = {place: np.array_equal(other.kept[place], kept) for place, kept in clean.kept.items()}
-        for name in clean.tensors:
+        for name in names:
             if name != "rows" or same["visual"]:
                 self._more(name, rows_deviation(other.tensors[name], stored[name], stride[name]))
         for name in other.logits if all(same.values()) else ():
@@ -98,6 +128,11 @@ def record_plan(
                 decoded = new_tokens if run == 1 else 0
                 with rounded(reference.model, precision, _SEED + run):
                     noises.add(clean, stored, answerer.answer(pixels, prompt, decoded, clean.tokens), strides)
+            if not {*clean.tensors, *clean.logits} <= set(noises.tensors):  # rounding changed what was kept
+                tower = reference.model.model.vision_tower
+                with rounded(reference.model, precision, _SEED, without=tower):
+                    other = answerer.answer(pixels, prompt, new_tokens, clean.tokens)
+                noises.add_behind_tower(clean, stored, other, strides)
             for name, parts in stored.items():
                 arrays |= {f"{number}.{name}.{part}": each for part, each in parts.items()}
             arrays |= {f"{number}.kept.{place}": each.astype(np.int32) for place, each in clean.kept.items()}
