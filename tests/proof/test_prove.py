@@ -89,7 +89,7 @@ def test_kept_indices_are_the_references(proof: FoundProof) -> None:
 def test_parts(proof: FoundProof) -> None:
     stored = proof.proof
     assert [case.image for case in stored.cases] == [case.prompt for case in stored.cases] == [0, 1]
-    assert {name for name in stored.plans} == {"none", "prunesid-16", "cdpruner-16", "nuwa-16"}
+    assert set(stored.plans) == {"none", "prunesid-16", "cdpruner-16", "nuwa-16"}
     assert stored.without_proof == {}
     for name, plan in stored.plans.items():
         assert stored.files[plan.file].bytes < 2_000_000
@@ -126,7 +126,7 @@ def test_the_users_own_images_and_prompts(proven_copy: Path, tiny_checkpoint: Pa
     again = prove(proven_copy, str(tiny_checkpoint), plans=["none"])
     assert again.prompts == made.prompts
     assert again.plans["prunesid-16"] == made.plans["prunesid-16"]
-    with pytest.raises(UsageError, match="are of other images or prompts; leave --plan out"):
+    with pytest.raises(UsageError, match=r"are of other images or prompts; leave --plan out"):
         prove(proven_copy, str(tiny_checkpoint), plans=["none"], prompts=["Who?"])
 
 
@@ -185,7 +185,7 @@ def test_without_pytorch(proven_copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_damaged_proof_is_replaced_whole_or_not_at_all(proven_copy: Path, tiny_checkpoint: Path) -> None:
     (proven_copy / "proof" / "image-0.png").write_bytes(b"")
-    with pytest.raises(BundleError, match="image-0.png is damaged: it has 0 bytes"):
+    with pytest.raises(BundleError, match=r"image-0.png is damaged: it has 0 bytes"):
         prove(proven_copy, str(tiny_checkpoint), plans=["none"])
     assert len(prove(proven_copy, str(tiny_checkpoint)).plans) == 4
 

@@ -1,4 +1,4 @@
-"""Samples of tensors, as a proof stores them and as a replay takes them of its own: both sides by the same functions."""
+"""Samples of tensors, as a proof stores them and as a replay takes them of its own: both by the same functions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ class Deviation:
 
 
 def stride_of(rows: int, width: int, cases: int) -> int:
-    """The stride at which rows [rows, width] float32 of so many cases fit into `ROW_BYTES`: odd, so that a grid of patches with an even
-    side is not met in the same columns again and again."""
+    """The stride at which rows [rows, width] float32 of so many cases fit into `ROW_BYTES`.
+
+    Odd, so that a grid of patches with an even side is not met in the same columns again and again.
+    """
     stride = 1
     while stride < rows and -(-rows // stride) * width * 4 * cases > ROW_BYTES:
         stride += 2

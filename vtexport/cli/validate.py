@@ -1,7 +1,7 @@
 """Compare what a bundle computes on this device with its proof: what PyTorch answered (`vtexport prove`).
 
-Nothing is fetched and no PyTorch is needed. Each comparison passes, fails, or differs by no more than rounding explains;
-the report is put into the bundle as reports/validate.json. Exit code 1 where one fails.
+Nothing is fetched and no PyTorch is needed. Each comparison passes, fails, or differs by no more than rounding
+explains; the report is put into the bundle as reports/validate.json. Exit code 1 where one fails.
 
 examples:
   vtexport validate mini
@@ -86,21 +86,17 @@ def run(args: argparse.Namespace) -> int:
 def say_report(report: Report) -> None:
     """A table of the plans by stage, then everything that is not a pass."""
     say(f"{report.bundle_name} in {report.precision} on {report.backend} ({report.device}), {report.pruning_ops}")
-    rows = [("inputs", _verdicts(report.inputs), "", "", "")]
-    rows += [
-        (
-            plan.plan,
-            *(_verdicts([each for each in plan.checks if each.stage == stage]) for stage in _STAGES),
-            _tokens(plan.checks),
-        )
-        for plan in report.plans
-    ]
+    rows: list[tuple[str, ...]] = [("inputs", _verdicts(report.inputs), "", "", "")]
+    for plan in report.plans:
+        by_stage = [_verdicts([each for each in plan.checks if each.stage == kind]) for kind in _STAGES]
+        rows.append((plan.plan, *by_stage, _tokens(plan.checks)))
     say(table(rows, ("plan", *_STAGES, "tokens")))
     others = [(plan, check) for plan, check in report.checks if check.verdict != "pass"]
-    for plan, check in others:
+    for name, check in others:
         figures = f" {check.measured:.3g} (bound {check.bound:.3g})" if _has_figures(check) else ""
         note = f": {check.note}" if check.note else ""
-        say(f"{check.verdict}: {f'{plan}, ' if plan else ''}{check.stage}, {check.case}, {check.what}{figures}{note}")
+        of = f"{name}, " if name else ""
+        say(f"{check.verdict}: {of}{check.stage}, {check.case}, {check.what}{figures}{note}")
     for name, why in report.without_proof.items():
         say(f"not compared: {name}, {why}")
 
@@ -111,7 +107,9 @@ def _has_figures(check: Check) -> bool:
 
 def _verdicts(checks: list[Check]) -> str:
     """`9 pass`, or `7 pass, 1 differs, 1 fail`."""
-    counts = {verdict: sum(each.verdict == verdict for each in checks) for verdict in ("pass", "differs", "fail", "skipped")}
+    counts = {
+        verdict: sum(each.verdict == verdict for each in checks) for verdict in ("pass", "differs", "fail", "skipped")
+    }
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "-"
 
 

@@ -69,9 +69,7 @@ class Answerer:
         self._pruned.remove()
 
     @torch.no_grad()
-    def answer(
-        self, pixels: np.ndarray, prompt: Prompt, new_tokens: int, follow: np.ndarray | None = None
-    ) -> Answered:
+    def answer(self, pixels: np.ndarray, prompt: Prompt, new_tokens: int, follow: np.ndarray | None = None) -> Answered:
         """The answer to one question, of `new_tokens` tokens whether or not an end token is among them.
 
         With 0 new tokens the language model runs its prefill alone. Each token is decoded behind the best ones before
@@ -151,5 +149,7 @@ def _arrays(tensors: Mapping[str, Any], plan: Plan) -> dict[str, np.ndarray]:
     arrays = {name: each.detach().to("cpu", torch.float32).numpy() for name, each in tensors.items()}
     for name, each in arrays.items():
         if not np.isfinite(each).all():
-            raise InputError(f"{name} of the plan {plan.name} are not finite in PyTorch; check the checkpoint's weights")
+            raise InputError(
+                f"{name} of the plan {plan.name} are not finite in PyTorch; check the checkpoint's weights"
+            )
     return arrays

@@ -1,4 +1,4 @@
-"""Estimates of what a proof takes, before a weight is loaded: memory from the manifest, time from this machine's speed."""
+"""Estimates of what a proof takes, before a weight is loaded: memory by the manifest, time by this machine's speed."""
 
 from __future__ import annotations
 

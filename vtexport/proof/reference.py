@@ -169,4 +169,3 @@ class Reference:
         """[1, L] int64: the whole prompt, with a placeholder for every visual token before pruning."""
         placeholders = np.full(self.tokens, self._image_token_id, np.int64)
         return np.concatenate([prompt.before, placeholders, prompt.after])[None]
-

@@ -20,9 +20,7 @@ SURE_MARGIN = 1e-5  # of scores, above which float32 does not change what is kep
 MOST_LEVELS = 1.01  # of a pixel, where another Pillow resized
 
 
-def tensor_check(
-    arrays: Arrays, plan: PlanProof, precision: str, case: int, name: str, found: np.ndarray
-) -> Check:
+def tensor_check(arrays: Arrays, plan: PlanProof, precision: str, case: int, name: str, found: np.ndarray) -> Check:
     """A tensor with rows [N, ...], or logits [V], beside what is stored of it.
 
     Two deviations have to be within their bounds, the root mean square and the largest; the one that is further out is
@@ -33,7 +31,9 @@ def tensor_check(
     if "logits" in name:
         deviation = logits_deviation(found, stored)
     else:
-        deviation = rows_deviation(found, {part: arrays[prefix + part] for part in ("rows", "mean")}, plan.strides[name])
+        deviation = rows_deviation(
+            found, {part: arrays[prefix + part] for part in ("rows", "mean")}, plan.strides[name]
+        )
     noise = plan.noise.get(name)
     if noise is None:
         return _check(name, case, "skipped", note="in PyTorch, too, rounding alone changes which tokens are kept")
@@ -87,9 +87,7 @@ def kept_check(
     return _check(what, case, verdict, share, least, note, stage)
 
 
-def tokens_check(
-    case: int, found: np.ndarray, expected: np.ndarray, gaps: np.ndarray, reach: float
-) -> Check:
+def tokens_check(case: int, found: np.ndarray, expected: np.ndarray, gaps: np.ndarray, reach: float) -> Check:
     """Greedy tokens [K], each chosen behind the expected ones before it, beside the expected [K].
 
     `gaps` are by how much PyTorch's token was ahead of the next, `reach` is how far two logits may come together within
@@ -106,7 +104,7 @@ def tokens_check(
 
 
 def reach_of(arrays: Arrays, plan: PlanProof, precision: str, case: int) -> float:
-    """How far the bounds let two logits of one position come together, in the logits' own unit."""
+    """Distance by which the bounds let two logits of one position come together, in the logits' own unit."""
     noise = plan.noise.get("last logits") or plan.noise.get("logits") or Noise(rms=0.0, largest=0.0)
     _, largest = bounds(noise, precision)
     values = arrays.get(f"{case}.logits.all")

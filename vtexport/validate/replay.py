@@ -37,7 +37,12 @@ class Replay:
     """
 
     def __init__(
-        self, pipeline: Pipeline, reader: PromptReader, found: FoundProof, plan: PlanProof, images: Sequence[Preprocessed]
+        self,
+        pipeline: Pipeline,
+        reader: PromptReader,
+        found: FoundProof,
+        plan: PlanProof,
+        images: Sequence[Preprocessed],
     ):
         self._stages: Stages = pipeline.stages
         self._steps = [f"layer {step.layer}" for step in pipeline.plans[0].steps]

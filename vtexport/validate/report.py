@@ -17,7 +17,7 @@ KIND = "vtexport validation"
 FOLDER, NAME = "reports", "validate.json"  # inside a bundle, and not in its manifest
 MAX_BYTES = 64 * 2**20
 
-# "differs": not as in PyTorch, by no more than rounding explains. "skipped": could not be compared, and `note` says why.
+# "differs": not as in PyTorch, by no more than rounding explains. "skipped": not compared, and `note` says why.
 Verdict = Literal["pass", "differs", "fail", "skipped"]
 Stage = Literal["input", "op", "pipeline"]
 
