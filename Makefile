@@ -6,7 +6,7 @@ DEMO := build/demo
 WORKERS ?= 2
 PHOTO := docs/images/coffee.jpg
 
-.PHONY: setup native demo test lint benchmark gpu-check clean
+.PHONY: setup native demo test lint benchmark gpu-check real-check clean
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,11 @@ benchmark: native
 # With the Python, PyTorch and nvcc that are on the machine; see docs/gpu-check.md. Options: make gpu-check ARGS=--quick
 gpu-check:
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tools:$(CURDIR)/benchmarks $(PYTHON) -m gpu_check $(ARGS)
+
+# With your own weights: make real-check MODEL=llava; see docs/real-check.md. Options: ARGS='--method vitcop --keep 128'
+real-check: native
+	@test -n "$(MODEL)" || { echo "make: give the checkpoint, as in make real-check MODEL=llava" >&2; exit 2; }
+	$(BIN)/python tools/real_check.py --model '$(MODEL)' $(ARGS)
 
 clean:
 	rm -rf build dist

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vtexport.eval.machine import describe_machine
+from vtexport.measure.machine import describe_machine
 
 
 def describe(threads: int | None, packages: Sequence[str]) -> dict[str, Any]:

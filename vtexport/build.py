@@ -49,6 +49,7 @@ from vtexport.export.plan import (
 from vtexport.export.requirements import check_versions
 from vtexport.models.parts import ModelSpec
 from vtexport.processing.read import Processing, read_processing
+from vtexport.processing.self_check import sample_pixels
 from vtexport.pruning import get_method, make_options
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def build(
     cache_dir: str | Path | None = None,
     replace: bool = False,
     link_weights: bool = False,
+    check: bool = True,
     report: BuildProgress | None = None,
     command: str = "",
 ) -> Bundle:
@@ -109,6 +111,7 @@ def build(
         replace: discard a bundle that stands at the output instead of adding to it.
         link_weights: copy no weights: reflink them, or, where `output` is the checkpoint's own folder, write the graphs
             beside them. Where neither can be done the build is refused.
+        check: compare the vision tower's features of one image with PyTorch's, where that is installed.
         report: what to call as the work goes on.
         command: recorded in the manifest.
 
@@ -155,7 +158,7 @@ def build(
     checkpoint = open_weights(located, cache_dir=Path(cache_dir) if cache_dir else None, notify=note)
     check_stored(plans, spec, checkpoint.absent)
     spec = spec.with_head(checkpoint.head, checkpoint.embedding)
-    work = _Work(checkpoint, spec, processing, small_hashes, plans, adaptive, dtype, report, notes, command)
+    work = _Work(checkpoint, spec, processing, small_hashes, plans, adaptive, dtype, check, report, notes, command)
     with open_writer(
         destination, checkpoint, dtype, link_weights=link_weights, replace=replace, report=report
     ) as writer:
@@ -191,6 +194,7 @@ class _Work:
     plans: Sequence[PlanSpec]
     adaptive: AdaptivePlanSpec | None
     dtype: str
+    check: bool  # features against PyTorch's
     report: BuildProgress
     notes: list[str]
     command: str
@@ -220,6 +224,8 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
     writer.take_over(graph.file for graph in kept_graphs.values())
     report.stage(f"checking {len(exporter.graphs)} graphs")
     exporter.check(report.note)
+    if work.check:
+        work.processing.self_check.features_error = _compare_features(exporter, plans[-1], work)
 
     for name, graph in exporter.graphs.items():
         graph.file = writer.settle(exporter.path(name))
@@ -248,10 +254,35 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
         notes=work.notes,
         decoder=describe_decoder(work.spec),
         position_ids=schema.PositionIds(kind="sequential", axes=1),
+        images_per_prompt=work.spec.images_per_prompt,
         graphs=exporter.graphs | kept_graphs,
         plans=[*kept, *plans],
         adaptive_plans=adaptive_plans,
         files=writer.describe(source),
+    )
+
+
+def _compare_features(exporter: GraphExporter, plan: schema.Plan, work: _Work) -> float | None:
+    """The error of the tower's features against PyTorch's, of which `report` is told; None where neither can run."""
+    from vtexport.export.compare import feature_error, reason_not_to_compare
+
+    reasons = {
+        name: reason_not_to_compare(work.dtype, exporter.graphs[name].needs.opset) for name in plan.graphs.vision
+    }
+    able = [name for name, reason in reasons.items() if reason is None]
+    if not able:
+        work.report.note(f"{next(iter(reasons.values()))}, so the vision tower's features were not compared")
+        return None
+    work.report.stage("comparing the vision tower's features with PyTorch's")
+    pixels = sample_pixels(work.processing.image)
+    checkpoint = work.checkpoint
+    return feature_error(
+        exporter.path(able[0]),
+        work.spec.vision,
+        checkpoint.config.vision_config,
+        checkpoint.tensors,
+        pixels,
+        work.dtype,
     )
 
 

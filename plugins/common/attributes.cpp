@@ -1,5 +1,6 @@
 #include "attributes.h"
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -33,6 +34,15 @@ std::string shown(double value) {
   out.precision(9);
   out << value;
   return out.str();
+}
+
+// The beginning of a model's own text, for a log: a byte that is no printable ASCII character stands as "?".
+std::string shown(const char* text, size_t length) {
+  std::string all(text, std::min<size_t>(length, kMostShown));
+  for (char& each : all) {
+    if (each < ' ' || each > '~') each = '?';
+  }
+  return all;
 }
 
 std::string allowed(const Attribute& attribute) {
@@ -96,7 +106,7 @@ Values Values::read(const OpSchema& op, const Field* fields, int64_t count) {
       for (const Attribute& each : table) {
         if (each.is_read) known += (known.empty() ? "" : ", ") + std::string(each.name);
       }
-      const std::string name(field.name, strnlen(field.name, kMostShown));
+      const std::string name = shown(field.name, strnlen(field.name, kMostShown));
       throw Refused("there is no attribute " + name + "; those read are " + known);
     }
     const Attribute& attribute = table[place];
@@ -124,6 +134,10 @@ Values::Value Values::convert(const Attribute& attribute, const Field& field) {
   value.given = true;
   if (attribute.kind == Kind::kWord) {
     const std::string text = text_of(field);
+    // Behind a zero there may be no more than the closing one; what is cut off would not be read.
+    if (field.length > 0 && text.size() + 1 < static_cast<size_t>(field.length)) {
+      refuse(attribute, '"' + shown(text.data(), text.size()) + "\" and a zero byte before its end");
+    }
     for (const Word& each : attribute.words) {
       if (text == each.text) {
         value.integer = each.value;
@@ -131,7 +145,7 @@ Values::Value Values::convert(const Attribute& attribute, const Field& field) {
         return value;
       }
     }
-    refuse(attribute, '"' + text.substr(0, kMostShown) + '"');
+    refuse(attribute, '"' + shown(text.data(), text.size()) + '"');
   }
   if (field.length != 1) refuse(attribute, "a list of " + std::to_string(field.length));
   if (is_whole) {

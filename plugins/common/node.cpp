@@ -92,9 +92,11 @@ Lengths Node::lengths(const std::vector<Shape>& shapes) const {
       const char letter = tensor.axes[axis];
       const int64_t length = shape.lengths[axis];
       if (length < 0) continue;
-      if (length < 1 || length > limit(op(), letter)) {
-        throw Refused(std::string(tensor.name) + " is " + shown(shape) + "; " + letter + " has to be from 1 to " +
-                      std::to_string(limit(op(), letter)));
+      const int64_t most = limit(op(), letter);
+      if (length < 1 || length > most) {
+        const std::string which = most > 1 ? std::string(1, letter) + " has to be from 1 to " + std::to_string(most)
+                                           : "axis " + std::to_string(axis) + " has to have the length 1";
+        throw Refused(std::string(tensor.name) + " is " + shown(shape) + "; " + which);
       }
       if (found[letter] == kUnknown) found[letter] = length;
       if (found[letter] != length) {

@@ -1,5 +1,6 @@
 // What TensorRT looks for in a plugin library. It calls setLoggerFinder first.
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "creator.h"
@@ -10,9 +11,13 @@
 
 VTX_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   count = 0;
-  // TensorRT-RTX loads plugin libraries, but its ONNX parser ends the process where it meets a creator for a node.
-  if (vtx::is_loaded_by_rtx()) {
-    vtx::log_error("getCreators", "these plugins are not for TensorRT-RTX, which runs the ops' functions; load none");
+  // The ONNX parser of TensorRT-RTX ends the process at a node of ours where it cannot open RTX by that name.
+  if (vtx::is_loaded_by_rtx() && !vtx::rtx_opens_by_name()) {
+    vtx::log_error("getCreators",
+                   std::string(vtx::kRtxName) +
+                       " does not open the TensorRT-RTX that is loaded, and its ONNX parser asks for that name at a "
+                       "plugin's node; make a link of that name to the loaded file, in its folder or in one on "
+                       "LD_LIBRARY_PATH");
     return nullptr;
   }
   return vtx::guarded<nvinfer1::IPluginCreatorInterface* const*>("getCreators", nullptr, [&] {

@@ -14,6 +14,13 @@ void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
 // Whether it was TensorRT-RTX that handed over the finder.
 bool is_loaded_by_rtx() noexcept;
 
+// The name by which the ONNX parser of TensorRT-RTX opens RTX when it meets a plugin's node. NVIDIA's Python packages
+// have the file as libtensorrt_rtx.so.1 alone.
+constexpr const char* kRtxName = "libtensorrt_rtx.so";
+
+// Whether that name opens the RTX that is loaded.
+bool rtx_opens_by_name() noexcept;
+
 // To the logger that TensorRT finds for the calling thread, else to its global one, else to stderr, so that no sentence
 // is lost. The finder knows a logger while an engine works; TensorRT's ONNX parser calls a creator without one.
 void log_error(const char* op, const std::string& sentence) noexcept;

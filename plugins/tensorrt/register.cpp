@@ -18,11 +18,17 @@ constexpr const char* kPlugins = "libvtexport_plugin.so";
 
 void complain(const std::string& sentence) { std::fprintf(stderr, "vtexport: %s\n", sentence.c_str()); }
 
-// dl_iterate_phdr's callback: keeps the path of a loaded TensorRT, of the full one before others.
-int keep_tensorrt(dl_phdr_info* info, size_t, void* kept) {
-  auto& path = *static_cast<std::string*>(kept);
+// Paths of what is loaded; empty where it is not.
+struct Loaded {
+  std::string tensorrt, rtx;
+};
+
+// dl_iterate_phdr's callback: keeps the path of a loaded TensorRT, of the full one before others, and of RTX.
+int keep_loaded(dl_phdr_info* info, size_t, void* kept) {
+  auto& [path, rtx] = *static_cast<Loaded*>(kept);
   const std::string name = info->dlpi_name ? info->dlpi_name : "";
   const std::string file = name.substr(name.rfind('/') + 1);
+  if (file.rfind("libtensorrt_rtx.so", 0) == 0) rtx = name;
   const bool is_full = file.rfind("libnvinfer.so", 0) == 0;
   const bool is_part = file.rfind("libnvinfer_lean.so", 0) == 0 || file.rfind("libnvinfer_dispatch.so", 0) == 0;
   if (is_full || (is_part && path.empty())) path = name;
@@ -30,9 +36,7 @@ int keep_tensorrt(dl_phdr_info* info, size_t, void* kept) {
 }
 
 // TensorRT as it is in the process, else as the system has it, where the tool has not loaded it yet.
-void* open_tensorrt() {
-  std::string path;
-  dl_iterate_phdr(keep_tensorrt, &path);
+void* open_tensorrt(const std::string& path) {
   if (!path.empty()) return dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
   return dlopen(("libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR)).c_str(), RTLD_LAZY);
 }
@@ -48,7 +52,15 @@ void load() {
     return complain("the library's folder is unknown");
   const std::string own = here.dli_fname;
   const std::string plugins = own.substr(0, own.rfind('/') + 1) + kPlugins;
-  void* tensorrt = open_tensorrt();
+  Loaded loaded;
+  dl_iterate_phdr(keep_loaded, &loaded);
+  if (loaded.tensorrt.empty() && !loaded.rtx.empty()) {
+    return complain(
+        "this process has TensorRT-RTX, for which opening this library registers nothing; have its plugin "
+        "registry load " +
+        plugins);
+  }
+  void* tensorrt = open_tensorrt(loaded.tensorrt);
   if (!tensorrt) {
     return complain("TensorRT is not in this process yet, so no plugin is registered; import tensorrt first, or set " +
                     std::string("LD_LIBRARY_PATH to the folder of libnvinfer"));

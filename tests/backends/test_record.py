@@ -35,7 +35,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
     profile = {"name": "decode", "shapes": {"x": [[1], [1], [1]]}}
     engine = {"file": "e.engine", "bytes": 5, "sha256": SHA256, "profiles": [profile], "peak_memory_bytes": 1}
     return {
-        "schema_version": 1, "target": "rtx", "builder": "b", "compute_capabilities": [], "precision": "float16",
+        "schema_version": 2, "target": "rtx", "builder": "b", "compute_capabilities": [], "precision": "float16",
         "manifest_sha256": digest, "engines": {"e": engine},
     }  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_no_engine_lies_outside(bundle: Bundle, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 1, "schema_version": 1}']
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 2, "schema_version": 1}']
 )
 def test_what_is_no_record(bundle: Bundle, content: bytes) -> None:
     write(bundle, content)

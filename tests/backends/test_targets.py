@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 import vtexport
-from vtexport.backends.targets import DEFAULT_TARGET, Target, find_target, list_targets
+from vtexport.backends.recipe import Device
+from vtexport.backends.targets import DEFAULT_TARGET, Target, find_devices, find_target, list_targets
 from vtexport.build import build
 from vtexport.cli.main import main
 from vtexport.errors import UsageError, VtexportError
@@ -34,6 +35,86 @@ def test_recipes_of_the_repository() -> None:
             # opset 23's Attention, RMSNormalization and RotaryEmbedding came with TensorRT 10.15
             version = tuple(map(int, target.tensorrt.split(".")))
             assert target.opset == (23 if version >= (10, 15) else 20), target.name
+
+
+def test_every_figure_of_a_device_has_a_source() -> None:
+    said = {"name", "title", "compute_capability", "sources"}
+    devices = [(target, device) for target in list_targets() for device in target.devices]
+    assert len({device.name for _, device in devices}) >= 10
+    for target, device in devices:
+        assert device.compute_capability in target.compute_capabilities, device.name
+        fields = msgspec.structs.asdict(device)
+        figures = {name for name in fields.keys() - said if fields[name] not in (None, False, {})}
+        cited = {fact for source in device.sources for fact in source.facts}
+        assert figures == cited, device.name
+        assert device.memory_bytes, device.name
+        assert set(device.tflops) <= {"fp32", "fp16", "bf16"}
+
+
+DEVICE = """
+[[devices]]
+name = "small"
+title = "a small one"
+compute_capability = "8.7"
+memory_gb = 8
+"""
+
+
+def test_targets_that_share_their_devices(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(RECIPE + DEVICE)
+    (tmp_path / "b.toml").write_text(RECIPE + 'devices_of = "a"')
+    a, b = list_targets(tmp_path)
+    assert [device.name for device in b.devices] == ["small"]
+    assert b.devices == a.devices
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('devices_of = "c"', "devices_of names 'c'"),
+        ('devices_of = "b"', "devices_of names 'b'"),
+        ('devices_of = "a"' + DEVICE, "devices_of names 'a'; name a target with devices of its own"),
+        (DEVICE + DEVICE, "two of its devices have one name"),
+    ],
+)
+def test_devices_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.toml").write_text(RECIPE + DEVICE)
+    (tmp_path / "b.toml").write_text(RECIPE + text)
+    with pytest.raises(VtexportError, match=f"target b cannot be used: {said}"):
+        list_targets(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("memory_gb = 0", "> 0.0"),
+        ('name = "A B"', "matching regex"),
+        ("tflops = { fp8 = 1 }", "fp8"),
+        ("x = 1", "unknown"),
+    ],
+)
+def test_a_wrong_device_is_named(tmp_path: Path, line: str, said: str) -> None:
+    name = line.partition(" ")[0]
+    kept = [each for each in DEVICE.splitlines() if not each.startswith(name)]
+    (tmp_path / "a.toml").write_text(RECIPE + "\n".join([*kept, line]))
+    with pytest.raises(VtexportError, match=rf"a.toml is not a target recipe: .*{said}"):
+        list_targets(tmp_path)
+
+
+def test_a_device_behind_its_target() -> None:
+    target, devices = find_devices("orin-jetpack-6.2/orin-nano-8gb")
+    assert (target.name, [device.name for device in devices]) == ("orin-jetpack-6.2", ["orin-nano-8gb"])
+    assert devices[0].memory_bytes == 7607 * 2**20
+    assert len(find_devices("orin-jetpack-6.2")[1]) == 3
+    assert find_devices("cpu")[1] == []
+    with pytest.raises(
+        UsageError, match=r"orin-jetpack-6\.2 has no device 'nano'; known: orin-nano-8gb, orin-nx-16gb, agx"
+    ):
+        find_devices("orin-jetpack-6.2/nano")
+    with pytest.raises(UsageError, match="cpu has no device 'x'; known: none"):
+        find_devices("cpu/x")
+    bare = Device(name="x", title="x", compute_capability="8.7")
+    assert bare.memory_bytes is None
 
 
 def test_a_misspelt_target() -> None:
@@ -88,6 +169,7 @@ def test_the_list_of_targets_says_what_the_recipes_say(capsys: Any) -> None:
     assert rows["cpu"]["runtime"] == "onnxruntime"
     for target in list_targets():
         assert rows[target.name]["compute_capabilities"] == target.compute_capabilities
+        assert rows[target.name]["devices"] == [device.name for device in target.devices]
 
 
 def test_the_kernels_are_compiled_for_every_target() -> None:

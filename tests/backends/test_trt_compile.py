@@ -31,8 +31,8 @@ from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import BundleError, MissingDependencyError, UsageError, VtexportError
 from vtexport.export.needs import needs_of
-from vtexport.graphs.builder import interface
 from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.files import interface
 from vtexport.graphs.weight import Weight
 from vtexport.models.decoders.llama import LlamaDecoder
 from vtexport.models.parts import EMBEDDING, HEAD
@@ -102,7 +102,9 @@ def test_compiling_again_replaces_and_changes_nothing_else(half_bundle: Path, ca
     for capability in ("8.9", "12.0"):
         given = ["compile", str(half_bundle), "--target", "rtx", "--compute-capability", capability, "--text-tokens"]
         assert main([*given, "100", "--json"]) == 0
-        assert set(json.loads(capsys.readouterr().out)) == {"bundle", "engines", "peak_memory_bytes"}
+        assert set(json.loads(capsys.readouterr().out)) == {
+            "bundle", "engines", "peak_memory_bytes", "plugins", "plugin_library"
+        }  # fmt: skip
     (record,) = read_engines(open_bundle(half_bundle))
     assert record.compute_capabilities == ["12.0"]
     assert record.engines["decoder_0.modern"].profiles[0].shapes["position_ids"] == [[1, 17], [1, 80], [1, 116]]
@@ -249,7 +251,7 @@ def test_what_cannot_work_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.update(schema_version=2), "schema_version 2"),
+        (lambda record: record.update(schema_version=1), "schema_version 1"),
         (lambda record: record.update(manifest_sha256="0" * 64), "built from another manifest"),
         (lambda record: record.update(engines=3), "is not a record of engines"),
         (lambda record: record["engines"]["e"].update(file="../../manifest.json"), "is not there"),
@@ -263,7 +265,7 @@ def test_a_damaged_record_is_refused(bundle_copy: Path, change: Any, message: st
     digest = hashlib.sha256((bundle_copy / "manifest.json").read_bytes()).hexdigest()
     engine = {"file": "e.engine", "bytes": 5, "sha256": "0" * 64, "profiles": [], "peak_memory_bytes": 7}
     record = {
-        "schema_version": 1, "target": "rtx", "builder": "b", "compute_capabilities": [], "precision": "float16",
+        "schema_version": 2, "target": "rtx", "builder": "b", "compute_capabilities": [], "precision": "float16",
         "manifest_sha256": digest, "engines": {"e": engine},
     }  # fmt: skip
     (folder / "engines.json").write_text(json.dumps(record))

@@ -101,7 +101,7 @@ def test_refuses(manifest: dict[str, Any], path: list[Any], value: Any, message:
 
 
 def test_refuses_a_missing_field(manifest: dict[str, Any]) -> None:
-    for field in manifest.keys() - {"adaptive_plans", "generation", "self_check", "notes"}:
+    for field in manifest.keys() - {"adaptive_plans", "generation", "images_per_prompt", "self_check", "notes"}:
         rest = {key: value for key, value in manifest.items() if key != field}
         with pytest.raises(BundleError, match=field):
             decode(json.dumps(rest).encode(), "manifest.json")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +33,11 @@ def rtx_finding(capsys: Any) -> dict[str, Any]:
             "1.23.2",
             "float32 by their modern graphs, float16 by their classic graphs",
             "modern graphs are left out in float16: its Attention is wrong where several heads share keys",
+        ),
+        (
+            "1.23.0",
+            "float32 by their classic graphs, float16 by their classic graphs",
+            "modern graphs are left out in float32: its Attention is wrong where several heads share keys",
         ),
         ("1.22.1", "float32 by their classic graphs, float16 by their classic graphs", "it does not know opset 23"),
     ],
@@ -89,3 +98,79 @@ def test_a_broken_installation_is_said(blocked_import: Callable[[str], None], ca
     finding = rtx_finding(capsys)
     assert finding["status"] == "missing"
     assert "No module named 'tensorrt_rtx'" in finding["next_step"]
+
+
+def test_a_bundle_is_judged_before_it_is_tried(tiny_bundle: Path, capsys: Any) -> None:
+    assert main(["doctor", str(tiny_bundle), "--json"]) == 0
+    said = [each["what"] for each in json.loads(capsys.readouterr().out)["findings"]]
+    graphs, memory, trial = (
+        next(number for number, what in enumerate(said) if begin in what)
+        for begin in ("backend onnxruntime takes", "memory, estimated", f"{tiny_bundle} answers (prunesid-16: 16 vis")
+    )
+    assert graphs < memory < trial
+
+
+def test_what_comes_before_a_bundle_that_cannot_be_opened(tmp_path: Path, capsys: Any) -> None:
+    assert main(["doctor", str(tmp_path)]) == 4
+    said = capsys.readouterr()
+    assert "telemetry: vtexport has none" in said.out
+    assert "holds no manifest.json" in said.err
+
+
+def test_backends_and_why_one_cannot_be_opened() -> None:
+    said = {each.what: each for each in findings.backends()}
+    assert said["backend onnxruntime on cpu can be opened"].status == "ok"
+    cuda = said["backend onnxruntime on cuda"]
+    assert (cuda.ability, cuda.status) == ("run on a GPU", "missing")
+    assert "has no CUDAExecutionProvider" in str(cuda.next_step)
+    assert {"backend tensorrt: vtexport neither builds nor runs its engines yet"} < set(said)
+
+
+@pytest.mark.parametrize(
+    ("version", "what"),
+    [
+        ("10.3.0", "TensorRT 10.3.0 is that of orin-jetpack-6.2"),
+        ("10.16.2.10", "TensorRT 10.16.2.10 is that of orin-jetpack-7.2"),
+        ("10.30.1", "TensorRT 10.30.1 is that of no target: "),
+        ("8.6.1", "TensorRT 8.6.1 is that of no target: "),
+    ],
+)
+def test_the_version_of_tensorrt(version: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    (finding,) = findings.tensorrt()
+    assert finding.what.startswith(what)
+    assert (finding.next_step is None) == ("no target" not in finding.what)
+    assert ("10.3 (orin-jetpack-6.2)" in finding.what) == ("no target" in finding.what)
+
+
+def test_no_tensorrt_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert findings.tensorrt() == []
+
+
+def test_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
+    finding = findings.telemetry()
+    assert "ONNX Runtime's is off (ORT_DISABLE_TELEMETRY is 1)" in finding.what
+    assert "huggingface_hub's is on" in finding.what
+    assert finding.next_step == "set HF_HUB_DISABLE_TELEMETRY=1 to turn it off"
+    monkeypatch.setenv("DO_NOT_TRACK", "true")
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    finding = findings.telemetry()
+    assert "ONNX Runtime's is as ORT_DISABLE_TELEMETRY=0 has it" in finding.what
+    assert "off (DO_NOT_TRACK is set)" in finding.what
+    assert finding.next_step is None
+
+
+def test_the_hubs_own_switches_are_those_that_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY as off; print(off)"
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "True\n", name

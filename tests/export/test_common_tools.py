@@ -24,7 +24,8 @@ from onnx import TensorProto
 from onnx_ir.passes import common as passes
 
 from vtexport.export.prune import _positions
-from vtexport.graphs.builder import GraphWriter, save
+from vtexport.graphs.builder import GraphWriter
+from vtexport.graphs.files import save
 
 GRAPHS = (
     "vision.cls_attention.modern",

@@ -101,7 +101,7 @@ def test_many_small_weights_beside_a_large_one(dialect: str, tmp_path: Path) -> 
 
 def engine_of(path: Path) -> None:
     lengths = {"q": (1, 64, 128), "k": (1, 64, 256), "v": (1, 64, 256)}
-    rows = {"q": [WIDTH], **dict.fromkeys("kv", [SPEC.num_key_value_heads, SPEC.head_dim])}
+    rows = {"q": [WIDTH], **{name: [SPEC.num_key_value_heads, SPEC.head_dim] for name in "kv"}}
     shapes = {name: [[1, length, *rows[name]] for length in given] for name, given in lengths.items()}
     shapes["mask"] = [[1, 1, s, p] for s, p in zip(lengths["q"], lengths["k"], strict=True)]
     profile = Profile(name="any", shapes=shapes)

@@ -154,12 +154,25 @@ def test_several_processes_are_refused(tiny_bundle: Path, monkeypatch: pytest.Mo
         model(tiny_bundle)
 
 
-@pytest.mark.parametrize("images", [[], [None], ["photo", "photo"]])
-def test_one_image_a_question(tiny_bundle: Path, images: list[Any], photo: Path) -> None:
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_any_number_of_images_a_question(tiny_bundle: Path, photo: Path, count: int) -> None:
     lm = model(tiny_bundle)
-    shown = [Image.open(photo) if each else None for each in images]
-    with pytest.raises(UsageError, match="takes exactly one"):
-        lm.generate_until([request(lm, shown, {"max_new_tokens": 2})])
+    wanted = Pipeline.open(tiny_bundle, "prunesid-16").generate([photo] * count, "What is this?", max_new_tokens=7)
+    forms: list[Any] = [[Image.open(photo)] * count]
+    if not count:
+        forms += [None, [None]]
+    elif count == 1:
+        forms.append(Image.open(photo))
+    for images in forms:
+        (result,) = lm.generate_until([request(lm, images, {"max_new_tokens": 7})])
+        assert result.text == wanted.text
+        assert result.token_counts.input_tokens == wanted.prompt_tokens
+
+
+def test_an_image_that_is_missing(tiny_bundle: Path, photo: Path) -> None:
+    lm = model(tiny_bundle)
+    with pytest.raises(UsageError, match="document 0 of task has 2 images, of which 1 are None"):
+        lm.generate_until([request(lm, [Image.open(photo), None], {"max_new_tokens": 2})])
 
 
 def test_what_a_bundle_does_not_do(tiny_bundle: Path, photo: Path) -> None:

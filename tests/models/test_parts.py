@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from llava_parts import MODELS, WINDOW, config_of
 from PIL import Image
-from tiny_llava import IMAGE_TOKEN_ID, PHOTO, VOCABULARY, make_model, save_model
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from tiny_llava import PHOTO, make_model, save_model
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vtexport import Pipeline
 from vtexport.build import build
@@ -17,44 +18,8 @@ from vtexport.errors import UsageError
 from vtexport.models.registry import decoders, family_of, towers
 
 LLAVA = family_of("llava", "")
-WINDOW = 30  # fewer than the prompt's tokens, so that it drops some
-TEXT = {
-    "hidden_size": 72, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-VISION = {
-    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 112,
-    "patch_size": 14,
-}  # fmt: skip
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "clip and mistral": ("clip_vision_model", {"model_type": "mistral", "sliding_window": WINDOW}),
-    "clip and mistral without a window": ("clip_vision_model", {"model_type": "mistral", "sliding_window": None}),
-    "clip and qwen2": ("clip_vision_model", {"model_type": "qwen2", "num_attention_heads": 4, "head_dim": None}),
-    "siglip and qwen2 with late windows": (
-        "siglip_vision_model",
-        {
-            "model_type": "qwen2", "num_attention_heads": 4, "head_dim": None, "use_sliding_window": True,
-            "sliding_window": WINDOW, "max_window_layers": 1,
-        },
-    ),
-    "siglip and llama": ("siglip_vision_model", {"model_type": "llama"}),
-}  # fmt: skip
 PROMPT = "USER: <image>\nWhat is on the table? ASSISTANT:"
 NEW_TOKENS = 16
-
-
-def config_of(name: str, **changes: Any) -> LlavaConfig:
-    tower, text = MODELS[name]
-    given = {key: value for key, value in {**TEXT, **text}.items() if value is not None or key == "sliding_window"}
-    return LlavaConfig(
-        text_config=given,
-        vision_config={**VISION, "model_type": tower},
-        image_token_index=IMAGE_TOKEN_ID,
-        image_seq_length=64,
-        vision_feature_select_strategy="full" if tower.startswith("siglip") else "default",
-        **changes,
-    )
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import tensorrt_programs
 
+from vtexport.backends.trt.flavour import TENSORRT_RTX
+from vtexport.backends.trt.plugin import environment
 from vtexport.pruning import Sizes, op_model
 from vtexport.pruning.onnx_op import model_of_op
 from vtexport.pruning.ops.attention_topk import AttentionTopK
@@ -78,13 +80,15 @@ def attributes() -> dict[str, dict[str, Any]]:
     return made
 
 
-def registry(module: str, library: Path, given: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
+def registry(
+    module: str, library: Path, given: dict[str, dict[str, Any]], variables: dict[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
     """The record of a TensorRT's registry of the library, and what was written to stderr."""
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed (pip install {module.replace('_', '-')})")
     script = Path(__file__).parent / "tensorrt" / "registry.py"
     command = [sys.executable, str(script), module, str(library), json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -120,9 +124,17 @@ def test_a_library_that_registers_by_being_opened(library: Path) -> None:
         assert f"built for TensorRT {tensorrt_programs.major_version()} and here is" in stderr
 
 
-def test_tensorrt_rtx_gets_no_plugin(library: Path) -> None:
-    """Its ONNX parser ends the process where it finds a creator, so the library has none for it and says why."""
-    answer, stderr = registry("tensorrt_rtx", library, {})
-    assert not answer["loaded"]
+def test_tensorrt_rtx_lists_the_plugins_where_it_opens_by_name(library: Path) -> None:
+    given = attributes()
+    with environment(TENSORRT_RTX) as variables:
+        answer, _ = registry("tensorrt_rtx", library, given, variables)
+    assert answer["loaded"]
+    assert set(answer["creators"]) == set(given)
+    assert answer["created"] == {op: [op, "1", "vtexport", count] for op, count in OUTPUTS.items()}
+
+
+def test_opening_registers_nothing_in_tensorrt_rtx(library: Path) -> None:
+    """Its registry has to load the plugins itself, and the sentence says which file."""
+    answer, stderr = registry("tensorrt_rtx", library.with_name("libvtexport_plugin_register.so"), {})
     assert answer["creators"] == {}
-    assert "these plugins are not for TensorRT-RTX" in "\n".join([*answer["log"], stderr])
+    assert f"have its plugin registry load {library}" in stderr

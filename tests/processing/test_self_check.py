@@ -13,6 +13,7 @@ from hub_llava import TEMPLATE, image_files, text_files
 from PIL import Image
 from text_checkpoint import processor_of, read_files, reader_of, write_text_checkpoint
 
+from vtexport.bundle.manifest import ImagesPerPrompt
 from vtexport.errors import InputError
 from vtexport.processing.library import load_processor
 from vtexport.processing.self_check import (
@@ -23,9 +24,11 @@ from vtexport.processing.self_check import (
     sample_conversations,
     torchvision_levels,
 )
-from vtexport.runtime.prompt import PromptReader
+from vtexport.runtime.prompt import PromptReader, _compile
 
 TOKENS = 64
+KINDS = ["one turn", "two turns", "two images", "no image"]
+_ANY = ImagesPerPrompt()
 
 
 class Compared:
@@ -38,14 +41,16 @@ class Compared:
         self.reader = reader_of(self.files, folder / "bundle")
         self.notes: list[str] = []
 
-    def run(self, reader: PromptReader | None = None, tokens: int = TOKENS) -> list[str]:
-        reader = reader or self.reader
-        return compare_ids(reader, self.processor, reader._text, self.files.chat_template, tokens, self.notes.append)
+    def run(
+        self, reader: PromptReader | None = None, tokens: int = TOKENS, limits: ImagesPerPrompt = _ANY
+    ) -> list[str]:
+        reader, template = reader or self.reader, self.files.chat_template
+        return compare_ids(reader, self.processor, reader._text, template, tokens, self.notes.append, limits)
 
 
 def test_ids_of_the_hubs_files_are_equal(tmp_path: Path) -> None:
     compared = Compared(tmp_path)
-    assert compared.run() == ["one turn", "two turns"]
+    assert compared.run() == KINDS
     assert compared.notes == []
 
 
@@ -60,7 +65,42 @@ def test_ids_of_the_hubs_files_are_equal(tmp_path: Path) -> None:
 )
 def test_ids_with_other_templates_are_equal(tmp_path: Path, template: str) -> None:
     changed = {"chat_template__jinja": template, "chat_template__json": None}
-    assert Compared(tmp_path, **changed).run() == ["one turn", "two turns"]
+    assert Compared(tmp_path, **changed).run() == KINDS
+
+
+@pytest.mark.parametrize(
+    ("limits", "kinds"), [(ImagesPerPrompt(least=1, most=1), KINDS[:2]), (ImagesPerPrompt(least=1), KINDS[:3])]
+)
+def test_conversations_that_the_model_does_not_take_are_left_out(
+    tmp_path: Path, limits: ImagesPerPrompt, kinds: list[str]
+) -> None:
+    assert Compared(tmp_path).run(limits=limits) == kinds
+
+
+@pytest.mark.parametrize(
+    ("written", "kinds"),
+    [
+        ("{% if loop.first %}<image>{% endif %}", ["one turn", "two turns", "no image"]),
+        ("<image>{{ image_token[:0] }}", KINDS),
+    ],
+)
+def test_a_template_that_writes_one_image_alone(tmp_path: Path, written: str, kinds: list[str]) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content if c.type == 'image' %}" + written + "{% endfor %}"
+        "{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}{% endfor %}"
+    )
+    assert Compared(tmp_path, chat_template__jinja=template, chat_template__json=None).run() == kinds
+
+
+def test_a_place_of_an_image_that_differs_is_found(tmp_path: Path) -> None:
+    """The runtime's template has both images in front; the library's in their places."""
+    parts = "{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}"
+    template, sort = f"{{% for m in messages %}}{parts}{{% endfor %}}", "m.content | sort(attribute='type')"
+    compared = Compared(tmp_path, chat_template__jinja=template, chat_template__json=None)
+    assert compared.run() == KINDS
+    compared.reader._template = _compile(template.replace("m.content", sort))
+    with pytest.raises(InputError, match="of two images differ"):
+        compared.run()
 
 
 def test_another_tokenizer_is_found(tmp_path: Path) -> None:
@@ -98,7 +138,7 @@ def test_a_template_for_one_turn_alone_is_compared_for_one(tmp_path: Path) -> No
 def test_a_processor_that_counts_otherwise_is_told(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     processor = {**image_files()["processor_config.json"], **change}
     compared = Compared(tmp_path, processor_config__json=processor)
-    assert compared.run() == ["one turn", "two turns"]
+    assert compared.run() == KINDS
     assert len(compared.notes) == 1
     assert said in compared.notes[0]
 
@@ -108,7 +148,7 @@ def test_a_processor_that_counts_otherwise_is_told(tmp_path: Path, change: dict[
 )
 def test_a_tokenizer_that_cuts_or_fills_is_compared_without(tmp_path: Path, change: dict[str, Any]) -> None:
     settings = {**text_files()["tokenizer_config.json"], "pad_to_multiple_of": 64, **change}
-    assert Compared(tmp_path, tokenizer_config__json=settings).run() == ["one turn", "two turns"]
+    assert Compared(tmp_path, tokenizer_config__json=settings).run() == KINDS
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,19 @@ from PIL import Image
 from vtexport.errors import InputError, UsageError, VtexportError
 from vtexport.runtime import messages as module
 from vtexport.runtime.images import load_image
-from vtexport.runtime.messages import ImageSource, choose_image, image_source, load_source, normalised
+from vtexport.runtime.messages import ImageSource, choose_images, image_sources, load_source, normalised
 
 QUESTION = {"type": "text", "text": "What?"}
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
+
+
+def choose_image(image: Any, messages: Any) -> tuple[Any, list[str]]:
+    """Of one image."""
+    (chosen,) = choose_images(None if image is None else [image], messages)
+    return chosen
 
 
 def encoded(format_: str = "PNG") -> bytes:
@@ -141,7 +147,7 @@ def test_nothing_else_than_sentences(messages: Any) -> None:
     said = ""
     try:
         normalised(messages)
-        choose_image(None, messages)
+        choose_images(None, messages)
     except VtexportError as error:
         said = str(error)
     assert len(said) < 300
@@ -256,5 +262,24 @@ def test_an_image_given_beside_the_messages_comes_first(tmp_path: Path) -> None:
 
 
 def test_several_images() -> None:
-    with pytest.raises(UsageError, match="the conversation holds 2 images; it takes exactly one"):
-        image_source(user({"type": "image", "path": "a"}, {"type": "image"}, QUESTION))
+    one, two, three = ({"type": "image", "path": name} for name in "abc")
+    answer = {"role": "assistant", "content": "Yes."}
+    messages = [*user(one, QUESTION, two), answer, *user({"type": "image"}, QUESTION)]
+    assert [source and source.value for source in image_sources(messages)] == ["a", "b", None]
+    with pytest.raises(UsageError, match=r"image part 3 of 3 names none; give a list of 3, or"):
+        choose_images(None, messages)
+    assert choose_images(None, [*user(one, QUESTION, two), answer, *user(three)]) == [("a", []), ("b", []), ("c", [])]
+    (first, said), second, third = choose_images(["x", "b", "z"], messages)
+    assert first == "x"
+    assert said == ["the image argument was used, not the image that the conversation names ('a')"]
+    assert (second, third) == (("b", []), ("z", []))
+    with pytest.raises(UsageError, match=r"names its image several times \(url and path\)"):
+        image_sources(user(one, {"type": "image", "path": "a", "url": "b"}))
+
+
+def test_no_image() -> None:
+    alone = [*user(QUESTION), {"role": "assistant", "content": "Yes."}]
+    assert choose_images(None, alone) == choose_images([], alone) == choose_images([], "What?") == []
+    for forgotten in ("What?", None):
+        with pytest.raises(UsageError, match=r"there is no image; give one.*; give \[\] to ask without an image"):
+            choose_images(None, forgotten)

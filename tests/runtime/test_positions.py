@@ -28,19 +28,25 @@ def layout(rows: int, columns: int, *separators: Separator) -> tuple[Vision, Arr
     return vision, arrangement
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (5, 3), (4, 4), (1, 7)])
-def test_mrope_is_transformers(rows: int, columns: int) -> None:
-    before, after, count = 4, 6, rows * columns
+@pytest.mark.parametrize(
+    "sizes", [[(3, 5)], [(5, 3)], [(4, 4)], [(1, 7)], [(2, 3), (4, 2)], [(3, 3), (1, 6), (5, 2)], []]
+)
+def test_mrope_is_transformers(sizes: list[tuple[int, int]]) -> None:
+    texts = [*[4, 6, 1][: len(sizes)], 5]  # transformers tells images apart by the text between them
     config = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=2))
     model = SimpleNamespace(
         config=config, get_vision_position_ids=functools.partial(Qwen2_5_VLModel.get_vision_position_ids, None)
     )
-    kinds = torch.tensor([[0] * before + [1] * count + [0] * after])
-    grid = torch.tensor([[1, 2 * rows, 2 * columns]])
-    wanted, _ = Qwen2_5_VLModel.get_rope_index(model, torch.zeros_like(kinds), kinds, image_grid_thw=grid)  # type: ignore[arg-type]
-    visual = np.stack([each.ravel() for each in np.indices((1, rows, columns))])
-    span = image_span(MROPE, *layout(rows, columns), kept=None)
-    np.testing.assert_array_equal(prompt_positions(before, visual, span, after), wanted[:, 0].numpy())
+    counts = [rows * columns for rows, columns in sizes]
+    kinds: list[int] = []
+    for text, count in zip(texts, [*counts, 0], strict=True):
+        kinds += [0] * text + [1] * count
+    grid = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in sizes]).reshape(-1, 3)
+    ids = torch.tensor([kinds])
+    wanted, _ = Qwen2_5_VLModel.get_rope_index(model, torch.zeros_like(ids), ids, image_grid_thw=grid)  # type: ignore[arg-type]
+    visuals = [np.stack([each.ravel() for each in np.indices((1, *size))]) for size in sizes]
+    spans = [image_span(MROPE, *layout(*size), kept=None) for size in sizes]
+    np.testing.assert_array_equal(prompt_positions(texts, visuals, spans, 3), wanted[:, 0].numpy())
 
 
 def test_sequential_positions() -> None:
@@ -48,8 +54,19 @@ def test_sequential_positions() -> None:
     assert image_span(SEQUENTIAL, vision, arrangement, kept=None) == 15
     assert image_span(SEQUENTIAL, vision, arrangement, kept=4) == 4
     kept = np.array([[2, 7, 14]])
-    np.testing.assert_array_equal(prompt_positions(2, kept, 15, 3), [[0, 1, 4, 9, 16, 17, 18, 19]])
-    np.testing.assert_array_equal(prompt_positions(0, kept, 15, 0), kept)
+    found = prompt_positions([2, 3], [kept], [15], 1)
+    np.testing.assert_array_equal(found, [[0, 1, 4, 9, 16, 17, 18, 19]])
+    np.testing.assert_array_equal(prompt_positions([0, 0], [kept], [15], 1), kept)
+
+
+def test_several_images_and_none() -> None:
+    """The second image's gaps begin where the first image's span and the text between end."""
+    kept, few = np.array([[2, 7, 14]]), np.array([[0, 1]])
+    found = prompt_positions([2, 1, 3], [kept, few], [15, 2], 1)
+    np.testing.assert_array_equal(found, [[0, 1, 4, 9, 16, 17, 18, 19, 20, 21, 22]])
+    found = prompt_positions([1, 0, 1], [kept, kept], [15, 15], 1)
+    np.testing.assert_array_equal(found, [[0, 3, 8, 15, 18, 23, 30, 31]])
+    np.testing.assert_array_equal(prompt_positions([4], [], [], 3), [list(range(4))] * 3)
 
 
 def test_separators_take_positions() -> None:

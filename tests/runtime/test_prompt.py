@@ -41,7 +41,7 @@ def transformers_ids(folder: Path, messages: list[dict[str, Any]]) -> list[int]:
 def test_ids_equal_transformers(reader: PromptReader, tiny_checkpoint: Path, question: str) -> None:
     prompt = reader.read(question)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    assert [*prompt.before, IMAGE_TOKEN_ID, *prompt.after] == transformers_ids(tiny_checkpoint, messages)
+    assert prompt.ids(IMAGE_TOKEN_ID, [1]).tolist() == transformers_ids(tiny_checkpoint, messages)
 
 
 def test_a_conversation_with_plain_strings(reader: PromptReader, tiny_checkpoint: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_conversation_with_plain_strings(reader: PromptReader, tiny_checkpoint
         for m in messages
     ]
     prompt = reader.read(messages)
-    assert [*prompt.before, IMAGE_TOKEN_ID, *prompt.after] == transformers_ids(tiny_checkpoint, parts)
+    assert prompt.ids(IMAGE_TOKEN_ID, [1]).tolist() == transformers_ids(tiny_checkpoint, parts)
 
 
 def test_raw_prompt(reader: PromptReader) -> None:
@@ -75,12 +75,8 @@ def test_start_token_is_not_doubled(reader: PromptReader) -> None:
         ("", False, "the prompt is empty"),
         (" \n", False, "the prompt is empty"),
         ("see <image> here", False, "stands for the image; leave it out or use a raw prompt"),
-        ("no placeholder", True, "holds 0 images"),
-        ("<image><image>", True, "holds 2 images"),
-        ([{"role": "user", "content": "no image"}], False, "holds 0 images"),
-        ([{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}], False, "holds 2 images"),
+        ("", True, "the prompt is empty"),
         ([{"content": 5}], False, "message 1 has no role"),
-        ([{"role": "user", "content": [{"type": "image"}] * 2}], False, "holds 2 images"),
         ([{"role": "system", "content": [{"type": "image"}]}], False, "holds 0 images .* of 1 image parts"),
         ("caf\udce9", False, "the prompt is not valid UTF-8: it has the stray byte 0xe9 behind 3 characters"),
         ("caf\udce9<image>", True, "the prompt is not valid UTF-8"),
@@ -92,6 +88,72 @@ def test_start_token_is_not_doubled(reader: PromptReader) -> None:
 def test_wrong_prompts(reader: PromptReader, prompt: Any, raw: bool, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         reader.read(prompt, raw=raw)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "raw", "images", "message"),
+    [
+        ("no placeholder", True, 1, r"holds 0 images \(<image>\) and 1 is given; give as many as it has places for"),
+        ("<image><image>", True, 1, "holds 2 images .* and 1 is given"),
+        ("<image>", True, 3, "holds 1 images .* and 3 are given"),
+        ([{"role": "user", "content": "no image"}], False, 1, "holds 0 images .* and 1 is given"),
+        ([{"role": "user", "content": [{"type": "image"}] * 2}], False, 0, "holds 2 images .* and 0 are given"),
+        ([{"role": "user", "content": [{"type": "image"}] * 2}], False, 3, "holds 2 images .* and 3 are given"),
+        ([{"role": "user", "content": "<image>\nWhat?"}], False, 0, "holds 1 images .* and 0 are given"),
+        (
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image>"}]}],
+            False,
+            2,
+            "holds 2 images .* of 1 image parts; use a chat template that writes <image> once for each, and no text",
+        ),
+    ],
+)
+def test_another_number_of_images(reader: PromptReader, prompt: Any, raw: bool, images: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        reader.read(prompt, raw=raw, images=images)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 5])
+def test_a_question_about_any_number_of_images(reader: PromptReader, tiny_checkpoint: Path, images: int) -> None:
+    prompt = reader.read("What is this?", images=images)
+    content = [*[{"type": "image"}] * images, {"type": "text", "text": "What is this?"}]
+    wanted = transformers_ids(tiny_checkpoint, [{"role": "user", "content": content}])
+    assert prompt.images == images
+    assert prompt.ids(IMAGE_TOKEN_ID, [1] * images).tolist() == wanted
+    assert len(prompt.ids(IMAGE_TOKEN_ID, [64] * images)) == len(wanted) + 63 * images
+
+
+def test_raw_prompts_with_any_number_of_images(reader: PromptReader) -> None:
+    for text, spans in (("a", ["a"]), ("a<image>b<image>", ["a", "b", ""]), ("<image><image>c", ["", "", "c"])):
+        read = reader.read(text, raw=True)
+        assert [reader.tokenizer.decode(span.tolist()) for span in read.spans] == spans
+    alone = reader.read("a", raw=True)
+    assert alone.images == 0
+    assert alone.before.tolist() == alone.after.tolist() == alone.ids(IMAGE_TOKEN_ID, []).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(st.lists(st.none() | st.sampled_from(QUESTIONS), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_images_stand_where_the_processor_has_them(
+    hub: tuple[PromptReader, Any], turns: list[list[str | None]]
+) -> None:
+    """Any number in any turn, before, between and behind texts."""
+    reader, processor = hub
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        parts = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in turn]
+        messages += [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+        ]
+    messages = messages[:-1]
+    count = sum(text is None for turn in turns for text in turn)
+    read = reader.read(messages, images=count)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    images = [Image.new("RGB", (112, 112))] * count or None
+    wanted = processor(images=images, text=text)["input_ids"]
+    token = reader._text.image_token_id
+    assert read.ids(token, [64] * count).tolist() == np.asarray(wanted).reshape(-1).tolist()
 
 
 def test_streamed_text_equals_decoded_text(reader: PromptReader) -> None:
@@ -162,7 +224,7 @@ def test_ids_are_the_processors_whatever_is_written(
                 reader.read(conversation)
             return
         read = reader.read(conversation)
-        assert [*read.before, reader._text.image_token_id, *read.after] == library_ids(processor, conversation)
+        assert read.ids(reader._text.image_token_id, [1]).tolist() == library_ids(processor, conversation)
 
 
 @settings(max_examples=40, deadline=None)
@@ -176,7 +238,7 @@ def test_the_start_token_comes_as_the_processor_sets_it(hub: tuple[PromptReader,
         patch.setattr(reader, "_template", _compile(template))
         patch.setattr(processor, "chat_template", template)
         read = reader.read(messages)
-        assert [*read.before, reader._text.image_token_id, *read.after] == library_ids(processor, messages)
+        assert read.ids(reader._text.image_token_id, [1]).tolist() == library_ids(processor, messages)
 
 
 def test_a_tokenizer_saved_with_truncation_and_padding(bundle_copy: Path) -> None:

@@ -27,6 +27,8 @@ NOT_TESTED = {
     "gpu": "onnxruntime-gpu takes an NVIDIA GPU; its versions are those of onnxruntime",
     "tensorrt": "no engine is built for TensorRT yet",
     "tensorrt-rtx": "a build of engines takes hundreds of megabytes of the package, and tests/backends has the newest",
+    "nvml": "nvidia-ml-py takes an NVIDIA driver; tests/measure holds a stand-in to its signatures",
+    "optimum": "tests/scenarios/test_optimum.py has it, lowest and newest",
     "dev": "tools of this repository alone, pinned in constraints.txt",
 }
 # Only the newest is at hand: a second PyTorch would be a download of hundreds of megabytes. It comes by links.

@@ -9,8 +9,9 @@ import onnx
 from native_ops.calls import Call
 from onnx import TensorProto, helper
 
+from vtexport.graphs.builder import IR_VERSION
 from vtexport.plugins.op_structures import OPS
-from vtexport.pruning.onnx_op import DOMAIN, IR_VERSION, OPSET
+from vtexport.pruning.onnx_op import DOMAIN, OPSET
 
 _COUNTS = ("keep", "visual_count", "grid_rows", "grid_columns")
 _TYPES = {

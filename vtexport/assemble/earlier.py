@@ -11,6 +11,7 @@ from vtexport.assemble.weights import PlacedWeights, named_if_it_vanishes, store
 from vtexport.bundle import manifest as schema
 from vtexport.bundle.adaptive import read_adaptations, write_adaptations
 from vtexport.bundle.hashing import hash_file
+from vtexport.bundle.hub_cache import leads_out
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.checkpoint.safetensors_index import read_header
@@ -181,6 +182,14 @@ def carry_adaptations(earlier: Bundle, folder: Path, manifest: schema.Manifest, 
         write_adaptations(folder, manifest, kept)
     for name in sorted(set(found) - set(kept)):
         note(f"the adaptive plan {name} has changed, so what images had set goes; run `vtexport adapt` afterwards")
+
+
+def carry_reports(earlier: Bundle, folder: Path) -> None:
+    """Copies what was measured of the earlier bundle into `folder`: each report names the manifest that it is of."""
+    for file in (earlier.folder / "reports").glob("[!.]*.json"):
+        if file.is_file() and not leads_out(file, earlier.folder):
+            (folder / "reports").mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / "reports" / file.name)
 
 
 def tell_of_engines(folder: Path, note: Callable[[str], object]) -> None:

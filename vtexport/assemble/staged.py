@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from vtexport.assemble.describe import describe_files
-from vtexport.assemble.earlier import carry_adaptations, find_earlier, linked, tell_of_engines, unchanged, weights_of
+from vtexport.assemble.earlier import (
+    carry_adaptations,
+    carry_reports,
+    find_earlier,
+    linked,
+    tell_of_engines,
+    unchanged,
+    weights_of,
+)
 from vtexport.assemble.link import reflink_weights
 from vtexport.assemble.progress import BuildProgress
 from vtexport.assemble.weights import PlacedWeights, copy_weights, planned_bytes
@@ -84,6 +92,7 @@ class Staged:
         if self.earlier is not None:
             carry_adaptations(self.earlier, self._folder, manifest, self._report.note)
             carry_proof(self.earlier.folder, self._folder, manifest, self._report.note)
+            carry_reports(self.earlier, self._folder)
         open_bundle(self._folder)
 
 

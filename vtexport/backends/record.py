@@ -17,7 +17,7 @@ from vtexport.bundle.reader import Bundle
 from vtexport.bundle.references import is_inside
 from vtexport.errors import BundleError, quoted
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_NAME = "engines.json"
 FOLDER = "engines"  # inside a bundle; a folder for each target below
 # Text around the image, template included, that an engine takes in one prefill unless the user says otherwise.
@@ -44,6 +44,15 @@ class Engine(msgspec.Struct, kw_only=True):
     sha256: Sha256
     profiles: list[Profile]
     peak_memory_bytes: int  # the largest resident memory of the process that built it
+    plugins: list[str] = []  # ops that it has plugins for, each once; without their library it cannot be loaded
+
+
+class PluginLibrary(msgspec.Struct, kw_only=True):
+    """The library whose plugins stand in engines, as it was when they were built."""
+
+    file: str  # its name; it is not in the bundle
+    bytes: int
+    sha256: Sha256
 
 
 class Engines(msgspec.Struct, kw_only=True):
@@ -55,6 +64,7 @@ class Engines(msgspec.Struct, kw_only=True):
     compute_capabilities: list[str]  # empty for a portable engine
     precision: str
     manifest_sha256: Sha256  # of the bundle's manifest.json that they were built from
+    plugin_library: PluginLibrary | None = None  # None where no engine has plugins
     engines: Annotated[dict[str, Engine], msgspec.Meta(min_length=1)]  # by the graph's name in the manifest
 
 

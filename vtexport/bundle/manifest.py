@@ -178,6 +178,17 @@ class PositionIds(msgspec.Struct, kw_only=True):
     axes: Positive
 
 
+class ImagesPerPrompt(msgspec.Struct, kw_only=True, frozen=True):
+    """Numbers of images that one prompt may hold; where `most` is None, the model's positions alone are the limit."""
+
+    least: Count = 0
+    most: Positive | None = None
+
+    def take(self, count: int) -> bool:
+        """True where a prompt may hold `count` images."""
+        return self.least <= count and (self.most is None or count <= self.most)
+
+
 class Image(msgspec.Struct, kw_only=True):
     """Steps from an upright RGB image to `pixel_values` [1, 3, H, W] float32, in this order; None leaves a step out.
 
@@ -263,6 +274,8 @@ class SelfCheck(msgspec.Struct, kw_only=True):
     conversations: list[str]  # such as "one turn", "two turns"
     # Largest difference to the processor's torchvision form in 8-bit levels; None where torchvision is not installed
     torchvision_levels: float | None = None
+    # Error of the vision graph's features against PyTorch's, relative by norm; None where they were not compared
+    features_error: float | None = None
 
 
 class Decoder(msgspec.Struct, kw_only=True):
@@ -319,6 +332,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     notes: list[str] = []  # what the last build had to say about the checkpoint's files
     decoder: Decoder
     position_ids: PositionIds
+    images_per_prompt: ImagesPerPrompt = msgspec.field(default_factory=ImagesPerPrompt)
     graphs: dict[str, Graph]
     plans: Annotated[list[Plan], msgspec.Meta(min_length=1)]
     files: dict[str, File]

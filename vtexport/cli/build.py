@@ -52,10 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `build` and `export` share."""
+    add_export_options(parser)
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="the bundle's folder; default: the model's name, here")
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that exports, but for the output (`optimum_command` has it by position)."""
     parser.add_argument(
         "-m", "--model", required=True, metavar="MODEL", help="alias, hub id or folder of the checkpoint"
     )
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="the bundle's folder; default: the model's name, here")
     parser.add_argument("--method", default="prunesid", metavar="NAME", help="pruning method; default: %(default)s")
     parser.add_argument(
         "--keep",
@@ -110,6 +115,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="copy no weights: reflink them where the file system can, or put the graphs beside them with -o naming "
         "the checkpoint's own folder; needs the checkpoint's own precision",
     )
+    parser.add_argument(
+        "--no-check",
+        action="store_false",
+        dest="check",
+        help="leave out the comparison of the vision tower's features of one image with PyTorch's, which a build makes "
+        "where PyTorch is installed",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -132,10 +144,17 @@ def run(args: argparse.Namespace) -> int:
     return export_bundle(args, target, proof=args.proof)
 
 
-def export_bundle(args: argparse.Namespace, target: Target | None = None, *, proof: bool | None = False) -> int:
+def export_bundle(
+    args: argparse.Namespace,
+    target: Target | None = None,
+    program: str = "vtexport",
+    *,
+    proof: bool | None = False,
+) -> int:
     """Exports the bundle, builds its engines where a `target` has some, makes its proof, and says what is in it.
 
-    Without a value for `proof` that is done where it takes little.
+    `program` is the command whose arguments these are, for the manifest's record of it. Without a value for `proof` one
+    is made where that takes little.
     """
     if proof:
         check_torch()  # before the export, too
@@ -159,8 +178,9 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None, *, pro
         cache_dir=args.cache_dir,
         replace=args.replace,
         link_weights=args.link_weights,
+        check=args.check,
         report=BuildProgress(progress.stage, progress.note, progress.bytes_done),
-        command=command_line(),
+        command=command_line(program),
     )
     engines = None
     if target is not None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 
+import msgspec
+
 from vtexport.backends.record import FOLDER, TEXT_TOKENS, Engines
 from vtexport.backends.registry import compile_bundle, compiler_for
 from vtexport.backends.targets import find_target
@@ -55,7 +57,17 @@ def run(args: argparse.Namespace) -> int:
     progress.stage("done")
     if args.json:
         memory = {name: engine.peak_memory_bytes for name, engine in record.engines.items()}
-        say_json({"bundle": str(bundle.folder), "engines": sizes(record), "peak_memory_bytes": memory})
+        plugins = {name: engine.plugins for name, engine in record.engines.items()}
+        library = msgspec.to_builtins(record.plugin_library)
+        say_json(
+            {
+                "bundle": str(bundle.folder),
+                "engines": sizes(record),
+                "peak_memory_bytes": memory,
+                "plugins": plugins,
+                "plugin_library": library,
+            }
+        )
     else:
         say_engines(record)
     return 0
@@ -76,4 +88,8 @@ def say_engines(record: Engines) -> None:
     )
     for name, engine in record.engines.items():
         ranges = ", ".join(profile.name for profile in engine.profiles)
-        say(f"  {name}: {size(engine.bytes)}" + (f", profiles {ranges}" if ranges else ""))
+        profiles = f", profiles {ranges}" if ranges else ""
+        plugins = f", plugin {', '.join(engine.plugins)}" if engine.plugins else ""
+        say(f"  {name}: {size(engine.bytes)}{profiles}{plugins}")
+    if (library := record.plugin_library) is not None:
+        say(f"  plugins of {library.file} (SHA-256 {library.sha256[:12]}), which has to be loaded before the engines")

@@ -93,9 +93,9 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, ensure_ascii=not is_utf8, indent=2, sort_keys=True))
 
 
-def command_line() -> str:
+def command_line(program: str = "vtexport") -> str:
     """The command as it was given, for records of what was done; stray bytes in it are escapes."""
-    return shlex.join(["vtexport", *sys.argv[1:]]).encode(errors=_VISIBLE).decode()
+    return shlex.join([program, *sys.argv[1:]]).encode(errors=_VISIBLE).decode()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:

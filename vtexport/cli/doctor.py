@@ -1,7 +1,7 @@
 """Say what this machine can do with vtexport and what is missing for the rest.
 
-With a bundle it also opens that bundle and answers about a grey image with it. Ends with exit code 3 when bundles
-cannot be run here.
+With a bundle it also says which of its graphs each backend and target would run and how much memory it takes, opens it
+and answers about a grey image with it. Ends with exit code 3 when bundles cannot be run here.
 
 examples:
   vtexport doctor
@@ -14,9 +14,11 @@ import argparse
 import os
 from dataclasses import asdict
 
+from vtexport.bundle.reader import open_bundle
 from vtexport.cli.console import say, say_json
 from vtexport.errors import MissingDependencyError, VtexportError
-from vtexport.runtime import findings
+from vtexport.measure import findings as measuring
+from vtexport.runtime import bundle_findings, findings
 from vtexport.runtime.findings import Finding
 
 
@@ -30,11 +32,14 @@ def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
     gpu = findings.gpu()
     found = [findings.system(), findings.onnxruntime(), findings.native_library(), gpu, *export_packages()]
-    found += [findings.tensorrt_rtx_builder(gpu.status == "ok"), hub()]
+    found += [findings.tensorrt_rtx_builder(gpu.status == "ok"), *findings.tensorrt(), *findings.backends()]
+    found += [measuring.clocks(), measuring.power(), hub(), findings.telemetry()]
     trial: VtexportError | None = None
     if args.bundle:
         try:
-            found.append(findings.bundle_trial(args.bundle))
+            bundle = open_bundle(args.bundle)
+            found += [*bundle_findings.graphs(bundle), measuring.memory(bundle)]
+            found.append(bundle_findings.trial(bundle))
         except VtexportError as error:
             trial = error
     able = not any(f.ability == "run bundles" and f.status == "missing" for f in found)

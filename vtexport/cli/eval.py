@@ -121,7 +121,7 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 def save(args: argparse.Namespace, name: str, report: Report, **further: Any) -> dict[str, Any]:
     """Writes NAME.json beside the records, and gives what is in it."""
-    from vtexport.eval.files import write_json
+    from vtexport.measure.files import write_json
 
     result = msgspec.to_builtins(report) | further
     write_json(output_folder(args) / f"{name}.json", result)

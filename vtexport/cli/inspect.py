@@ -1,11 +1,13 @@
 """Say what a bundle holds: source, image and text processing, plans with budgets, engines, graphs, files.
 
 With --verify every file is read and its SHA-256 compared with the manifest, every engine's with its record; damage
-and engines that were built from another manifest end with exit code 4.
+and engines that were built from another manifest end with exit code 4. With --target it estimates instead what the
+plans take on a device: lower bounds of time and a sum of memory.
 
 examples:
   vtexport inspect mini
   vtexport inspect mini --verify
+  vtexport inspect mini --target orin-jetpack-7.2/orin-nano-8gb --plan prunesid-64
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ from collections.abc import Mapping
 
 import msgspec
 
+from vtexport.backends.estimate import NEW_TOKENS, TEXT_TOKENS
 from vtexport.backends.record import FoundEngines, find_engines, verify_engines
+from vtexport.backends.targets import find_devices
 from vtexport.bundle.adaptive import Adaptation, read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Needs, Plan, Tensor
+from vtexport.bundle.memory import kv_bytes, kv_bytes_by_layer
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.bundle.views import Arrangement
 from vtexport.cli.adapt import say_adaptation
 from vtexport.cli.compile import say_engines
 from vtexport.cli.console import Progress, counted, say, say_json, size, table
-from vtexport.dtypes import DTYPES
-from vtexport.errors import BundleError, printable
+from vtexport.cli.estimates import as_json, estimate, say_estimates
+from vtexport.errors import BundleError, UsageError, printable
 
 _FIRST_OF_SAMPLING = "do_sample"  # before it in `Generation` stand the logits processors, which are always done
 
@@ -34,13 +39,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--verify", action="store_true", help="read every file and compare its SHA-256")
     parser.add_argument("--json", action="store_true", help="print the manifest and what follows from it as JSON")
+    parser.add_argument(
+        "--target",
+        metavar="NAME[/DEVICE]",
+        help="estimate time and memory on a target's devices, or on one of them; see `vtexport list targets`",
+    )
+    parser.add_argument("--plan", metavar="NAME", help="of the estimates; default: every plan")
+    lengths = (
+        ("--text-tokens", TEXT_TOKENS, "tokens of the question with its template"),
+        ("--new-tokens", NEW_TOKENS, "tokens of the answer"),
+    )
+    for flag, default, about in lengths:
+        parser.add_argument(flag, type=int, metavar="N", help=f"of the estimates: {about}; default: {default}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describes, and verifies where asked."""
+    """Describes, and verifies where asked; or estimates."""
+    asked = {"--plan": args.plan, "--text-tokens": args.text_tokens, "--new-tokens": args.new_tokens}
+    if args.target is None and (given := [flag for flag, value in asked.items() if value is not None]):
+        raise UsageError(f"{' and '.join(given)} are of the estimates for a target; give --target as well")
+    if args.target is not None and args.verify:
+        raise UsageError("--verify and --target are two different things; give one of them")
+    if args.target is not None:
+        find_devices(args.target)  # refuses an unknown one before the bundle is read
     bundle = open_bundle(args.bundle)
     adaptations = read_adaptations(bundle.folder, bundle.manifest)
     engines = find_engines(bundle)
+    if args.target is not None:
+        text_tokens = TEXT_TOKENS if args.text_tokens is None else args.text_tokens
+        new_tokens = NEW_TOKENS if args.new_tokens is None else args.new_tokens
+        found_for_target = estimate(bundle, args.target, args.plan, engines, text_tokens, new_tokens)
+        if args.json:
+            say_json(as_json(*found_for_target))
+        else:
+            say_estimates(*found_for_target)
+        return 0
     problems = _verify(bundle) if args.verify else None
     engine_problems = [*engines.damaged, *(engines.outdated + _verify_engines(engines) if args.verify else [])]
     if args.json:
@@ -98,18 +131,6 @@ def _verify_engines(engines: FoundEngines) -> list[str]:
     total = sum(engine.bytes for record in engines.usable.values() for engine in record.engines.values())
     with Progress().bytes_done("verifying engines", total) as done:
         return verify_engines(engines, done)
-
-
-def kv_bytes(manifest: Manifest, plan: Plan) -> int:
-    """Bytes that the image takes in the key-value cache, all layers together."""
-    return sum(kv_bytes_by_layer(manifest, plan))
-
-
-def kv_bytes_by_layer(manifest: Manifest, plan: Plan) -> list[int]:
-    """Bytes that the image takes in the key-value cache of each decoder layer."""
-    decoder = manifest.decoder
-    row = 2 * decoder.num_key_value_heads * decoder.head_dim * DTYPES[manifest.precision].itemsize
-    return [row * tokens for tokens in plan.tokens_by_layer()]
 
 
 def _describe(bundle: Bundle, engines: FoundEngines, adaptations: Mapping[str, Adaptation]) -> None:

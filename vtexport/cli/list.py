@@ -108,6 +108,7 @@ def _targets() -> list[dict[str, Any]]:
             "opset": target.opset,
             "precisions": target.precisions,
             "compute_capabilities": target.compute_capabilities,
+            "devices": [device.name for device in target.devices],
             "about": target.title,
         }
         for target in list_targets()

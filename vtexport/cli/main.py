@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from vtexport.bundle.unfinished import discard_unfinished
@@ -21,7 +21,7 @@ from vtexport.eval.workers import end_workers
 from vtexport.version import __version__
 
 VERBS = (
-    *("build", "export", "compile", "adapt", "run", "show", "prove", "validate", "eval", "sweep"),
+    *("build", "export", "compile", "adapt", "run", "show", "prove", "validate", "eval", "sweep", "bench"),
     *("inspect", "list", "plugins", "doctor"),
 )
 FORMER_VERBS = {"calibrate": "adapt"}  # to what they are called now
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vtexport {__version__}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    add_common_arguments(common)
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         module = importlib.import_module(f"vtexport.cli.{verb}")
@@ -62,13 +62,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that every verb has."""
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+
+
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb as `main` does, in a process that is there for it alone: the entry point of the script `vtexport`.
 
     SIGINT and SIGTERM end the process at once (`interrupt`).
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    end_on_signals()
     code = main(arguments)
     if "torch" in sys.modules:
         gc.freeze()  # or the ending process looks through all of PyTorch's modules for garbage, for a second
@@ -81,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A program may call it: handlers of signals stay as they are.
     """
     prepare_streams()
-    debug = False
-    try:
+
+    def parse_and_run() -> int:
         given = sys.argv[1:] if arguments is None else arguments
         if given and given[0] in FORMER_VERBS:
             now = FORMER_VERBS[given[0]]
@@ -91,8 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args = make_parser().parse_args(arguments)
         finally:
             say(end="")  # what --help printed goes out now: at the end of the process it is too late for a sentence
-        debug = args.debug
-        return int(args.run(args) or 0)
+        return guarded(lambda: args.run(args), debug=args.debug)
+
+    return guarded(parse_and_run)
+
+
+def guarded(work: Callable[[], int | None], debug: bool = False) -> int:
+    """Runs `work` and returns its exit code; an error is one sentence on stderr, with `debug` a trace before it."""
+    try:
+        return int(work() or 0)
     except BrokenPipeError:
         # The reader of our output has gone, as with `| head`: that is not an error of ours.
         silence(sys.stdout)
@@ -105,6 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     finally:
         tell(end="")  # and what others have put there, or Python's own attempt would change the exit code
+
+
+def end_on_signals() -> None:
+    """Lets SIGINT and SIGTERM end this process at once (`interrupt`)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:

@@ -18,9 +18,9 @@ from vtexport.bundle.manifest import Plan
 from vtexport.bundle.reader import Bundle
 from vtexport.errors import InputError, UsageError
 from vtexport.eval.dataset import BadLine, Dataset, ImageGroup, Question
-from vtexport.eval.machine import describe_machine
 from vtexport.eval.metrics import IOU_THRESHOLD, Box, exact_match, iou, parse_box, vqa_accuracy
 from vtexport.eval.records import SCHEMA_VERSION, Header, Record, Records, plan_digest
+from vtexport.measure.machine import describe_machine
 from vtexport.runtime.answers import Answer, VisualTokens
 from vtexport.runtime.images import load_image
 from vtexport.runtime.pipeline import Pipeline

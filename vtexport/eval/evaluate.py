@@ -15,10 +15,10 @@ from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import InputError, UsageError, VtexportError, quoted
 from vtexport.eval.answering import PlanRun, Settings, answer_all, graphs_here
 from vtexport.eval.dataset import Dataset
-from vtexport.eval.machine import describe_machine
 from vtexport.eval.records import LineCounter, RecordsInUseError, plan_digest, records_path
 from vtexport.eval.report import UNPRUNED, FailedPlan, Report, make_report
 from vtexport.eval.workers import check_joblib, worker_pool
+from vtexport.measure.machine import describe_machine
 
 MOST_JOBS = 256
 RECORDS = "records"  # folder of the records in an output folder

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vtexport.errors import InputError, MissingDependencyError, quoted
-from vtexport.eval.files import write_whole
 from vtexport.eval.report import PlanReport, Report, Share, Summary
+from vtexport.measure.files import write_whole
 
 # Twelve colours that stay apart, and shapes for those who cannot tell them.
 _COLOURS = (

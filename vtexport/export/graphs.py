@@ -14,8 +14,9 @@ from vtexport.export.needs import needs_of
 from vtexport.export.plan import PlanSpec
 from vtexport.export.prune import prune_graph
 from vtexport.export.prune_llm import prune_llm_graph
-from vtexport.graphs.builder import WEIGHTS_FOLDER, interface, save
+from vtexport.graphs.builder import WEIGHTS_FOLDER
 from vtexport.graphs.dialects import DIALECTS, Dialect
+from vtexport.graphs.files import interface, save
 from vtexport.graphs.weight import Weight
 from vtexport.models.parts import ModelSpec
 

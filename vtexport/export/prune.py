@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.graphs.builder import DTYPES, IR_VERSION, GraphWriter
+from vtexport.graphs.builder import GraphWriter, describe
 from vtexport.graphs.weight import Weight
 from vtexport.models.parts import ModelSpec
-from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.onnx_op import call_op, op_function, op_inputs, op_shape
 from vtexport.pruning.schedule import PlacedOp
 from vtexport.pruning.types import AFTER_CONNECTOR, Sizes
 
@@ -44,49 +44,37 @@ def prune_graph(placed: PlacedOp, spec: ModelSpec, weights: Mapping[str, Weight]
         head_dim=vision.head_dim,
         embedding_width=width_out,
     )
-    model = ir.from_proto(model_of_op(op, sizes, dtype=FEATURES))
-    graph = model.graph
-    kept, keep_indices, *others = graph.outputs
-    features = graph.inputs[0]
-    before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
-    after.initializers = before.initializers
+    g = GraphWriter(weights, folder)
     rows = vision.cls_rows + vision.tokens
-    whole = before.input("features", [1, rows, vision.feature_width], FEATURES)
-    given = whole
-    if vision.cls_rows and not op.takes_cls:
-        given = before.op("Slice", whole, *(before.constant(np.array([value])) for value in (vision.cls_rows, rows, 1)))
-    if projected_space:
-        given = spec.connector.write(before, given, vision.tokens, dtype)
-    if given is not whole:
-        given.name, given.shape, given.type = "op_features", features.shape, features.type
-        ir.convenience.replace_all_uses_with(features, given)
-        graph.inputs[0] = whole
-    image_features = kept if projected_space else spec.connector.write(after, kept, keep, dtype)
-    if dtype != FEATURES:
-        image_features = after.op("Cast", image_features, to=DTYPES[dtype].value)
-    positions = _positions(after, placed.positions, keep_indices, keep)
-    for writer, insert in ((before, lambda nodes: graph.insert_before(graph[0], nodes)), (after, graph.extend)):
-        if writer.nodes:
-            insert(writer.nodes)
-    for value in before.initializers.values():
-        graph.register_initializer(value)
-    described = [
+    with g.scope("prune"):
+        first, *others = op.inputs()
+        signals = op_inputs(g, op, others, sizes, FEATURES)
+        features = given = g.input("features", [1, rows, vision.feature_width], FEATURES)
+        if vision.cls_rows and not op.takes_cls:
+            given = g.Slice(features, [vision.cls_rows], [rows], [1], name="patches")
+        if projected_space:
+            given = spec.connector.write(g, given, vision.tokens, dtype)
+        if given is not features:
+            describe(given, op_shape(op, first, sizes), FEATURES)
+        function = op_function(op, sizes)
+        kept = call_op(g, op, sizes, function, {first.name: given, **signals}, FEATURES)
+        image_features = kept["kept_features"]
+        if not projected_space:
+            image_features = spec.connector.write(g, image_features, keep, dtype)
+        image_features = g.cast(image_features, FEATURES, dtype)
+        positions = _positions(g, placed.positions, kept["keep_indices"], keep)
+    outputs: list[tuple[ir.Value, str, list[int | str], str]] = [
         (image_features, "image_features", [1, keep, width_out], dtype),
-        (keep_indices, "keep_indices", [1, keep], "int64"),
+        (kept["keep_indices"], "keep_indices", [1, keep], "int64"),
         (positions, "visual_positions", [1, keep], "int64"),
+        *((kept[each.name], each.name, sizes.shape(each.axes), each.dtype) for each in op.outputs()[2:]),
     ]
-    for value, name, shape, kind in described:
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[kind])
-    graph.outputs[:] = [*(value for value, *_ in described), *others]
-    graph.name = "prune"
-    graph.opset_imports[""] = PRUNE_OPSET
-    model.ir_version, model.producer_name = IR_VERSION, "vtexport"
-    return model
+    return g.model("prune", [features, *signals.values()], outputs, PRUNE_OPSET, [function])
 
 
 def _positions(g: GraphWriter, positions: str, keep_indices: ir.Value, keep: int) -> ir.Value:
     # Neither another name of an output nor a constant: optimisers take such outputs away.
-    if positions == "original":
-        return g.op("Add", keep_indices, g.constant(np.zeros((1, 1), np.int64)))
-    zero = g.op("Sub", keep_indices, keep_indices)
-    return g.op("Add", zero, g.constant(np.arange(keep, dtype=np.int64)[None]))
+    with g.scope("positions"):
+        if positions == "original":
+            return g.Add(keep_indices, np.zeros((1, 1), np.int64))
+        return g.Add(g.Sub(keep_indices, keep_indices), np.arange(keep)[None])

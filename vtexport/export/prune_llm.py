@@ -9,12 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from vtexport.export.prune import PRUNE_OPSET
-from vtexport.graphs.builder import DTYPES, IR_VERSION, GraphWriter
+from vtexport.graphs.builder import GraphWriter, describe
 from vtexport.graphs.weight import Weight
 from vtexport.models.parts import Decoder
-from vtexport.pruning.onnx_op import model_of_op
+from vtexport.pruning.onnx_op import call_op, op_function, op_inputs, op_shape, own_dtype
 from vtexport.pruning.schedule import PlacedOp
 from vtexport.pruning.types import Sizes
+
+_OF_A_LAYER = "keys", "query"  # inputs of ops
 
 
 def prune_llm_graph(step: PlacedOp, spec: Decoder, weights: Mapping[str, Weight], folder: Path, dtype: str) -> ir.Model:
@@ -34,46 +36,39 @@ def prune_llm_graph(step: PlacedOp, spec: Decoder, weights: Mapping[str, Weight]
         kv_heads=spec.num_key_value_heads,
         head_dim=spec.head_dim,
     )
-    model = ir.from_proto(model_of_op(step.op, sizes, dtype=dtype))
-    graph = model.graph
-    inputs = {value.name: value for value in graph.inputs}
-    hidden, rows = graph.outputs
-    before, after = GraphWriter(weights, folder, "before_"), GraphWriter(weights, folder, "after_")
-    after.initializers = before.initializers
-    positions = before.input("position_ids", [1, "S"], "int64")
-    if step.source == "behind":
-        own = spec.keys_and_query(before, step.layer, inputs["hidden_states"], positions, dtype)
-        for name, value in zip(("keys", "query"), own, strict=True):
-            if name in inputs:
-                value.name, value.shape, value.type = f"own_{name}", inputs[name].shape, inputs[name].type
-                ir.convenience.replace_all_uses_with(inputs[name], value)
-                graph.inputs.remove(inputs[name])
-    if step.positions == "original":
-        left = after.op("GatherElements", positions, rows, axis=1)
-    elif step.positions == "official":
-        left = after.op("Identity", rows)
-    else:
-        length = after.op("Squeeze", after.op("Shape", rows, start=1, end=2), after.constant(np.array([0])))
-        through = after.op("Range", after.constant(np.int64(0)), length, after.constant(np.int64(1)))
-        left = after.op("Unsqueeze", through, after.constant(np.array([0])))
+    op, g = step.op, GraphWriter(weights, folder)
+    with g.scope("prune_llm"):
+        computed = {each.name: each for each in op.inputs() if step.source == "behind" and each.name in _OF_A_LAYER}
+        inputs = op_inputs(g, op, (each for each in op.inputs() if each.name not in computed), sizes, dtype)
+        positions = g.input("position_ids", [1, "S"], "int64")
+        own: dict[str, ir.Value] = {}
+        if step.source == "behind":
+            made = spec.keys_and_query(g, step.layer, inputs["hidden_states"], positions, dtype)
+            own = dict(zip(_OF_A_LAYER, made, strict=True))
+            for name, each in computed.items():
+                describe(own[name], op_shape(op, each, sizes), own_dtype(each, dtype))
+        function = op_function(op, sizes)
+        left = call_op(g, op, sizes, function, inputs | own, dtype)
+        rows = left["rows"]
+        places = g.Add(inputs["visual_start"], np.arange(step.keep))
+        kept = g.Sub(g.Gather(rows, places, axis=1), inputs["visual_start"])
+        new_positions = _positions(g, step.positions, rows, positions)
     if step.positions == "original" or step.source == "behind":
-        graph.inputs.append(positions)
-    places = after.op("Add", inputs["visual_start"], after.constant(np.arange(step.keep)))
-    kept = after.op("Sub", after.op("Gather", rows, places, axis=1), inputs["visual_start"])
-    if before.nodes:
-        graph.insert_before(graph[0], before.nodes)
-    graph.extend(after.nodes)
-    for value in before.initializers.values():
-        graph.register_initializer(value)
-    described: list[tuple[ir.Value, str, list[int | str], str]] = [
-        (hidden, "hidden_states_out", [1, "R", spec.hidden_size], dtype),
-        (left, "position_ids_out", [1, "R"], "int64"),
+        inputs["position_ids"] = positions
+    outputs: list[tuple[ir.Value, str, list[int | str], str]] = [
+        (left["hidden_states_out"], "hidden_states_out", [1, "R", spec.hidden_size], dtype),
+        (new_positions, "position_ids_out", [1, "R"], "int64"),
         (kept, "keep_indices", [1, step.keep], "int64"),
     ]
-    for value, name, shape, kind in described:
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[kind])
-    graph.outputs[:] = [value for value, *_ in described]
-    graph.name = "prune_llm"
-    graph.opset_imports[""] = PRUNE_OPSET
-    model.ir_version, model.producer_name = IR_VERSION, "vtexport"
-    return model
+    return g.model("prune_llm", list(inputs.values()), outputs, PRUNE_OPSET, [function])
+
+
+def _positions(g: GraphWriter, positions: str, rows: ir.Value, before: ir.Value) -> ir.Value:
+    """[1, R] int64: position ids behind the step, from the rows that are left [1, R] and those before it [1, S]."""
+    with g.scope("positions"):
+        if positions == "original":
+            return g.GatherElements(before, rows, axis=1)
+        if positions == "official":
+            return g.Identity(rows)
+        length = g.Squeeze(g.Shape(rows, start=1, end=2), [0])
+        return g.Unsqueeze(g.Range(0, length, 1), [0])

@@ -1,15 +1,15 @@
-"""A small writer for ONNX graphs on onnx_ir, with weights as external data in the bundle's safetensors files."""
+"""The builder of every ONNX graph and function, on onnx_ir: nodes with typed values, constants, scopes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from vtexport import dtypes
@@ -24,26 +24,61 @@ NAMES = {value: key for key, value in DTYPES.items()}
 # Both stand for the operators of ONNX itself
 STANDARD_DOMAINS = {"", "ai.onnx"}
 
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Number: TypeAlias = "float | np.generic"
+# What a node reads: a value, None for an input left out, or a constant
+Operand: TypeAlias = "ir.Value | Number | Sequence[Number] | Array | None"
+Outputs: TypeAlias = "int | Sequence[str]"
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
-class GraphWriter:
-    """Collects nodes and initializers; every method that emits a node returns its output value(s).
 
-    `prefix` begins the nodes' names, where several writers write one graph. Within a `scope` a node is named after its
-    place in the model and what it does there (`vision/layers.3/self_attn/q_proj`), elsewhere after its operator.
+class Operator(Protocol):
+    """One ONNX operator as a function: inputs in, its output out; with `outputs` a tuple of so many."""
+
+    @overload
+    def __call__(
+        self, *inputs: Operand, outputs: None = None, name: str | None = None, **attributes: Any
+    ) -> ir.Value: ...
+
+    @overload
+    def __call__(
+        self, *inputs: Operand, outputs: Outputs, name: str | None = None, **attributes: Any
+    ) -> tuple[ir.Value, ...]: ...
+
+
+class Builder:
+    """Collects the nodes of a function, or of the body of a loop or branch.
+
+    Any capitalised attribute is an ONNX operator: `g.MatMul(a, b)` adds a node and returns its output,
+    `values, order = g.TopK(x, [8], outputs=2)` one with several. Numbers, lists of them and NumPy arrays among the
+    inputs become constants. Nodes and their values are named after the scopes they stand in and what they do there
+    (`layers.3/self_attn/q_proj`), by the operator where no name is given.
+
+    Attributes:
+        nodes: In the order they were added.
     """
 
-    def __init__(self, weights: Mapping[str, Weight], folder: Path, prefix: str = ""):
-        self._weights = weights
-        self._folder = folder
-        self._prefix = prefix
-        self._scope = ""
-        self._taken: Counter[str] = Counter()  # names within scopes
-        self.nodes: list[ir.Node] = []
-        self.initializers: dict[str, ir.Value] = {}
+    def __init__(self, outer: Builder | None = None, prefix: str = "") -> None:
+        """Begins empty; as a body inside `outer`, whose values and constants it may read, in the same scope.
 
-    def input(self, name: str, shape: Sequence[int | str], dtype: str) -> ir.Value:
-        """A graph input; give it to `model` in the order wanted."""
-        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[dtype]))
+        `prefix` begins all names.
+        """
+        self.nodes: list[ir.Node] = []
+        self._prefix: str = prefix if outer is None else outer._prefix
+        self._scope: str = "" if outer is None else outer._scope
+        # Names are unique across bodies: a body's values may not hide those around it.
+        self._taken: Counter[str] = Counter() if outer is None else outer._taken
+        self._constants: dict[tuple[Any, ...], ir.Value] = {} if outer is None else dict(outer._constants)
+
+    def input(self, name: str, shape: Sequence[int | str] | None = None, dtype: str | None = None) -> ir.Value:
+        """An input; functions have them without shape and type."""
+        self._taken[name] += 1
+        return ir.Value(
+            name=name,
+            shape=None if shape is None else ir.Shape(shape),
+            type=None if dtype is None else ir.TensorType(DTYPES[dtype]),
+        )
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -54,39 +89,103 @@ class GraphWriter:
         finally:
             self._scope = outer
 
+    def __getattr__(self, op_type: str) -> Operator:
+        if not op_type[:1].isupper():
+            raise AttributeError(f"{type(self).__name__} has no {op_type!r}; names of operators begin with a capital")
+        return cast(Operator, partial(self.op, op_type))
+
+    @overload
     def op(
         self,
         op_type: str,
-        *inputs: ir.Value | None,
-        outputs: Sequence[str] | int = 1,
+        *inputs: Operand,
+        outputs: None = None,
         name: str | None = None,
+        domain: str = "",
         **attributes: Any,
-    ) -> Any:
-        """Emits a node of the standard domain; `name` is its own within the scope, that of the operator if left out."""
-        count = outputs if isinstance(outputs, int) else len(outputs)
-        own = self._node_name(op_type, name)
-        names = [f"{own}_{i}" for i in range(count)] if isinstance(outputs, int) else outputs
-        values = [ir.Value(name=name) for name in names]
-        node = ir.node(op_type, list(inputs), attributes=attributes, outputs=values, name=own)
-        self.nodes.append(node)
-        return values[0] if count == 1 else values
+    ) -> ir.Value: ...
 
-    def _node_name(self, op_type: str, name: str | None) -> str:
-        if not self._scope:
-            return f"{self._prefix}{op_type}_{len(self.nodes)}"
-        own = f"{self._prefix}{self._scope}{name or op_type}"
+    @overload
+    def op(
+        self,
+        op_type: str,
+        *inputs: Operand,
+        outputs: Outputs,
+        name: str | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> tuple[ir.Value, ...]: ...
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: Operand,
+        outputs: Outputs | None = None,
+        name: str | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value | tuple[ir.Value, ...]:
+        """Adds a node; `name` is its own within the scope, that of the operator if left out.
+
+        `outputs` is their number or their names, which are taken as they are.
+        """
+        read = [value if value is None or isinstance(value, ir.Value) else self.constant(value) for value in inputs]
+        own = self.unique(name or op_type)
+        if outputs is None:
+            names = [own]
+        else:
+            names = [f"{own}.{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        values = [ir.Value(name=each) for each in names]
+        self.nodes.append(ir.node(op_type, read, attributes, domain=domain, outputs=values, name=own))
+        return values[0] if outputs is None else tuple(values)
+
+    def unique(self, name: str) -> str:
+        """`name` within the scope, numbered from its second use on."""
+        own = f"{self._prefix}{self._scope}{name}"
         self._taken[own] += 1
         return own if self._taken[own] == 1 else f"{own}_{self._taken[own]}"
+
+    def constant(self, value: Operand, name: str | None = None) -> ir.Value:
+        """A tensor kept in the graph itself; equal ones are kept once. Floats are float32, whole numbers int64."""
+        array = as_constant(value)
+        key = (name, array.dtype, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._new_constant(array, name)
+        return self._constants[key]
+
+    def _new_constant(self, array: Array, name: str | None) -> ir.Value:
+        # Not an initializer, which functions cannot have
+        return self.op("Constant", name=name, value=ir.AttrTensor("value", ir.Tensor(array)))
 
     def cast(self, x: ir.Value, source: str, target: str) -> ir.Value:
         """x of the type `source` in `target`; no node where they are the same."""
         return x if source == target else self.op("Cast", x, to=DTYPES[target].value)
 
-    def constant(self, value: Any, name: str | None = None) -> ir.Value:
-        """A small tensor kept in the graph itself; equal ones are kept once."""
-        array = np.asarray(value)
+    def as_float(self, x: Operand) -> ir.Value:
+        """x in float32."""
+        return self.op("Cast", x, to=DTYPES["float32"].value)
+
+    def as_int(self, x: Operand) -> ir.Value:
+        """x in int64."""
+        return self.op("Cast", x, to=DTYPES["int64"].value)
+
+    def total(self, x: Operand, axis: int, *, keepdims: bool = True) -> ir.Value:
+        """The sum of x over one axis."""
+        return self.op("ReduceSum", x, [axis], keepdims=int(keepdims))
+
+
+class GraphWriter(Builder):
+    """Builder of a whole graph: its constants are initializers, and its weights stay in the bundle's files."""
+
+    def __init__(self, weights: Mapping[str, Weight], folder: Path, prefix: str = "") -> None:
+        super().__init__(prefix=prefix)
+        self._weights = weights
+        self._folder = folder
+        self.initializers: dict[str, ir.Value] = {}
+
+    def _new_constant(self, array: Array, name: str | None) -> ir.Value:
         name = name or f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tolist()}"
-        return self._initializer(name, ir.tensor(array, name=name))
+        return self._initializer(name, ir.Tensor(array, name=name))
 
     def weight(self, name: str) -> ir.Value:
         """A tensor of the checkpoint, left in its file."""
@@ -105,19 +204,68 @@ class GraphWriter:
         inputs: Sequence[ir.Value],
         outputs: Sequence[tuple[ir.Value, str, Sequence[int | str], str]],
         opset: int,
+        functions: Sequence[ir.Function] = (),
     ) -> ir.Model:
-        """The finished model; `outputs` are (value, name, shape, dtype)."""
+        """The finished model; `outputs` are (value, name, shape, dtype), `functions` those that its nodes call."""
         for value, output_name, shape, dtype in outputs:
-            value.name, value.shape, value.type = output_name, ir.Shape(shape), ir.TensorType(DTYPES[dtype])
+            describe(value, shape, dtype)
+            value.name = output_name
         graph = ir.Graph(
             list(inputs),
             [value for value, *_ in outputs],
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
-            opset_imports={"": opset},
+            opset_imports={"": opset, **{each.domain: 1 for each in functions}},
             name=name,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="vtexport")
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="vtexport", functions=functions)
+
+
+def scoped(name: str) -> Callable[[Callable[Concatenate[Builder, _P], _T]], Callable[Concatenate[Builder, _P], _T]]:
+    """A decorator for functions of a builder: what they add stands in the scope `name`."""
+
+    def decorate(write: Callable[Concatenate[Builder, _P], _T]) -> Callable[Concatenate[Builder, _P], _T]:
+        @wraps(write)
+        def in_scope(g: Builder, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+            with g.scope(name):
+                return write(g, *args, **kwargs)
+
+        return in_scope
+
+    return decorate
+
+
+def as_constant(value: Any) -> Array:
+    """A number, numbers or an array as a constant has them: no float64, and no integers but int64."""
+    array = np.asarray(value)
+    if array.dtype == np.float64:
+        return array.astype(np.float32)
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+
+def describe(value: ir.Value, shape: Sequence[int | str] | None, dtype: str) -> None:
+    """Writes a value's shape and type into the graph, where shape inference cannot find them."""
+    value.shape = None if shape is None else ir.Shape(shape)
+    value.type = ir.TensorType(DTYPES[dtype])
+
+
+def live_nodes(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Node]:
+    """The nodes that `outputs` depend on, in order. ONNX Runtime would keep and run dead Loops."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.outputs):
+            needed |= _reads(node)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _reads(node: ir.Node) -> set[ir.Value]:
+    values = {value for value in node.inputs if value is not None}
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            values |= set(body.outputs).union(*map(_reads, body))
+    return values
 
 
 def external_tensor(weight: Weight, name: str, folder: Path) -> ir.ExternalTensor:
@@ -131,29 +279,3 @@ def external_tensor(weight: Weight, name: str, folder: Path) -> ir.ExternalTenso
         name=name,
         base_dir=folder,
     )
-
-
-def save(model: ir.Model, path: Path) -> None:
-    """Writes a graph file, its weights as references to their files.
-
-    Initializers say their own type and shape. onnx_ir describes them a second time among the graph's values, which
-    breaks tools that put other tensors in their places and do not look there, such as ONNX Runtime's quantisers.
-    """
-    proto = ir.to_proto(model)
-    stored = {initializer.name for initializer in proto.graph.initializer}
-    described = [value for value in proto.graph.value_info if value.name not in stored]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(described)
-    onnx.save(proto, path)
-
-
-def interface(values: Sequence[ir.Value]) -> list[tuple[str, list[int | str], str]]:
-    """(name, shape, dtype) of a model's inputs or outputs, as the manifest lists them."""
-    described = []
-    for value in values:
-        assert value.name is not None
-        assert value.shape is not None
-        assert value.dtype is not None
-        shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-        described.append((value.name, shape, NAMES[value.dtype]))
-    return described

@@ -32,7 +32,7 @@ def manifest() -> ModelManifest:
 
 
 class VtexportModel(lmms):
-    """A plan of a bundle behind lmms-eval's model interface: one image a question, one at a time.
+    """A plan of a bundle behind lmms-eval's model interface, one question at a time, about any number of images.
 
     Args:
         bundle: the bundle's folder.
@@ -79,19 +79,21 @@ class VtexportModel(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """An answer to each request, in order, with its numbers of tokens (visual ones among the input).
 
+        A document's images stand before its question, wherever the task writes a placeholder.
+
         Raises:
-            UsageError: a question without exactly one image, or one that asks for what a bundle does not do, such as
-                beam search.
+            UsageError: a question about more images than the model or the plan takes, or one that asks for what a
+                bundle does not do, such as beam search.
             InputError: an image cannot be read.
         """
         results = []
         for request in tqdm(requests, desc=f"vtexport {self.pipeline.name}", disable=self.rank != 0):
             context, options, doc_to_visual, doc_id, task, split = request.args
-            image = self._image(doc_to_visual(self.task_dict[task][split][doc_id]), task, doc_id)
+            images = _images(doc_to_visual(self.task_dict[task][split][doc_id]), task, doc_id)
             sampling, until = _options(options, task, self._max_new_tokens)
             question = context.replace(self._image_token, "").strip()
             answer = self.pipeline.generate(
-                image, question, seed=self._seed, logits_processors=self._logits_processors, **sampling
+                images, question, seed=self._seed, logits_processors=self._logits_processors, **sampling
             )
             text = _cut(answer.text, until)
             results.append(GenerationResult(text, TokenCounts(answer.prompt_tokens, len(answer.token_ids))))
@@ -116,11 +118,19 @@ class VtexportModel(lmms):
             "vtexport generates answers and gives no likelihoods; choose the generate_until variant of the task"
         )
 
-    def _image(self, visuals: Any, task: str, doc_id: Any) -> Any:
-        visuals = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
-        if len(visuals) != 1 or visuals[0] is None:
-            raise UsageError(f"document {doc_id} of {task} has {len(visuals)} images and a bundle takes exactly one")
-        return visuals[0]
+
+def _images(visuals: Any, task: str, doc_id: Any) -> list[Any]:
+    """A document's images as lmms-eval's tasks give them: a list, one alone, or None for a question without any."""
+    visuals = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
+    absent = sum(each is None for each in visuals)
+    if absent == len(visuals):
+        return []
+    if absent:
+        raise UsageError(
+            f"document {doc_id} of {task} has {len(visuals)} images, of which {absent} are None; check the task's "
+            "doc_to_visual"
+        )
+    return visuals
 
 
 def _options(given: Mapping[str, Any], task: str, max_new_tokens: int) -> tuple[dict[str, Any], list[str]]:

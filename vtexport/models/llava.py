@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vtexport.bundle.manifest import ImagesPerPrompt
 from vtexport.models.connectors.mlp import MlpConnector
 from vtexport.models.llava_names import LlavaNames
 from vtexport.models.parts import EMBEDDING, HEAD, Decoder, ModelSpec, Tower
@@ -58,7 +59,15 @@ class Llava(LlavaNames):
         place.require(0 <= token < behind, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})")
         tied = bool(config.tie_word_embeddings or config.text_config.tie_word_embeddings)
         decoder = replace(decoder, head=EMBEDDING if tied else HEAD)
-        return ModelSpec("llava", vision, connector, decoder, image_token_id=token, ties_head=tied)
+        return ModelSpec(
+            "llava",
+            vision,
+            connector,
+            decoder,
+            image_token_id=token,
+            ties_head=tied,
+            images_per_prompt=ImagesPerPrompt(),  # any number, and none
+        )
 
     def tower(self, config: Any, place: Place) -> Tower:
         """The tower that `vision_config` names, cut at `vision_feature_layer`."""

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from vtexport.bundle.manifest import Part
+from vtexport.bundle.manifest import ImagesPerPrompt, Part
 from vtexport.graphs.builder import GraphWriter
 from vtexport.graphs.dialects import Dialect
 from vtexport.graphs.weight import Weight
@@ -205,6 +205,7 @@ class ModelSpec:
     decoder: Decoder
     image_token_id: int
     ties_head: bool  # to the token embedding, as far as the configuration says it
+    images_per_prompt: ImagesPerPrompt  # that transformers' model of the family takes
 
     def shapes(self) -> Shapes:
         """Every tensor of the model; a head that the configuration ties is left out."""

@@ -23,6 +23,7 @@ from vtexport.version import __version__
 ORT_LIBRARY = "libvtexport_ort.so"
 KERNELS, PLUGIN, REGISTER = "libvtexport_cuda.so", "libvtexport_plugin.so", "libvtexport_plugin_register.so"
 RECORD = "built.json"
+KERNELS_BEGIN = 8, 0  # the lowest compute capability that the CUDA kernels are written for
 SWITCH = "VTEXPORT_NATIVE"  # 0 makes runtimes use the function bodies
 _SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".map", ".txt", ".cmake"}
 # What of the folder of sources each library is built from: a change elsewhere leaves it up to date.
@@ -37,10 +38,10 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The form of the pruning ops that runs in ONNX Runtime on the CPU.
+    """The form of the pruning ops that runs: in ONNX Runtime on the CPU, or in an engine.
 
     Attributes:
-        library: The library for ONNX Runtime, None where the function bodies run.
+        library: The native library, None where the function bodies run.
         reason: Why there is none; empty where there is one.
     """
 
@@ -54,28 +55,45 @@ def choose_library() -> Choice:
     A bundle is data: code that lies in one is never loaded by opening it. A library that was built from other sources
     than the installation has is not taken.
     """
+    return _choose(ORT_LIBRARY)
+
+
+def choose_plugin() -> Choice:
+    """The TensorRT plugin library that engines are built with, by the same rules."""
+    return _choose(PLUGIN)
+
+
+def architectures(folder: Path) -> list[tuple[int, int]]:
+    """Compute capabilities, major and minor, that the kernels in a folder of libraries are compiled for."""
+    numbers = folder.name.partition("-sm")[2].split("+")
+    return [divmod(int(number), 10) for number in numbers if number.isdigit()]
+
+
+def _choose(name: str) -> Choice:
     if os.environ.get(SWITCH, "").strip() == "0":
         return Choice(None, f"{SWITCH} is 0")
     reason = "it is not built"
     for record in sorted(default_folder().glob(f"{platform.machine()}*/{RECORD}")):
-        library = record.with_name(ORT_LIBRARY)
-        fault = _unfit(record)
-        if library.is_file() and not fault:
+        library = record.with_name(name)
+        if not library.is_file():
+            continue
+        fault = _unfit(record, name)
+        if not fault:
             return Choice(library)
-        reason = fault or reason
+        reason = fault
     return Choice(None, reason)
 
 
-def _unfit(path: Path) -> str:
-    """The reason not to use the library for ONNX Runtime with this record; empty where there is none."""
+def _unfit(path: Path, library: str) -> str:
+    """The reason not to use a library with this record; empty where there is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        abi, sources = record["abi_version"], record["sources"][ORT_LIBRARY]
+        abi, sources = record["abi_version"], record["sources"][library]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path} cannot be read ({quoted(error, path)})"
     if abi != ABI_VERSION:
         return f"{path.parent} was built for another version of vtexport"
-    if sources != sources_hash(ORT_LIBRARY):
+    if sources != sources_hash(library):
         return f"{path.parent} was built from other sources than are here now"
     return ""
 

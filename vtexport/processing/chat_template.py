@@ -36,6 +36,7 @@ class ChatTemplate:
     source: str  # the checkpoint's file, or `FAMILYS_OWN`
     part_roles: list[str] = field(default_factory=list)  # as `manifest.Text.part_roles`
     several_turns: bool = True  # whether it takes a second question after an answer
+    image_counts: tuple[int, ...] = (0, 2)  # of these, with how many images it takes a question, too
     notes: list[str] = field(default_factory=list)
 
 
@@ -83,7 +84,8 @@ def choose_chat_template(folder: Path, tokenizer: Any, image_token: str, familys
     several = trouble_with_turns(rendered, image_token)
     if several is not None:
         notes.append(f"the chat template of {source} {several}; ask one question at a time")
-    return ChatTemplate(text, source, part_roles(rendered), several is None, notes)
+    counts = image_counts(rendered, image_token)
+    return ChatTemplate(text, source, part_roles(rendered), several is None, counts, notes)
 
 
 def _familys(
@@ -103,7 +105,8 @@ def _familys(
         raise InputError(f"{cut(why, 130)}, and its family's own {cut(problem, 60)}; {step}")
     several = trouble_with_turns(rendered, image_token)
     notes = [*notes, f"{why}; the bundle gets the family's own"]
-    return ChatTemplate(text, FAMILYS_OWN, part_roles(rendered), several is None, notes)
+    counts = image_counts(rendered, image_token)
+    return ChatTemplate(text, FAMILYS_OWN, part_roles(rendered), several is None, counts, notes)
 
 
 def processors_templates(folder: Path) -> Any:
@@ -180,6 +183,19 @@ def trouble_with_turns(rendered: Callable[[list[dict[str, Any]]], str], image_to
     return problem
 
 
+def image_counts(rendered: Callable[[list[dict[str, Any]]], str], image_token: str) -> tuple[int, ...]:
+    """Those of 0 and 2 with which a template takes a question: as many placeholders, and the text."""
+
+    def takes(count: int) -> bool:
+        try:
+            text = rendered([_question(_ASKED, count)])
+        except Exception:
+            return False
+        return text.count(image_token) == count and _holds(text, _ASKED) and not _is_dump(text)
+
+    return tuple(count for count in (0, 2) if takes(count))
+
+
 def part_roles(rendered: Callable[[list[dict[str, Any]]], str]) -> list[str]:
     """The roles whose text the template loses when it is a string, and renders when it is a part."""
 
@@ -199,8 +215,8 @@ def part_roles(rendered: Callable[[list[dict[str, Any]]], str]) -> list[str]:
     return [role for role in ROLES if not takes(role, _ASKED_AGAIN) and takes(role, part)]
 
 
-def _question(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+def _question(text: str, images: int = 1) -> dict[str, Any]:
+    return {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
 
 
 def _text(role: str, text: str) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def read_processing(
     with TemporaryDirectory(prefix="vtexport-") as temporary:
         files.write(Path(temporary))
         reader = PromptReader.from_files(text, Path(temporary) / text.tokenizer, Path(temporary) / text.chat_template)
-        conversations = compare_ids(reader, processor, text, files.chat_template, spec.vision.tokens, note)
+        conversations = compare_ids(
+            reader, processor, text, files.chat_template, spec.vision.tokens, note, spec.images_per_prompt
+        )
         compare_text(reader, tokenizer, note)
     form = load_torchvision_form(folder)
     levels = torchvision_levels(form, image) if form is not None else None

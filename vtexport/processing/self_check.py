@@ -16,6 +16,7 @@ from vtexport.bundle import manifest as schema
 from vtexport.errors import InputError, VtexportError, cut, quoted
 from vtexport.processing.chat_template import ChatTemplate
 from vtexport.runtime.images import load_image, pixel_level_difference, pixel_values
+from vtexport.runtime.messages import image_parts
 from vtexport.runtime.prompt import PromptReader
 
 _SEED = 20260310
@@ -39,13 +40,23 @@ def sample_images() -> dict[str, Image.Image]:
     }
 
 
+def sample_pixels(settings: schema.Image) -> np.ndarray:
+    """The opaque image as the vision graph takes it, [1, 3, H, W] float32."""
+    pixels, _ = pixel_values(load_image(sample_images()["opaque"]), settings)
+    return pixels
+
+
 def sample_conversations() -> dict[str, Messages]:
     """Conversations of each kind whose token ids are compared."""
     image, question = {"type": "image"}, "What is on the table? Café, naïve, 数字 42 — “yes”."
     one = [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "A cup of coffee."}]}
     again = {"role": "user", "content": [{"type": "text", "text": "  Is it hot?\nWhy"}]}
-    return {"one turn": one, "two turns": [*one, answer, again]}
+    both = [
+        {"role": "user", "content": [image, {"type": "text", "text": "Compare this:"}, image, *one[0]["content"][1:]]}
+    ]
+    none = [{"role": "user", "content": one[0]["content"][1:]}]
+    return {"one turn": one, "two turns": [*one, answer, again], "two images": both, "no image": none}
 
 
 def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
@@ -162,6 +173,7 @@ def compare_ids(
     template: ChatTemplate,
     tokens: int,
     note: Callable[[str], None],
+    images_per_prompt: schema.ImagesPerPrompt,
 ) -> list[str]:
     """Compares token ids of every sample conversation with the library's, which must be equal.
 
@@ -172,6 +184,8 @@ def compare_ids(
         template: the bundle's chat template.
         tokens: patch tokens of one image before pruning, for which the library repeats the image token.
         note: gets a sentence where the library itself does not make as many placeholders as the tower has tokens.
+        images_per_prompt: numbers of images that the model takes; conversations with others are left out, and those
+            that the template does not take.
 
     Returns:
         The kinds of conversations that were compared.
@@ -182,12 +196,17 @@ def compare_ids(
     conversations = sample_conversations()
     if not template.several_turns:  # the template's own limit, of which a note tells
         del conversations["two turns"]
+    for kind, images in (("two images", 2), ("no image", 0)):
+        if images not in template.image_counts or not images_per_prompt.take(images):
+            del conversations[kind]
     image, noted = sample_images()["opaque"], False
     for kind, messages in conversations.items():
-        expected, counted = library_ids(processor, messages, image, text.image_token_id, template.text)
-        if counted != tokens and not noted:
+        images = len(image_parts(messages))
+        expected, counted = library_ids(processor, messages, [image] * images, text.image_token_id, template.text)
+        if counted != tokens * images and not noted:
             noted = True
-            shown = "cannot repeat the image token" if counted is None else f"makes {counted} image tokens of an image"
+            each = None if counted is None or not images else counted / images
+            shown = "cannot repeat the image token" if each is None else f"makes {each:g} image tokens of an image"
             note(
                 f"transformers' processor of this checkpoint {shown}, and the vision tower gives {tokens}; the bundle "
                 "takes what the tower gives"
@@ -198,7 +217,8 @@ def compare_ids(
             raise InputError(
                 f"the bundle's runtime cannot read a conversation of {kind} ({quoted(error, limit=150)}); {_REPORT}"
             ) from error
-        found = [*prompt.before.tolist(), text.image_token_id, *prompt.after.tolist()]
+        rows = counted // images if counted and images else 1
+        found = prompt.ids(text.image_token_id, [rows] * prompt.images).tolist()
         if found != expected:
             at = next(
                 (number for number, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]),
@@ -212,9 +232,11 @@ def compare_ids(
 
 
 def library_ids(
-    processor: Any, messages: Messages, image: Image.Image, image_token_id: int, template: str
+    processor: Any, messages: Messages, images: list[Image.Image], image_token_id: int, template: str
 ) -> tuple[list[int], int | None]:
-    """Ids of a conversation by transformers with one image token, and how many of them the processor itself made.
+    """Ids of a conversation by transformers, and how many image tokens its processor made, None where it made none.
+
+    Where it cannot, each image has one.
 
     Raises:
         InputError: it cannot make ids of it.
@@ -228,17 +250,13 @@ def library_ids(
         try:
             # Cut texts are told of where the tokenizer is read, and what fills them up is masked
             whole = {"padding": False, "truncation": False}
-            made = processor(images=image, text=rendered, add_special_tokens=special, **whole)["input_ids"]
+            made = processor(images=images or None, text=rendered, add_special_tokens=special, **whole)["input_ids"]
             ids = np.asarray(made).reshape(-1).tolist()
-            counted: int | None = ids.count(image_token_id)
+            return ids, ids.count(image_token_id)
         except (TypeError, AttributeError, ValueError):  # checkpoints whose processor lacks patch_size
-            ids, counted = tokenizer(rendered, add_special_tokens=special)["input_ids"], None
+            return tokenizer(rendered, add_special_tokens=special)["input_ids"], None
     except Exception as error:  # a template computes, and a tokenizer's code is the checkpoint's choice
         raise InputError(
             f"transformers cannot make token ids of a conversation with this checkpoint ({quoted(error, limit=150)}); "
             "fetch its tokenizer and template files again"
         ) from error
-    collapsed = [
-        each for before, each in zip([None, *ids], ids, strict=False) if each != image_token_id or before != each
-    ]
-    return collapsed, counted

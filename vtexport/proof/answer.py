@@ -136,11 +136,11 @@ def margins_of(selection: Selection) -> dict[str, float]:
     return found
 
 
-def why_no_margin(plan: Plan, answers: Sequence[Answered]) -> str | None:
-    """The reason why no margin is recorded; None where there is one."""
+def why_no_margin(plan: Plan, answers: Sequence[Answered], tokens: int) -> str | None:
+    """The reason why no margin is recorded; None where there is one. `tokens` are those before pruning."""
     if any(each.margins for each in answers):
         return None
-    if plan.visual_tokens == answers[0].tensors["features"].shape[0] - 1:
+    if plan.visual_tokens == tokens:
         return "every token is kept, so none is cut"
     return f"{plan.method} chooses by no score"
 

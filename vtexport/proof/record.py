@@ -142,7 +142,7 @@ def record_plan(
     if len(data) > PLAN_BYTES and inputs:
         data, larger, op_margins = packed(arrays), len(data), {}
         why_not = f"with them the plan's file would have {larger:,} bytes, more than {PLAN_BYTES:,}"
-    reason = why_no_margin(plan, answers)
+    reason = why_no_margin(plan, answers, reference.tokens)
     created_at, command, versions = made
     return data, PlanProof(
         file=file,

@@ -157,12 +157,13 @@ class Reference:
         if not text.strip() or self._image_token in text:
             raise UsageError(f"the prompt {text!r} is empty or holds {self._image_token}; ask something")
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        ids, _ = library_ids(self.processor, messages, image, self._image_token_id, self._template)
-        at = ids.index(self._image_token_id)
+        ids, _ = library_ids(self.processor, messages, [image], self._image_token_id, self._template)
+        start = ids.index(self._image_token_id)
+        end = len(ids) - ids[::-1].index(self._image_token_id)
         tokenizer = self.processor.tokenizer
         special = set(tokenizer.all_special_ids)
         own = [each for each in tokenizer(text, add_special_tokens=False)["input_ids"] if each not in special]
-        before, after, question = (np.asarray(each, np.int64) for each in (ids[:at], ids[at + 1 :], own))
+        before, after, question = (np.asarray(each, np.int64) for each in (ids[:start], ids[end:], own))
         return Prompt(text, before, after, question)
 
     def input_ids(self, prompt: Prompt) -> np.ndarray:

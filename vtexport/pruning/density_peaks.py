@@ -21,7 +21,9 @@ import numpy as np
 from vtexport.pruning.types import Array
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 SMALLEST_SQUARE = 1e-8  # added to squared distances, as the released code of ViTCoP does
 NO_DISTANCE = 3e38  # stands for "no denser neighbour" inside the graph, where an infinity may turn into NaN
@@ -132,66 +134,73 @@ def _margins(xp: Any, density: Array, near: Array, candidates: Array, ranked_gam
     return {name: xp.min(xp.concat([values, nothing])) for name, values in named.items()}
 
 
-def emit_density_peaks(e: Emitter, points: str, near: str, *, tokens: int, rules: PeakRules) -> dict[str, str]:
+def emit_density_peaks(
+    g: Builder, points: ir.Value, near: ir.Value, *, tokens: int, rules: PeakRules
+) -> dict[str, ir.Value]:
     """`density_peaks` as nodes: from points [T, F] float32 and near [T, T] bool, the values with a first axis of 1.
 
     Returns:
         labels [1, T] int64, centers [1, C] int64, density and delta [1, T] float32, parent [1, T] int64.
     """
     index = np.arange(tokens)
-    itself = e.Equal(index[:, None], index[None])
+    itself = g.Equal(index[:, None], index[None])
 
     # 1. Distances, of points moved to their mean: that takes nothing away from them but common length.
-    points = e.Sub(points, e.ReduceMean(points, [0], keepdims=1))
-    product = e.Gemm(points, points, transB=1)
-    length = e.total(e.Mul(points, points), 1)  # ONNX Runtime's ReduceSumSquare is ten times less exact
-    square = e.Sub(e.Add(length, e.Transpose(length)), e.Add(product, e.Transpose(product)))
-    square = e.Add(e.Max(0.0, square), SMALLEST_SQUARE)
-    distance = e.Where(itself, 0.0, e.Sqrt(square))
+    with g.scope("distances"):
+        points = g.Sub(points, g.ReduceMean(points, [0], keepdims=1))
+        product = g.Gemm(points, points, transB=1)
+        length = g.total(g.Mul(points, points), 1)  # ONNX Runtime's ReduceSumSquare is ten times less exact
+        square = g.Sub(g.Add(length, g.Transpose(length)), g.Add(product, g.Transpose(product)))
+        square = g.Add(g.Max(0.0, square), SMALLEST_SQUARE)
+        distance = g.Where(itself, 0.0, g.Sqrt(square))
 
     # 2. Densities. A point's own term is added last, so that the sum is rounded once at its size.
-    terms = e.Exp(e.Mul(square, -rules.decay))
-    density = e.total(e.Where(itself, 0.0, terms), 1)  # [T, 1]
-    if rules.counts_itself:
-        density = e.Add(density, 1.0)
+    with g.scope("densities"):
+        terms = g.Exp(g.Mul(square, -rules.decay))
+        density = g.total(g.Where(itself, 0.0, terms), 1)  # [T, 1]
+        if rules.counts_itself:
+            density = g.Add(density, 1.0)
 
     # 3. Distance to the nearest denser neighbour.
-    other = e.Transpose(density)
-    if rules.strict:
-        lower = e.Less(index[None], index[:, None])
-        denser = e.Or(e.Greater(other, density), e.And(e.Equal(other, density), lower))
-    else:
-        denser = e.And(e.GreaterOrEqual(other, density), e.Not(itself))
-    candidates = e.Where(e.And(denser, near), distance, NO_DISTANCE)
-    delta = e.ReduceMin(candidates, [1], keepdims=1)  # [T, 1]
-    parent = e.ArgMin(candidates, axis=1, keepdims=0)  # [T]
-    hangs = e.Less(delta, NO_DISTANCE)
-    if rules.strict:
-        densest = e.Less(e.total(e.as_float(denser), 1), 0.5)
-        delta = e.Where(densest, e.ReduceMax(distance, [1], keepdims=1), delta)
+    with g.scope("parents"):
+        other = g.Transpose(density)
+        if rules.strict:
+            lower = g.Less(index[None], index[:, None])
+            denser = g.Or(g.Greater(other, density), g.And(g.Equal(other, density), lower))
+        else:
+            denser = g.And(g.GreaterOrEqual(other, density), g.Not(itself))
+        candidates = g.Where(g.And(denser, near), distance, NO_DISTANCE)
+        delta = g.ReduceMin(candidates, [1], keepdims=1)  # [T, 1]
+        parent = g.ArgMin(candidates, axis=1, keepdims=0)  # [T]
+        hangs = g.Less(delta, NO_DISTANCE)
+        if rules.strict:
+            densest = g.Less(g.total(g.as_float(denser), 1), 0.5)
+            delta = g.Where(densest, g.ReduceMax(distance, [1], keepdims=1), delta)
 
     # 4. Centres.
-    far = e.Less(delta, NO_DISTANCE)
-    gamma = e.Transpose(e.Where(far, e.Mul(delta, density), NO_DISTANCE))  # [1, T]
-    _, order = e.TopK(gamma, [tokens], outputs=2, axis=1)
-    _, rank = e.TopK(order, [tokens], outputs=2, axis=1, largest=0)  # the inverse of a permutation
-    is_center = e.Less(rank, rules.centers)
+    with g.scope("centers"):
+        far = g.Less(delta, NO_DISTANCE)
+        gamma = g.Transpose(g.Where(far, g.Mul(delta, density), NO_DISTANCE))  # [1, T]
+        _, order = g.TopK(gamma, [tokens], outputs=2, axis=1)
+        _, rank = g.TopK(order, [tokens], outputs=2, axis=1, largest=0)  # the inverse of a permutation
+        is_center = g.Less(rank, rules.centers)
 
     # 5. Labels: as many doublings as the longest way to a centre can need.
-    target = parent
-    if rules.strict:
-        nearest = e.ArgMin(e.Where(is_center, distance, NO_DISTANCE), axis=1, keepdims=0)
-        target = e.Where(e.Squeeze(hangs, [1]), parent, nearest)
-    target = e.Where(e.Squeeze(is_center, [0]), index, target)
-    for _ in range(_doublings(tokens)):
-        target = e.Gather(target, target)
-    number = e.Where(is_center, rank, -1)
+    with g.scope("labels"):
+        target = parent
+        if rules.strict:
+            nearest = g.ArgMin(g.Where(is_center, distance, NO_DISTANCE), axis=1, keepdims=0)
+            target = g.Where(g.Squeeze(hangs, [1]), parent, nearest)
+        target = g.Where(g.Squeeze(is_center, [0]), index, target)
+        for _ in range(_doublings(tokens)):
+            target = g.Gather(target, target)
+        number = g.Where(is_center, rank, -1)
     return {
-        "labels": e.Gather(number, target, axis=1),
-        "centers": e.Slice(order, [0], [rules.centers], [1]),
+        "labels": g.Gather(number, target, axis=1),
+        "centers": g.Slice(order, [0], [rules.centers], [1]),
         "density": other,
-        "delta": e.Transpose(e.Where(far, delta, math.inf)),
-        "parent": e.Unsqueeze(parent, [0]),
+        "delta": g.Transpose(g.Where(far, delta, math.inf)),
+        "parent": g.Unsqueeze(parent, [0]),
     }
 
 

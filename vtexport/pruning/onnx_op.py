@@ -1,21 +1,22 @@
-"""One-node ONNX models of the pruning ops, each with its model-local function (the op's portable form)."""
+"""Pruning ops in graphs: a node with its model-local function (the op's portable form), and one-node models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from onnx import FunctionProto, ModelProto, NodeProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import ModelProto
 
-from vtexport.dtypes import DTYPES, WEIGHT_DTYPES
+from vtexport.dtypes import WEIGHT_DTYPES
 from vtexport.errors import UsageError
-from vtexport.pruning.emit import Emitter, live_nodes
+from vtexport.graphs.builder import Builder, GraphWriter, describe, live_nodes
+from vtexport.graphs.files import to_proto
 from vtexport.pruning.op import Op
 from vtexport.pruning.types import Sizes, Tensor
 
 DOMAIN = "vtexport"
 OPSET = 20  # of the function bodies, the lower of the two dialects
-IR_VERSION = 10
 
 
 def model_of_op(
@@ -48,88 +49,78 @@ def model_of_op(
     for companion in companions or {}:
         if own & {companion, f"kept_{companion}"}:
             raise UsageError(f"companion {companion!r} has the name of the op's own input or output; give another")
-    e = Emitter()
-    values = op.emit(e, sizes)
-    results = [*op.outputs(), *(each for each in op.diagnostics() if diagnostics and each.name in values)]
-    function = _function(op, sizes, e, {each.name: values[each.name] for each in results})
-    node = helper.make_node(
-        op.op_type,
-        list(function.input),
-        list(function.output),
-        name=op.op_type,
-        domain=DOMAIN,
-        **op.attributes(sizes),
-    )
-    inputs = [_describe(each, _input_shape(op, each, sizes), dtype) for each in op.inputs()]
-    known = {each.name for each in op.outputs()}
-    outputs = [_describe(each, sizes.shape(each.axes) if each.name in known else list(each.axes), dtype)
-               for each in results]  # fmt: skip
-    nodes = [node]
+    g = GraphWriter({}, Path())
+    inputs = op_inputs(g, op, op.inputs(), sizes, dtype)
+    function = op_function(op, sizes, diagnostics=diagnostics)
+    values = call_op(g, op, sizes, function, inputs, dtype)
+    tensors = [each for each in (*op.outputs(), *op.diagnostics()) if each.name in values]
+    outputs = [(values[each.name], each.name, _output_shape(op, each, sizes), own_dtype(each, dtype))
+               for each in tensors]  # fmt: skip
     for companion, width in (companions or {}).items():
-        rows = _input_shape(op, op.inputs()[0], sizes)
-        inputs.append(helper.make_tensor_value_info(companion, DTYPES[dtype].onnx, [*rows[:2], width]))
-        left = sizes.shape(op.outputs()[0].axes)
-        outputs.append(helper.make_tensor_value_info(f"kept_{companion}", DTYPES[dtype].onnx, [*left[:2], width]))
-        nodes += _gathered(op, companion)
-    graph = helper.make_graph(nodes, name or op.op_type, inputs, outputs)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(
-        graph, opset_imports=opsets, ir_version=IR_VERSION, functions=[function], producer_name="vtexport"
+        rows, left = op_shape(op, op.inputs()[0], sizes), sizes.shape(op.outputs()[0].axes)
+        inputs[companion] = g.input(companion, [*rows[:2], width], dtype)
+        kept = _gathered(g, op, inputs[companion], values)
+        outputs.append((kept, f"kept_{companion}", [*left[:2], width], dtype))
+    return to_proto(g.model(name or op.op_type, list(inputs.values()), outputs, OPSET, [function]))
+
+
+def op_inputs(g: Builder, op: Op, tensors: Iterable[Tensor], sizes: Sizes, dtype: str) -> dict[str, ir.Value]:
+    """Graph inputs by name for these of the op's inputs, its rows in `dtype`."""
+    return {each.name: g.input(each.name, op_shape(op, each, sizes), own_dtype(each, dtype)) for each in tensors}
+
+
+def op_function(op: Op, sizes: Sizes, *, diagnostics: bool = False) -> ir.Function:
+    """The op's body, for its settings and these sizes. It declares the node's attributes but reads none.
+
+    TensorRT wants a call to use every output a function declares, so it declares the `diagnostics` only if asked to.
+    """
+    g = Builder()
+    inputs = {each.name: g.input(each.name) for each in op.inputs()}
+    with g.scope(op.op_type):
+        values = op.emit(g, inputs, sizes)
+        results = [*op.outputs(), *(each for each in op.diagnostics() if diagnostics and each.name in values)]
+        outputs = [g.op("Identity", values[each.name], outputs=[each.name], name=each.name)[0] for each in results]
+    graph = ir.Graph(
+        list(inputs.values()), outputs, nodes=live_nodes(g.nodes, outputs), opset_imports={"": OPSET}, name=op.op_type
     )
+    attributes = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in op.attributes(sizes)]
+    return ir.Function(DOMAIN, op.op_type, graph=graph, attributes=attributes)
 
 
-def _input_shape(op: Op, tensor: Tensor, sizes: Sizes) -> list[int | str]:
+def call_op(
+    g: Builder, op: Op, sizes: Sizes, function: ir.Function, inputs: Mapping[str, ir.Value], dtype: str
+) -> dict[str, ir.Value]:
+    """The op's node, with the values of its outputs by name; its rows are in `dtype`."""
+    names = [str(each.name) for each in function.outputs]
+    read = [inputs[each.name] for each in op.inputs()]
+    values = g.op(op.op_type, *read, outputs=names, domain=DOMAIN, **op.attributes(sizes))
+    found = dict(zip(names, values, strict=True))
+    for each in (*op.outputs(), *op.diagnostics()):
+        if each.name in found:
+            describe(found[each.name], _output_shape(op, each, sizes), own_dtype(each, dtype))
+    return found
+
+
+def op_shape(op: Op, tensor: Tensor, sizes: Sizes) -> list[int | str]:
+    """Shape of one of the op's inputs."""
     shape = sizes.shape(tensor.axes)
     if tensor.name == op.rows and op.takes_cls:
         shape[1] = sizes.tokens + 1
     return shape
 
 
-def _describe(tensor: Tensor, shape: list[Any], dtype: str) -> Any:
-    own = dtype if tensor.dtype == "features" else tensor.dtype
-    return helper.make_tensor_value_info(tensor.name, DTYPES[own].onnx, shape)
+def own_dtype(tensor: Tensor, dtype: str) -> str:
+    """Element type of one of the op's tensors where its rows are in `dtype`."""
+    return dtype if tensor.dtype == "features" else tensor.dtype
 
 
-def _function(op: Op, sizes: Sizes, emitter: Emitter, outputs: Mapping[str, str]) -> FunctionProto:
-    """The op's body with the value names of its outputs. It is built for its attributes' values and sizes; it declares
-    the attributes but reads none.
-
-    TensorRT wants a call to use every output a function declares, so it declares just `outputs`.
-    """
-    named = [helper.make_node("Identity", [value], [name], name=name) for name, value in outputs.items()]
-    return helper.make_function(
-        DOMAIN,
-        op.op_type,
-        [each.name for each in op.inputs()],
-        list(outputs),
-        live_nodes([*emitter.nodes, *named], list(outputs)),
-        [helper.make_opsetid("", OPSET)],
-        attributes=list(op.attributes(sizes)),
-    )
+def _output_shape(op: Op, tensor: Tensor, sizes: Sizes) -> list[int | str]:
+    known = {each.name for each in op.outputs()}
+    return sizes.shape(tensor.axes) if tensor.name in known else list(tensor.axes)
 
 
-def _gathered(op: Op, companion: str) -> list[NodeProto]:
-    """Nodes from the node's indices to `kept_COMPANION`."""
-    own = f"{companion}_rows"
-    if op.rows == "hidden_states":
-        places, nodes = "rows", []
-    else:
-        skip = numpy_helper.from_array(_int64(int(op.takes_cls)))
-        nodes = [
-            helper.make_node("Constant", [], [f"{own}_skip"], name=f"{own}_skip", value=skip),
-            helper.make_node("Add", ["keep_indices", f"{own}_skip"], [f"{own}_places"], name=f"{own}_places"),
-        ]
-        places = f"{own}_places"
-    axis = numpy_helper.from_array(_int64([2]))
-    return [
-        *nodes,
-        helper.make_node("Constant", [], [f"{own}_axis"], name=f"{own}_axis", value=axis),
-        helper.make_node("Unsqueeze", [places, f"{own}_axis"], [f"{own}_each"], name=f"{own}_each"),
-        helper.make_node("GatherND", [companion, f"{own}_each"], [f"kept_{companion}"], name=own, batch_dims=1),
-    ]
-
-
-def _int64(value: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(value, np.int64)
+def _gathered(g: Builder, op: Op, companion: ir.Value, values: Mapping[str, ir.Value]) -> ir.Value:
+    """The rows of a companion that the op kept."""
+    with g.scope(f"{companion.name}_rows"):
+        places = values["rows"] if op.rows == "hidden_states" else g.Add(values["keep_indices"], int(op.takes_cls))
+        return g.GatherND(companion, g.Unsqueeze(places, [2]), batch_dims=1)

@@ -16,9 +16,10 @@ from vtexport.pruning.signals import SIGNALS
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from typing_extensions import Self
 
-    from vtexport.pruning.emit import Emitter
+    from vtexport.graphs.builder import Builder
 
 _OP_TYPES: dict[str, type[Op]] = {}
 
@@ -120,11 +121,16 @@ class Op(ABC):
         """The reference, in float64, from inputs by tensor name, which are checked already."""
 
     @abstractmethod
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
-        """Write the ONNX function body, which reads the inputs by name.
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
+        """Write the ONNX function body.
+
+        Args:
+            g: What it is written with; `g.MatMul(a, b)` adds a MatMul node.
+            inputs: Values by the names of `inputs()`.
+            sizes: What the body is built for.
 
         Returns:
-            The value names of every output, and of the `diagnostics` that exist with these settings.
+            The values of every output, and of the `diagnostics` that exist with these settings.
         """
 
     def _own_attributes(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from vtexport.backends.base import Buffer
 from vtexport.bundle.manifest import Plan
 from vtexport.runtime.images import Crop
 from vtexport.runtime.sampling import FinishReason
+
+IMAGE_STAGES = ("preprocess", "vision", "prune")
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,39 @@ class VisualTokens:
 
 
 @dataclass(frozen=True)
+class ImageSummary:
+    """One image of an answer: what was kept of it, and what is told of it. Fields are as in `VisualTokens`."""
+
+    visual_tokens: int
+    keep_indices: list[int]
+    plan: str
+    reports: dict[str, float]
+    warnings: list[str]
+    route: BudgetChoice | None
+
+
+@dataclass(frozen=True)
 class Answer:
-    """An answer with its token ids and what it cost."""
+    """An answer with its token ids and what it cost.
+
+    Of a prompt with one image the fields tell of that. With several, `visual_tokens`, `keep_indices`, `warnings` and
+    the times are of all of them together, in order, and what differs from image to image is in `images` alone.
+    """
 
     text: str
     token_ids: list[int]  # the end token included where one came
     finish_reason: FinishReason
     prompt_tokens: int  # visual and text tokens of the prefill
     visual_tokens: int
-    keep_indices: list[int]
+    keep_indices: list[int]  # image after image
     timings_ms: dict[str, float]  # preprocess, vision, prune, prefill, first_token, decode, total
-    plan: str
+    plan: str  # the pipeline's, such as an adaptive one's, where images got several plans, or there is none
     # What steps inside the language model kept: layer -> which of the visual tokens that were left before it
     kept_by_layer: dict[int, list[int]] = field(default_factory=dict)
-    reports: dict[str, float] = field(default_factory=dict)  # as in `VisualTokens`
+    reports: dict[str, float] = field(default_factory=dict)  # as in `VisualTokens`, of one image alone
     warnings: list[str] = field(default_factory=list)
-    route: BudgetChoice | None = None
+    route: BudgetChoice | None = None  # of one image alone
+    images: list[ImageSummary] = field(default_factory=list)
 
 
 @dataclass
@@ -107,12 +127,43 @@ class Clock:
         self._last = time.perf_counter()
 
 
-def timings(visual: VisualTokens, laps: Mapping[str, float], *, encoded_here: bool) -> dict[str, float]:
-    """Stages in order; the image's stages are counted in the totals only when this answer ran them."""
+def summary(visual: VisualTokens) -> ImageSummary:
+    """Summary of one image for an answer."""
+    return ImageSummary(
+        visual_tokens=len(visual.keep_indices),
+        keep_indices=visual.keep_indices.tolist(),
+        plan=visual.plan,
+        reports=visual.reports,
+        warnings=visual.warnings,
+        route=visual.route,
+    )
+
+
+def of_images(images: Sequence[ImageSummary], plan: str) -> dict[str, Any]:
+    """Those fields of `Answer` that tell of its images; `plan` is the pipeline's."""
+    alone = images[0] if len(images) == 1 else None
+    plans = {image.plan for image in images}
+    return {
+        "visual_tokens": sum(image.visual_tokens for image in images),
+        "keep_indices": [index for image in images for index in image.keep_indices],
+        "plan": plans.pop() if len(plans) == 1 else plan,
+        "reports": alone.reports if alone else {},
+        "warnings": alone.warnings if alone else _numbered(images),
+        "route": alone.route if alone else None,
+        "images": list(images),
+    }
+
+
+def _numbered(images: Sequence[ImageSummary]) -> list[str]:
+    return [f"image {number}: {each}" for number, image in enumerate(images, 1) for each in image.warnings]
+
+
+def timings(images: Sequence[VisualTokens], laps: Mapping[str, float], *, encoded_here: bool) -> dict[str, float]:
+    """Stages in order, those of images summed over them, and counted in the totals only when this answer ran them."""
     encode = laps["encode"] if encoded_here else 0.0
     until_first = encode + laps["prefill"] + laps["first_token"]
     return {
-        **visual.timings_ms,
+        **{name: sum((visual.timings_ms.get(name, 0.0) for visual in images), 0.0) for name in IMAGE_STAGES},
         "prefill": laps["prefill"],
         "first_token": until_first,
         "decode": laps["decode"],

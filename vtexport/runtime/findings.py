@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -9,12 +10,14 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
+from vtexport.backends.registry import open_backend, runtimes
+from vtexport.backends.targets import list_targets
 from vtexport.backends.trt.flavour import TENSORRT_RTX
 from vtexport.bundle.abilities import unmet
 from vtexport.bundle.manifest import Needs
 from vtexport.bundle.onnxruntime import abilities_of
 from vtexport.dtypes import TensorType
-from vtexport.errors import MissingDependencyError, quoted
+from vtexport.errors import MissingDependencyError, VtexportError, quoted
 
 # What a decoder graph of each variant needs that versions of ONNX Runtime differ in, the one to take first
 _VARIANTS = {"modern": (23, ["Attention"]), "classic": (20, [])}
@@ -27,7 +30,9 @@ _WITHOUT = "PruneSID's selection takes half as long with it"
 class Finding:
     """One thing looked at; `ability` names what depends on it."""
 
-    ability: Literal["run bundles", "run on a GPU", "build bundles", "build RTX engines", "information"]
+    ability: Literal[
+        "run bundles", "run on a GPU", "build bundles", "build RTX engines", "measure energy", "information"
+    ]
     status: Literal["ok", "missing"]
     what: str
     next_step: str | None = None
@@ -121,23 +126,48 @@ def tensorrt_rtx_builder(has_gpu: bool) -> Finding:
     return Finding(ability, "ok", f"TensorRT-RTX {tensorrt_rtx.__version__} builds engines here; {running}")
 
 
-def bundle_trial(folder: str) -> Finding:
-    """A short answer about a grey image by every plan of a bundle.
+def backends() -> list[Finding]:
+    """Each runtime that a target may name, and the devices on which vtexport runs bundles by it."""
+    said = []
+    for name, runtime in runtimes().items():
+        if runtime.open is None:
+            does = "builds its engines and runs none" if runtime.compile else "neither builds nor runs its engines yet"
+            said.append(Finding("information", "ok", f"backend {name}: vtexport {does}"))
+            continue
+        for device in ("cpu", "cuda"):
+            what = f"backend {name} on {device}"
+            try:
+                open_backend(name, device).close()
+            except VtexportError as error:
+                said.append(Finding("run on a GPU" if device == "cuda" else "run bundles", "missing", what, str(error)))
+            else:
+                said.append(Finding("information", "ok", f"{what} can be opened"))
+    return said
 
-    Raises:
-        VtexportError: the bundle cannot be opened, or a plan gives no answer.
-    """
-    import numpy as np
 
-    from vtexport.bundle.reader import open_bundle
-    from vtexport.runtime.pipeline import Pipeline
+def tensorrt() -> list[Finding]:
+    """The TensorRT that is installed against those of the targets' recipes; empty where there is none."""
+    try:
+        version = importlib.metadata.version("tensorrt")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    recipes = {target.name: target.tensorrt for target in list_targets() if target.tensorrt}
+    fit = [name for name, of in recipes.items() if version.split(".")[: of.count(".") + 1] == of.split(".")]
+    if fit:
+        return [Finding("information", "ok", f"TensorRT {version} is that of {', '.join(fit)}")]
+    known = ", ".join(f"{of} ({name})" for name, of in recipes.items())
+    step = "an engine runs with the version that built it; vtexport list targets has the recipes"
+    return [Finding("information", "ok", f"TensorRT {version} is that of no target: {known}", step)]
 
-    bundle = open_bundle(folder)
-    tried = []
-    for plan in bundle.manifest.plans:
-        image = np.full((336, 336, 3), 128, np.uint8)
-        answer = Pipeline(bundle, plan.name).generate(image, "What is this?", max_new_tokens=4)
-        tried.append(
-            f"{plan.name}: {answer.visual_tokens} visual tokens, first token {answer.timings_ms['first_token']:.0f} ms"
-        )
-    return Finding("information", "ok", f"{folder} answers ({'; '.join(tried)})")
+
+def telemetry() -> Finding:
+    """Reports that libraries would send of themselves; vtexport has none."""
+    switch = os.environ.get("ORT_DISABLE_TELEMETRY", "")  # vtexport sets it to 1 where nobody has set it
+    ort = "is off (ORT_DISABLE_TELEMETRY is 1)" if switch == "1" else f"is as ORT_DISABLE_TELEMETRY={switch} has it"
+    yes = {"1", "ON", "YES", "TRUE"}
+    switches = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    off = [name for name in switches if os.environ.get(name, "").strip().upper() in yes]
+    hub = f"off ({off[0]} is set)" if off else "on: builds that fetch a model tell the hub PyTorch's version, too"
+    step = None if off else "set HF_HUB_DISABLE_TELEMETRY=1 to turn it off"
+    what = f"telemetry: vtexport has none; ONNX Runtime's {ort}; huggingface_hub's is {hub}"
+    return Finding("information", "ok", what, step)

@@ -40,10 +40,13 @@ class LanguageModel:
         for session, segment in zip(self._segments, plan.segments, strict=True):
             session.check_input(f"past_key_values.{segment.first_layer}.key", sizes.num_key_value_heads, sizes.head_dim)
 
-    def start(self, prompt_tokens: int, new_tokens: int) -> Sequence:
-        """Caches for a prompt of that many rows, all visual tokens that enter included, and its answer."""
+    def start(self, prompt_tokens: int, new_tokens: int, prunes: bool = True) -> Sequence:
+        """Caches for a prompt of that many rows, all visual tokens that enter included, and its answer.
+
+        `prunes` is False for a prompt without an image, of which the steps take nothing.
+        """
         sizes, caches = self._manifest.decoder, []
-        gone = [0, *(self._plan.visual_tokens - step.keep for step in self._plan.steps)]
+        gone = [0, *(self._plan.visual_tokens - step.keep if prunes else 0 for step in self._plan.steps)]
         for segment, less in zip(self._plan.segments, gone, strict=True):
             layers = range(segment.first_layer, segment.first_layer + segment.layers)
             capacity = prompt_tokens - less + new_tokens
@@ -59,7 +62,7 @@ class LanguageModel:
         sequence: Sequence,
         embeddings: Buffer,
         positions: np.ndarray,
-        visual_start: int,
+        visual_start: int | None,
         aux_outputs: Mapping[str, Buffer],
     ) -> np.ndarray:
         """Runs a prompt and returns the last position's logits [V] float32.
@@ -68,7 +71,7 @@ class LanguageModel:
             sequence: From `start`; its caches are filled.
             embeddings: [1, S, W].
             positions: [axes, S] int64.
-            visual_start: Row of the first visual token.
+            visual_start: Row of the first visual token; None where there is none, so that no step runs.
             aux_outputs: What the op after the vision tower gave for the steps, such as `labels` [1, n].
         """
         upload = self._backend.upload
@@ -80,6 +83,8 @@ class LanguageModel:
             hidden = outputs.get("hidden_states_out", hidden)
             if number == len(self._steps):
                 break
+            if visual_start is None:
+                continue
             step, segment = self._plan.steps[number], self._plan.segments[number]
             chosen = self._steps[number].run(
                 {

@@ -79,41 +79,56 @@ def image_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def image_source(prompt: str | Messages | None) -> ImageSource | None:
-    """The source that the conversation's image part names, None where it names none.
+def image_sources(prompt: str | Messages | None) -> list[ImageSource | None]:
+    """The sources that a conversation's image parts name, in order, None for one that names none.
 
     Raises:
-        UsageError: as `normalised`, or there are several images, or one has several sources.
+        UsageError: as `normalised`, or a part has several sources.
     """
     if prompt is None or isinstance(prompt, str):
-        return None
-    parts = image_parts(normalised(prompt))
-    if len(parts) > 1:
-        raise UsageError(f"the conversation holds {len(parts)} images; it takes exactly one")
-    return _source(parts[0]) if parts else None
+        return []
+    return [_source(part) for part in image_parts(normalised(prompt))]
 
 
-def choose_image(image: Any, prompt: str | Messages | None) -> tuple[Any, list[str]]:
-    """The image to look at, as `images.load_image` takes it, and a sentence where another one is passed over.
+def choose_images(images: Sequence[Any] | None, prompt: str | Messages | None) -> list[tuple[Any, list[str]]]:
+    """The images to look at, as `images.load_image` takes them, each with sentences on one that is passed over for it.
 
-    `image` comes first, as in transformers, where the conversation names the places of images and the images stand
-    beside it; what the conversation's own image part names is taken where there is no `image`.
+    `images` come first, as in transformers, where the conversation names the places of images and the images stand
+    beside it; what the conversation's own image parts name is taken where `images` is None. Whether there are as many
+    as the prompt has places for is not judged here (`PromptReader.render`).
 
     Raises:
-        UsageError: there is no image, or the part's source is not one that can be taken.
-        InputError: the part's image is too long a text.
+        UsageError: `images` is None and there is no conversation, or a part of it names no image or one that cannot be
+            taken.
+        InputError: a part's image is too long a text.
     """
-    source = image_source(prompt)
-    if image is None:
-        if source is None:
+    sources = image_sources(prompt)
+    if images is None:
+        if prompt is None or isinstance(prompt, str):
             raise UsageError(
                 "there is no image; give one, or a conversation whose image part names it "
-                '({"type": "image", "path": ...}, or "url", "image" or "base64")'
+                '({"type": "image", "path": ...}, or "url", "image" or "base64"); give [] to ask without an image'
             )
-        return load_source(source), []
+        return [(_named(source, number, len(sources)), []) for number, source in enumerate(sources, 1)]
+    if len(images) != len(sources):  # a string, or a prompt that is refused
+        return [(image, []) for image in images]
+    return [(image, _passed_over(image, source)) for image, source in zip(images, sources, strict=True)]
+
+
+def _named(source: ImageSource | None, number: int, count: int) -> Any:
+    if source is not None:
+        return load_source(source)
+    which, wanted = (f": image part {number} of {count} names none", f"a list of {count}") if count > 1 else ("", "one")
+    raise UsageError(
+        f"there is no image{which}; give {wanted}, or a conversation whose image part names it "
+        '({"type": "image", "path": ...}, or "url", "image" or "base64")'
+    )
+
+
+def _passed_over(image: Any, source: ImageSource | None) -> list[str]:
     if source is None or _is_same(image, source.value):
-        return image, []
-    return image, [f"the image argument was used, not the image that the conversation names ({source.summary})"]
+        return []
+    return [f"the image argument was used, not the image that the conversation names ({source.summary})"]
 
 
 def load_source(source: ImageSource) -> Any:

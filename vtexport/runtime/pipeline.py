@@ -1,4 +1,4 @@
-"""From an image and a question to an answer, by the graphs of one plan of a bundle.
+"""From images and a question to an answer, by the graphs of one plan of a bundle.
 
 `encode` and `generate` are separate steps: the visual tokens of one image serve several questions, and another
 language-model runtime can take them. `stages` has the steps of both, one by one.
@@ -6,10 +6,11 @@ language-model runtime can take them. `stages` has the steps of both, one by one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any, overload
 
 import numpy as np
 
@@ -19,14 +20,24 @@ from vtexport.bundle.manifest import AdaptivePlan
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import UsageError
 from vtexport.runtime.adaptive import BudgetChooser
-from vtexport.runtime.answers import Answer, AnswerStream, BudgetChoice, Clock, VisualTokens, timings
-from vtexport.runtime.messages import choose_image
+from vtexport.runtime.answers import (
+    Answer,
+    AnswerStream,
+    BudgetChoice,
+    Clock,
+    ImageSummary,
+    VisualTokens,
+    of_images,
+    summary,
+    timings,
+)
+from vtexport.runtime.messages import choose_images
 from vtexport.runtime.prompt import Messages, Prompt, PromptReader, Question
 from vtexport.runtime.sampling import Decoding, Sampling, TokenChooser
 from vtexport.runtime.stages import Continuation, Stages
 from vtexport.runtime.vision import ImageLike
 
-__all__ = ["Answer", "AnswerStream", "BudgetChoice", "ImageLike", "Pipeline", "VisualTokens"]
+__all__ = ["Answer", "AnswerStream", "BudgetChoice", "ImageLike", "ImageSummary", "Pipeline", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 
@@ -124,25 +135,40 @@ class Pipeline:
         """True where the plan picks visual tokens by the question."""
         return self.stages.takes_question
 
-    def encode(
+    @overload
+    def encode(  # type: ignore[overload-overlap]  # a str is a Sequence[str] to a type checker, and one path here
         self, image: ImageLike | None = None, prompt: str | Messages | None = None, *, raw_prompt: bool = False
-    ) -> VisualTokens:
-        """The visual tokens of one image.
+    ) -> VisualTokens: ...
+
+    @overload
+    def encode(
+        self, image: Sequence[ImageLike], prompt: str | Messages | None = None, *, raw_prompt: bool = False
+    ) -> list[VisualTokens]: ...
+
+    def encode(
+        self,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        prompt: str | Messages | None = None,
+        *,
+        raw_prompt: bool = False,
+    ) -> VisualTokens | list[VisualTokens]:
+        """The visual tokens of one image, or those of each image of a list, one after the other.
 
         Where the plan picks them by the question (`takes_question`), they are those that matter for this one. They may
         serve another question, which then sees what was picked for the first; the answer's `warnings` say so.
 
         Args:
-            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it). It comes before what the
-                conversation's image part names ("path", "url", "image" or "base64"), which is read where it is left
-                out; where they differ, `warnings` say that the part's image was passed over. Nothing is fetched.
+            image: a path, a PIL image or an array (as `runtime.images.load_image` takes it), or a list of them. It
+                comes before what the conversation's own image part names ("path", "url", "image" or "base64"), which
+                is read where it is left out and the conversation has one; where they differ, `warnings` say that the
+                part's image was passed over. Nothing is fetched.
             prompt: the question or conversation, as for `generate`; a question is of no effect where the plan does not
                 look at it.
-            raw_prompt: `prompt` is the whole text with the image's placeholder in it.
+            raw_prompt: `prompt` is the whole text with the images' placeholders in it.
 
         Raises:
             UsageError: there is no image, or the plan needs a question and there is none.
-            InputError: the image cannot be read.
+            InputError: an image cannot be read.
         """
         self._check_open()
         question = None
@@ -154,14 +180,17 @@ class Pipeline:
                 )
             self._prompts.render(prompt, raw=raw_prompt)  # refuses what `generate` refuses
             question = self._prompts.question(prompt, raw=raw_prompt)
-        return self._encode(image, prompt, question)
+        chosen = choose_images(_as_list(image), prompt)
+        if image is None and len(chosen) != 1:
+            raise UsageError(
+                f"the conversation holds {len(chosen)} images, and encode without images is for one; give it a list of "
+                "images, or the conversation to generate"
+            )
+        found = [self._encode(each, passed_over, question) for each, passed_over in chosen]
+        return found if isinstance(image, (list, tuple)) else found[0]
 
-    def _encode(
-        self, image: ImageLike | None, prompt: str | Messages | None, question: Question | None
-    ) -> VisualTokens:
-        """`prompt` is for the image that a conversation names."""
+    def _encode(self, image: ImageLike, passed_over: Sequence[str], question: Question | None) -> VisualTokens:
         stages, clock = self.stages, Clock(self.stages.sync)
-        image, passed_over = choose_image(image, prompt)
         pixels = stages.preprocess(image)
         clock.lap("preprocess")
         seen = stages.vision(pixels)
@@ -172,7 +201,7 @@ class Pipeline:
 
     def generate(
         self,
-        image: ImageLike | VisualTokens | None = None,
+        image: ImageLike | VisualTokens | Sequence[ImageLike | VisualTokens] | None = None,
         prompt: str | Messages = "",
         *,
         max_new_tokens: int | None = None,
@@ -184,16 +213,19 @@ class Pipeline:
         raw_prompt: bool = False,
         stream: Callable[[str], object] | None = None,
     ) -> Answer:
-        """Answers a question about an image, or about the visual tokens that `encode` made of one.
+        """Answers a question about an image, about several, or about none.
 
         Tokens are chosen greedily unless `temperature` or `sampling` says otherwise, from logits that the checkpoint's
         logits processors (`manifest.generation`) have changed, as in transformers' `generate()` with do_sample=False.
         They see the unpruned prompt's ids, so pruning does not change what they do.
 
         Args:
-            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question);
-                may be left out where the conversation's image part names its image (see `encode`).
-            prompt: a question, or a conversation as a list of messages with one image in it.
+            image: an image, or `VisualTokens` of the same plan (see `encode` on tokens picked for another question),
+                or a list of either, each of which is pruned to the plan's budget: as many as the prompt has places
+                for, [] for a question without an image. May be left out where the conversation's image parts name
+                their images (see `encode`), which are read in order, or where it has none.
+            prompt: a question, before which the images stand, or a conversation as a list of messages with the images
+                in their places.
             max_new_tokens: stop after this many, 128 when left out; an end token or stop string stops earlier.
             temperature: 0 for greedy decoding, which is the default.
             top_p: sample from the smallest set of tokens with this probability; 1 when left out.
@@ -201,12 +233,13 @@ class Pipeline:
             sampling: "checkpoint" takes what is left out of `max_new_tokens`, `temperature` and `top_p`, and further
                 warpers such as top_k, from the checkpoint's generation configuration, which may be greedy, too.
             logits_processors: False leaves the checkpoint's logits processors out.
-            raw_prompt: `prompt` is the whole text with the image's placeholder in it, no chat template.
+            raw_prompt: `prompt` is the whole text with a placeholder in it for each image, no chat template.
             stream: a function that gets each piece of text as it comes. See the method `stream` for an iterator.
 
         Raises:
-            UsageError: a value is out of range, or the prompt does not fit the model's context.
-            InputError: the image cannot be read.
+            UsageError: a value is out of range, the prompt does not fit the model's context, it has places for
+                another number of images, or the model or the plan does not take as many.
+            InputError: an image cannot be read.
         """
         if stream is not None and not callable(stream):
             raise UsageError(
@@ -231,7 +264,7 @@ class Pipeline:
 
     def stream(
         self,
-        image: ImageLike | VisualTokens | None = None,
+        image: ImageLike | VisualTokens | Sequence[ImageLike | VisualTokens] | None = None,
         prompt: str | Messages = "",
         *,
         max_new_tokens: int | None = None,
@@ -259,32 +292,38 @@ class Pipeline:
             logits_processors=logits_processors,
             max_new_tokens=max_new_tokens,
         )
-        if isinstance(image, VisualTokens) and image.plan not in {plan.name for plan in self.plans}:
-            raise UsageError(f"these visual tokens were made with plan {image.plan}, this pipeline runs {self.name}")
-        # Before the image: a wrong prompt should not cost a vision pass.
-        read = self._prompts.read(prompt, raw=raw_prompt)
+        given = _as_list(image)
+        for each in given or ():
+            if isinstance(each, VisualTokens) and each.plan not in {plan.name for plan in self.plans}:
+                raise UsageError(f"these visual tokens were made with plan {each.plan}, this pipeline runs {self.name}")
+        # Before the images: a wrong prompt should not cost a vision pass.
+        chosen = choose_images(given, prompt)
+        read = self._prompts.read(prompt, raw=raw_prompt, images=len(chosen))
+        self.stages.check_images(read.images)
         unpruned = self._unpruned(read)
         limit = decoding.new_tokens(len(unpruned))
-        asks = image.question is not None if isinstance(image, VisualTokens) else self.takes_question
+        own = self.takes_question
+        asks = any(each.question is not None if isinstance(each, VisualTokens) else own for each, _ in chosen)
         question = self._prompts.question(prompt, raw=raw_prompt) if asks else None
         clock = Clock(self.stages.sync)
-        visual = image if isinstance(image, VisualTokens) else self._encode(image, prompt, question)
+        images = [
+            each if isinstance(each, VisualTokens) else self._encode(each, passed_over, question if own else None)
+            for each, passed_over in chosen
+        ]
         clock.lap("encode")
-        continuation = self.stages.prefill(visual, read, limit)
+        continuation = self.stages.prefill(images, read, limit)
         clock.lap("prefill")
         text, decoder = self.bundle.manifest.text, self.bundle.manifest.decoder
         choose = decoding.start(unpruned, limit, text.eos_token_ids, decoder.vocab_size, self._prompts.tokenizer)
-        if question is not None and question.text != visual.question:
-            picked = f"the visual tokens were picked for {visual.question!r}"
-            own = f"{picked}; encode the image with this question for its own"
-            visual = replace(visual, warnings=[*visual.warnings, own])
+        if question is not None:
+            images = [_asked(visual, question) for visual in images]
         clock.lap("first_token")  # goes on when the first piece is asked for
-        encoded_here = not isinstance(image, VisualTokens)
-        return AnswerStream(self._pieces(visual, continuation, choose, clock, encoded_here))
+        encoded_here = not all(isinstance(each, VisualTokens) for each, _ in chosen)
+        return AnswerStream(self._pieces(images, continuation, choose, clock, encoded_here))
 
     def _pieces(
         self,
-        visual: VisualTokens,
+        images: Sequence[VisualTokens],
         continuation: Continuation,
         choose: TokenChooser,
         clock: Clock,
@@ -317,25 +356,33 @@ class Pipeline:
             token_ids=token_ids,
             finish_reason=choose.finish_reason,
             prompt_tokens=continuation.prompt_tokens,
-            visual_tokens=len(visual.keep_indices),
-            keep_indices=visual.keep_indices.tolist(),
             kept_by_layer={
                 step.layer: kept.numpy()[0].tolist()
-                for step, kept in zip(self.plans[0].steps, continuation.sequence.kept, strict=True)
+                for step, kept in zip(self.plans[0].steps if images else (), continuation.sequence.kept, strict=True)
             },
-            timings_ms=timings(visual, clock.laps, encoded_here=encoded_here),
-            plan=visual.plan,
-            reports=visual.reports,
-            warnings=visual.warnings,
-            route=visual.route,
+            timings_ms=timings(images, clock.laps, encoded_here=encoded_here),
+            **of_images([summary(visual) for visual in images], self.name),
         )
 
     def _unpruned(self, read: Prompt) -> np.ndarray:
-        """The prompt's ids [L] int64 as transformers has them: a placeholder for each of the image's visual tokens."""
+        """The prompt's ids [L] int64 as transformers has them: a placeholder for each visual token of each image."""
         manifest = self.bundle.manifest
-        placeholders = np.full(manifest.vision.largest.tokens, manifest.text.image_token_id, np.int64)
-        return np.concatenate([read.before, placeholders, read.after])
+        return read.ids(manifest.text.image_token_id, [manifest.vision.largest.tokens] * read.images)
 
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError(f"this pipeline of {self.bundle.folder} is closed; open it again")
+
+
+def _as_list(image: Any) -> list[Any] | None:
+    """The images that an argument gives: None where it is left out, one alone as a list of one."""
+    return None if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+
+
+def _asked(visual: VisualTokens, question: Question) -> VisualTokens:
+    """`visual` with a sentence where it was picked for another question."""
+    if visual.question is None or visual.question == question.text:
+        return visual
+    picked = f"the visual tokens were picked for {visual.question!r}"
+    own = f"{picked}; encode the image with this question for its own"
+    return replace(visual, warnings=[*visual.warnings, own])

@@ -1,6 +1,8 @@
-"""Position ids of a prompt with an image in it."""
+"""Position ids of a prompt with images in it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,17 +27,22 @@ def image_span(ids: PositionIds, vision: Vision, arrangement: Arrangement, kept:
     return arrangement.tokens + vision.separator_rows(arrangement)
 
 
-def prompt_positions(before: int, visual: np.ndarray, span: int, after: int) -> np.ndarray:
-    """Position ids [axes, before + N + after] int64 of text, visual tokens and text.
+def prompt_positions(
+    texts: Sequence[int], visuals: Sequence[np.ndarray], spans: Sequence[int], axes: int
+) -> np.ndarray:
+    """Position ids [axes, L] int64 of a prompt: text, the visual tokens of an image, text, and so on.
 
     Args:
-        before: Number of text tokens before the image.
-        visual: [axes, N] int64, counted from the image's place.
-        span: Position ids that the image takes (`image_span`).
-        after: Number of text tokens behind it.
+        texts: Number of text tokens before each image, and behind the last.
+        visuals: [axes, n] int64 of each image's n visual tokens, counted from its place.
+        spans: Position ids that each image takes (`image_span`).
+        axes: Ids that a token has (`PositionIds.axes`).
     """
-
-    def text(start: int, count: int) -> np.ndarray:
-        return np.broadcast_to(np.arange(start, start + count), (len(visual), count))
-
-    return np.concatenate([text(0, before), before + visual, text(before + span, after)], axis=1)
+    parts, start = [np.empty((axes, 0), np.int64)], 0
+    for number, count in enumerate(texts):
+        parts.append(np.broadcast_to(np.arange(start, start + count), (axes, count)))
+        start += count
+        if number < len(visuals):
+            parts.append(start + visuals[number])
+            start += spans[number]
+    return np.concatenate(parts, axis=1)

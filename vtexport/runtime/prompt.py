@@ -1,8 +1,10 @@
-"""From a question or a conversation to token ids with one place for the image, by the checkpoint's chat template."""
+"""From a question or a conversation to token ids with places for images, by the checkpoint's chat template."""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +21,36 @@ from vtexport.runtime.messages import Messages, check_utf8, image_parts, normali
 
 __all__ = ["Messages", "Prompt", "PromptReader", "Question", "StreamDecoder"]
 
+_EMPTY = "the prompt is empty; ask something"
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids before and after the image."""
+    """Token ids of the text around the places of N >= 0 images."""
 
-    before: np.ndarray  # [P] int64
-    after: np.ndarray  # [Q] int64
+    spans: tuple[np.ndarray, ...]  # N + 1 of [P] int64, any of which may be empty
+
+    @property
+    def images(self) -> int:
+        """Number of images N that it has places for."""
+        return len(self.spans) - 1
+
+    @property
+    def before(self) -> np.ndarray:
+        """[P] int64 before the first image."""
+        return self.spans[0]
+
+    @property
+    def after(self) -> np.ndarray:
+        """[Q] int64 behind the last image; the whole text, as `before` is, where there is none."""
+        return self.spans[-1]
+
+    def ids(self, image_token_id: int, rows: Sequence[int]) -> np.ndarray:
+        """[L] int64 of the whole prompt as transformers has it, with `rows[i]` placeholders for image i."""
+        places = [np.full(count, image_token_id, np.int64) for count in rows]
+        parts = [part for pair in zip(self.spans, places, strict=False) for part in pair]
+        return np.concatenate([*parts, self.spans[-1]])
 
 
 class Question(NamedTuple):
@@ -78,14 +101,21 @@ class PromptReader:
             ) from error
         self._template = _compile(source)
 
-    def render(self, prompt: str | Messages, *, raw: bool = False) -> str:
-        """The text that is tokenised, with the image's placeholder in it.
+    def render(self, prompt: str | Messages, *, raw: bool = False, images: int | None = None) -> str:
+        """The text that is tokenised, with a placeholder in it for each image.
 
-        A string is one user turn about the image; a list of messages (see `messages`) is a conversation, rendered as
-        transformers' processor does. With `raw` the string is taken as it is and holds the placeholder itself.
+        A string is one user turn with the images before the text; a list of messages (see `messages`) is a
+        conversation, rendered as transformers' processor does. With `raw` the string is taken as it is and holds the
+        placeholders itself.
+
+        Args:
+            prompt: a question or a conversation.
+            raw: no chat template.
+            images: how many are given. When left out, a conversation and a raw prompt have as many as they hold, and
+                any other string has one.
 
         Raises:
-            UsageError: not exactly one image in the conversation, the template refuses it, or text that is not UTF-8.
+            UsageError: another number of images in the prompt, the template refuses it, or text that is not UTF-8.
         """
         token = self._text.image_token
         if isinstance(prompt, str):
@@ -93,43 +123,59 @@ class PromptReader:
         if raw:
             if not isinstance(prompt, str):
                 raise UsageError("a raw prompt is a string")
-            if (found := prompt.count(token)) != 1:
-                raise UsageError(f"the prompt holds {found} images ({token}); it takes exactly one")
+            if not prompt:
+                raise UsageError(_EMPTY)
+            self._check_places(prompt.count(token), images)
             return prompt
         if isinstance(prompt, str):
             if not prompt.strip():
-                raise UsageError("the prompt is empty; ask something about the image")
+                raise UsageError(_EMPTY)
             if token in prompt:
                 raise UsageError(
                     f"the prompt contains {token}, which stands for the image; leave it out or use a raw prompt"
                 )
-            prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+            asked = {"type": "text", "text": prompt}
+            parts = [{"type": "image"} for _ in range(1 if images is None else images)]
+            prompt = [{"role": "user", "content": [*parts, asked]}]
         messages = normalised(prompt, self._text.part_roles)
         text = render(self._template, messages, self._text.special_tokens)
         check_utf8(text, "the text of the chat template")
-        if (found := text.count(token)) != 1:
-            parts = len(image_parts(messages))
-            of = f" of {parts} image parts" if parts not in (0, found) else ""
-            raise UsageError(f"the prompt holds {found} images ({token}){of}; it takes exactly one")
+        found, named = text.count(token), len(image_parts(messages))
+        if named not in (0, found):  # without image parts the placeholders may stand in a message's text
+            raise UsageError(
+                f"the prompt holds {found} images ({token}) of {named} image parts; use a chat template that writes "
+                f"{token} once for each, and no text with {token} in it"
+            )
+        self._check_places(found, images)
         return text
 
-    def read(self, prompt: str | Messages, *, raw: bool = False) -> Prompt:
-        """Token ids of the rendered prompt, split at the image.
+    def _check_places(self, found: int, images: int | None) -> None:
+        if images is not None and found != images:
+            token, are = self._text.image_token, "is" if images == 1 else "are"
+            raise UsageError(
+                f"the prompt holds {found} images ({token}) and {images} {are} given; give as many as it has places for"
+            )
+
+    def read(self, prompt: str | Messages, *, raw: bool = False, images: int | None = None) -> Prompt:
+        """Token ids of the rendered prompt, split at its images; arguments as of `render`.
 
         Raises:
             UsageError: as `render`.
         """
-        text = self.render(prompt, raw=raw)
+        text = self.render(prompt, raw=raw, images=images)
         bos = self._text.bos_token
         # A template that writes the start token itself must not get a second one.
         special = bos is None or not text.startswith(bos)
         ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=special).ids, np.int64)
         at = np.flatnonzero(ids == self._text.image_token_id)
-        if len(at) != 1:
+        if len(at) != text.count(self._text.image_token):
             raise BundleError(
                 f"the bundle's tokenizer does not know {self._text.image_token} as one token; build the bundle again"
             )
-        return Prompt(ids[: at[0]], ids[at[0] + 1 :])
+        if not len(ids):  # of characters that the tokenizer drops
+            raise UsageError(_EMPTY)
+        edges = [-1, *at.tolist(), len(ids)]
+        return Prompt(tuple(ids[start + 1 : end] for start, end in itertools.pairwise(edges)))
 
     def question(self, prompt: str | Messages, *, raw: bool = False) -> Question:
         """The question's own text and its token ids, for plans that pick visual tokens by the question.

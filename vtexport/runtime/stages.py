@@ -137,38 +137,69 @@ class Stages:
             aux_outputs={name: value for name, value in kept.items() if name in self._passed_on},
         )
 
-    def prefill(self, visual: VisualTokens, prompt: Prompt, max_new_tokens: int) -> Continuation:
-        """Runs the prompt with the visual tokens in their place.
+    def check_images(self, count: int) -> None:
+        """Refuses a number of images that the model or the plan does not take in one prompt.
+
+        Raises:
+            UsageError: with the number.
+        """
+        limits, plan = self._manifest.images_per_prompt, self._plans[0]
+        if not limits.take(count):
+            least, most = limits.least, limits.most
+            taken = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"
+            raise UsageError(
+                f"the prompt has {count} images, and this model ({self._manifest.family}) takes {taken} in a prompt; "
+                "ask with as many"
+            )
+        if plan.steps and count > 1:
+            raise UsageError(
+                f"plan {plan.name} prunes inside the language model, which is for one image, and the prompt has "
+                f"{count}; open a plan that prunes before the language model (vtexport inspect lists them)"
+            )
+
+    def prefill(
+        self, visual: VisualTokens | SequenceOf[VisualTokens], prompt: Prompt, max_new_tokens: int
+    ) -> Continuation:
+        """Runs the prompt with the visual tokens in their places.
 
         Args:
-            visual: From `prune`.
+            visual: From `prune`; of a prompt with several images or none, a sequence of them.
             prompt: From `PromptReader.read`.
             max_new_tokens: the most that `decode` will be called for.
 
         Raises:
-            UsageError: prompt and new tokens do not fit the model's positions, or bfloat16 visual tokens another type.
+            UsageError: prompt and new tokens do not fit the model's positions, another number of images than the
+                prompt has places for or the model takes, or bfloat16 visual tokens another type.
             InputError: the numbers left the range of the bundle's precision.
         """
-        start, rows = len(prompt.before), len(visual.keep_indices)
-        after = start + visual.position_span
-        length, end_position = start + rows + len(prompt.after), after + len(prompt.after)
+        images = [visual] if isinstance(visual, VisualTokens) else list(visual)
+        if len(images) != prompt.images:
+            raise UsageError(
+                f"the prompt has places for {prompt.images} images and visual tokens of {len(images)} are given; give "
+                "as many as it has places for"
+            )
+        self.check_images(len(images))
+        rows, spans = [len(each.keep_indices) for each in images], [each.position_span for each in images]
+        texts = [len(span) for span in prompt.spans]
+        length, end_position = sum(texts) + sum(rows), sum(texts) + sum(spans)
         limit = self._manifest.decoder.max_position_embeddings
         if end_position + max_new_tokens > limit:
             raise UsageError(
                 f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
                 f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
-        backend, sequence = self._backend, self.language_model.start(length, max_new_tokens)
-        embeddings = backend.join(
-            [
-                backend.upload(self._embed(prompt.before)),
-                self._own(visual.block),
-                backend.upload(self._embed(prompt.after)),
-            ]
-        )
-        positions = prompt_positions(start, visual.positions, visual.position_span, len(prompt.after))
-        aux_outputs = {name: backend.adopt(value) for name, value in visual.aux_outputs.items()}
-        logits = self.language_model.prefill(sequence, embeddings, positions, start, aux_outputs)
+        backend = self._backend
+        sequence = self.language_model.start(length, max_new_tokens, bool(images))
+        embedded = [backend.upload(self._embed(span)) for span in prompt.spans]
+        blocks = [part for text, each in zip(embedded, images, strict=False) for part in (text, self._own(each.block))]
+        embeddings = backend.join([*blocks, embedded[-1]])
+        axes = self._manifest.position_ids.axes
+        positions = prompt_positions(texts, [each.positions for each in images], spans, axes)
+        aux_outputs = {
+            name: backend.adopt(value) for each in images[:1] for name, value in each.aux_outputs.items()
+        }  # for steps, which are for one image
+        visual_start = texts[0] if images else None
+        logits = self.language_model.prefill(sequence, embeddings, positions, visual_start, aux_outputs)
         return Continuation(sequence, logits, end_position, length)
 
     def decode(self, continuation: Continuation, token: int) -> np.ndarray:

@@ -19,8 +19,9 @@ from transformers.activations import ACT2FN
 
 from vtexport.errors import UsageError, VtexportError
 from vtexport.graphs.activations import ACTIVATIONS, activation
-from vtexport.graphs.builder import GraphWriter, save
+from vtexport.graphs.builder import GraphWriter
 from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.files import save
 from vtexport.graphs.weight import Weight
 from vtexport.models import parts
 from vtexport.models.registry import family_of

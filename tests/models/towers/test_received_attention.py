@@ -12,8 +12,8 @@ import torch
 
 from vtexport.assemble.link import weights_in_place
 from vtexport.checkpoint.resolve import open_checkpoint
-from vtexport.graphs.builder import save
 from vtexport.graphs.dialects import DIALECTS
+from vtexport.graphs.files import save
 from vtexport.models.registry import family_of
 from vtexport.pruning.eager.encode import signals_of
 

@@ -125,9 +125,11 @@ CASE(values_out_of_range_are_refused) {
 }
 
 CASE(texts_end_where_their_field_ends) {
-  for (const std::string& known :
-       {std::string("leverage"), std::string("leverage\0", 9), std::string("leverage\0xy", 11)}) {
+  for (const std::string& known : {std::string("leverage"), std::string("leverage\0", 9)}) {
     CHECK(refusal(with("VtxSVDPrune", text("mode", known))) == "(taken)");
+  }
+  for (const std::string& longer : {std::string("leverage\0xy", 11), std::string("leverage\0\0", 10)}) {
+    CHECK_SAYS(refusal(with("VtxSVDPrune", text("mode", longer))), "\"leverage\" and a zero byte before its end; give");
   }
   for (const std::string& unknown :
        {std::string("leverag"), std::string("leveragex"), std::string(), std::string(5000, 'x')}) {
@@ -136,6 +138,12 @@ CASE(texts_end_where_their_field_ends) {
   Owned negative = text("mode", "budget");
   negative.length = -5;
   CHECK_SAYS(refusal(with("VtxSVDPrune", std::move(negative))), "attribute mode is \"\"");
+}
+
+CASE(a_models_text_cannot_write_into_the_log) {
+  const std::string lines = "a\n\x1b[31mERROR: \x7f\xc3\xa4";
+  CHECK_SAYS(refusal(with("VtxSVDPrune", text("mode", lines))), "is \"a??[31mERROR: ???\"; give");
+  CHECK_SAYS(refusal(with("VtxSVDPrune", integer("a\r\tb", 1))), "there is no attribute a??b; those read are");
 }
 
 CASE(attributes_that_contradict_each_other) {
@@ -226,7 +234,8 @@ CASE(shapes_that_do_not_fit) {
   }
   const auto heads = create(samples::of("VtxAttentionTopK"));
   CHECK_SAYS(refusal(*heads, views({{1, 600, 32}, {1}, {1, 600, 3, 16}, {1, 4, 16}})), "4 heads, not a multiple");
-  CHECK_SAYS(refusal(*heads, views({{2, 600, 32}, {1}, {1, 600, 2, 16}, {1, 4, 16}})), "1 has to be from 1 to 1");
+  CHECK_SAYS(refusal(*heads, views({{2, 600, 32}, {1}, {1, 600, 2, 16}, {1, 4, 16}})),
+             "axis 0 has to have the length 1");
 }
 
 CASE(lengths_that_are_not_known_yet) {

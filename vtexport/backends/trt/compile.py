@@ -7,16 +7,26 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from vtexport.backends.recipe import Target
-from vtexport.backends.record import FOLDER, RECORD_NAME, SCHEMA_VERSION, TEXT_TOKENS, Engine, Engines, encode
-from vtexport.backends.trt.flavour import Flavour
+from vtexport.backends.record import (
+    FOLDER,
+    RECORD_NAME,
+    SCHEMA_VERSION,
+    TEXT_TOKENS,
+    Engine,
+    Engines,
+    PluginLibrary,
+    encode,
+)
+from vtexport.backends.trt.flavour import FLAVOURS, Flavour
+from vtexport.backends.trt.plugin import environment, plugin_for
 from vtexport.backends.trt.profiles import profiles
-from vtexport.backends.trt.worker import Job, Outcome
+from vtexport.backends.trt.worker import NOT_LOADED, Job, Outcome
 from vtexport.bundle.abilities import choose_graphs
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME, File
@@ -25,6 +35,7 @@ from vtexport.bundle.reader import Bundle
 from vtexport.bundle.unfinished import written_by
 from vtexport.dtypes import DTYPES
 from vtexport.errors import UsageError, VtexportError, quoted
+from vtexport.plugins.libraries import SWITCH
 
 _WORKER = [sys.executable, "-m", "vtexport.backends.trt.worker"]
 # How C++, Python and TensorRT say it, in lower case.
@@ -89,6 +100,9 @@ class EngineCompiler:
         wanted = list(dict.fromkeys(name for graphs in chosen for name in graphs.names))  # as they run, each once
         ranges = {name: profiles(manifest, manifest.graphs[name], text_tokens) for name in wanted}
         self._flavour.check_installed()
+        plugin = plugin_for(capabilities)
+        native = plugin.library.absolute() if plugin.library is not None else None
+        stage(f"pruning ops as plugins of {native}" if native else f"pruning ops as ONNX functions ({plugin.reason})")
         engines, version = {}, ""
         with staged(bundle.folder / FOLDER / target.name, marker=RECORD_NAME) as folder:
             for number, name in enumerate(wanted, 1):
@@ -101,6 +115,7 @@ class EngineCompiler:
                     profiles=ranges[name],
                     compute_capabilities=["SM" + capability.replace(".", "") for capability in capabilities],
                     parent=os.getpid(),
+                    plugins=str(native or ""),
                 )
                 outcome = build_engine(job, name)
                 version = outcome.version
@@ -111,6 +126,7 @@ class EngineCompiler:
                     sha256=described.sha256,
                     profiles=ranges[name],
                     peak_memory_bytes=outcome.peak_memory_bytes,
+                    plugins=outcome.plugins,
                 )
             record = Engines(
                 schema_version=SCHEMA_VERSION,
@@ -119,6 +135,7 @@ class EngineCompiler:
                 compute_capabilities=list(capabilities),
                 precision=manifest.precision,
                 manifest_sha256=_describe(bundle.path(MANIFEST_NAME)).sha256,
+                plugin_library=_describe_plugins(native, engines),
                 engines=engines,
             )
             (folder / RECORD_NAME).write_bytes(encode(record))
@@ -142,6 +159,13 @@ class EngineCompiler:
             )
 
 
+def _describe_plugins(library: Path | None, engines: Mapping[str, Engine]) -> PluginLibrary | None:
+    if library is None or not any(engine.plugins for engine in engines.values()):
+        return None
+    described = _describe(library)
+    return PluginLibrary(file=library.name, bytes=described.bytes, sha256=described.sha256)
+
+
 def build_engine(job: Job, name: str) -> Outcome:
     """Builds the engine of the graph `name` in a process of its own, which ends when this one does.
 
@@ -149,7 +173,11 @@ def build_engine(job: Job, name: str) -> Outcome:
         VtexportError: the library does not take the graph, or the process ended without an outcome.
     """
     pipe = subprocess.PIPE
-    with subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe) as process, written_by(process):
+    with (
+        environment(FLAVOURS[job.module]) as variables,
+        subprocess.Popen(_WORKER, stdin=pipe, stdout=pipe, stderr=pipe, env=variables) as process,
+        written_by(process),
+    ):
         answer, output = process.communicate(msgspec.json.encode(job))
     if process.returncode != 0:
         raise VtexportError(describe_ending(name, process.returncode, output.decode(errors="replace").strip()))
@@ -160,6 +188,8 @@ def build_engine(job: Job, name: str) -> Outcome:
             raise VtexportError(_lack_of_memory(name, quoted(first, limit=100)))
         more = f" (and {len(outcome.problems) - 1} more)" if len(outcome.problems) > 1 else ""
         hint = "the bundle's graphs still run in ONNX Runtime"
+        if first.startswith(NOT_LOADED):
+            hint = f"{SWITCH}=0 builds the ops' functions instead"
         if "SM75" in job.compute_capabilities and "Turing" in outcome.problems[0]:
             hint = "compute capability 7.5 cannot run this graph, leave it out"
         raise VtexportError(f"{outcome.version} does not take {name}: {quoted(first, name, limit=150)}{more}; {hint}")

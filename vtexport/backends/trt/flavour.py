@@ -21,6 +21,7 @@ class Flavour:
         names_capabilities: True where a builder can be told the compute capabilities that an engine is for; another
             builds for the GPU that it runs on.
         float32: False where it has no float32 attention for lengths that vary.
+        opened_as: Name by which its ONNX parser opens the library itself for a plugin's node; empty where it does not.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Flavour:
     install: str
     names_capabilities: bool
     float32: bool
+    opened_as: str = ""
 
     def check_installed(self) -> None:
         """Refuses to begin where the library is not there.
@@ -50,6 +52,7 @@ TENSORRT_RTX = Flavour(
     "pip install 'vtexport[tensorrt-rtx]'",
     names_capabilities=True,
     float32=False,
+    opened_as="libtensorrt_rtx.so",
 )
 # By the name of the module, as the process that builds an engine is told it
 FLAVOURS = {flavour.module: flavour for flavour in (TENSORRT, TENSORRT_RTX)}

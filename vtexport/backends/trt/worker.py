@@ -1,8 +1,8 @@
 """One engine from one ONNX file, in a process of its own: `python -m vtexport.backends.trt.worker`.
 
 A process for each engine, because the first logger given to TensorRT stays for the whole process, its memory (about
-three times the weights) goes back at once, and a crash ends nothing else. No plugin library of ours may be loaded here:
-the parser of TensorRT-RTX aborts when it meets a matching plugin creator. The pruning op's function is inlined instead.
+three times the weights) goes back at once, and a crash ends nothing else. Where a job names a plugin library, its
+plugins take the pruning ops' nodes; else their functions are inlined.
 
 Reads a `Job` as JSON from stdin and writes an `Outcome` as JSON to stdout. It ends when the process that started it
 ends, in whatever way.
@@ -22,6 +22,7 @@ import msgspec
 from vtexport.backends.record import Profile
 from vtexport.backends.trt.flavour import FLAVOURS
 
+NOT_LOADED = "the plugin library cannot be loaded"
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -34,6 +35,7 @@ class Job(msgspec.Struct, kw_only=True):
     profiles: list[Profile]
     compute_capabilities: list[str]  # names such as "SM89"; empty for a portable engine
     parent: int  # process id of the one that waits for the outcome
+    plugins: str = ""  # path of a plugin library to load; "" for none
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -42,6 +44,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     problems: list[str]
     version: str
     peak_memory_bytes: int = 0  # the largest resident memory of the process
+    plugins: list[str] = []  # names of the engine's plugins, each once
 
 
 def run_job(job: Job) -> Outcome:
@@ -59,9 +62,13 @@ def run_job(job: Job) -> Outcome:
 
     logger = Logger()
     builder = trt.Builder(logger)
+    version = f"{job.module} {trt.__version__}"
+    # Never given back: a registry without the library while a network has its plugins ends in a crash.
+    if job.plugins and trt.get_plugin_registry().load_library(job.plugins) is None:
+        said = " ".join(logged) or "its registry gave no reason"
+        return Outcome(problems=[f"{NOT_LOADED}: {said}"], version=version)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    version = f"{job.module} {trt.__version__}"
     if not parser.parse_from_file(job.graph):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
         refused = [f"{error.desc()} (node {error.node_name()}, {error.node_operator()})" for error in errors]
@@ -82,7 +89,17 @@ def run_job(job: Job) -> Outcome:
     if engine is None:
         return Outcome(problems=logged or ["the builder gave no engine and no reason"], version=version)
     Path(job.engine).write_bytes(engine)
-    return Outcome(problems=[], version=version)
+    return Outcome(problems=[], version=version, plugins=_plugins(trt, network))
+
+
+def _plugins(trt: Any, network: Any) -> list[str]:
+    """Names of the plugins that the parser has taken for nodes."""
+    names = []
+    for layer in (network.get_layer(number) for number in range(network.num_layers)):
+        if layer.type == trt.LayerType.PLUGIN_V3:
+            layer.__class__ = trt.IPluginV3Layer
+            names.append(layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE).plugin_name)
+    return list(dict.fromkeys(names))
 
 
 def end_with(parent: int) -> None:

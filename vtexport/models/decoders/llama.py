@@ -136,12 +136,12 @@ class LlamaDecoder(Decoder):
                 with g.scope(f"layers.{layer}"):
                     normed = self.norm(g, hidden, f"{_LAYER.format(layer)}input_layernorm.weight", dialect, dtype)
                     with g.scope("self_attn"):
-                        query, *own = self._project(g, layer, normed, rotation, dialect)
-                        both = []
-                        for kind, x in zip(("key", "value"), own, strict=True):
-                            new[layer, kind] = x
-                            both.append(g.op("Concat", past[layer, kind], x, axis=1))
-                        attended = dialect.attend(g, self, query, *both, masks[self.windows[layer]], dtype)
+                        query, key, value = self._project(g, layer, normed, rotation, dialect)
+                        new[layer, "key"], new[layer, "value"] = key, value
+                        keys = g.op("Concat", past[layer, "key"], key, axis=1)
+                        values = g.op("Concat", past[layer, "value"], value, axis=1)
+                        mask = masks[self.windows[layer]]
+                        attended = dialect.attend(g, self, query, keys, values, mask, dtype)
                         name = f"{_LAYER.format(layer)}self_attn.o_proj"
                         attended = linear(g, attended, name, self.output_bias)
                     hidden = g.op("Add", hidden, attended)

@@ -20,6 +20,7 @@ from vtexport.pruning.eager.encode import Encoder
 from vtexport.pruning.eager.generate import RECORD, GenerateSide, KeptColumns
 from vtexport.pruning.eager.patches import Patches
 from vtexport.pruning.eager.steps import StepHooks, StepState, no_copy
+from vtexport.pruning.eager.tower import TowerFacts
 from vtexport.pruning.registry import get_method, make_options
 from vtexport.pruning.schedule import Schedule
 from vtexport.pruning.types import ModelShape, Selection
@@ -42,13 +43,13 @@ class Applied:
             `image_embeds` [1, T, W]); used for every image until changed.
     """
 
-    def __init__(self, model: Any, method: str, schedule: Schedule, grid: tuple[int, int]):
+    def __init__(self, model: Any, method: str, schedule: Schedule, tower: TowerFacts):
         self.selections: list[Selection] = []
         self.steps: list[Selection] = []
         self.extra_signals: dict[str, torch.Tensor] = {}
         self.method, self.schedule, self.keep = method, schedule, schedule.visual_tokens
-        self._inner, self._tokens = model.model, grid[0] * grid[1]
-        self._encoder = Encoder(self._inner, method, schedule, grid)
+        self._inner, self._tokens = model.model, tower.tokens
+        self._encoder = Encoder(self._inner, method, schedule, tower)
         self._number = next(_NUMBERS)
         self._original = self._inner.forward
         self._hooks = StepHooks(self._inner.language_model, schedule.steps) if schedule.steps else None
@@ -242,7 +243,7 @@ def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any
     """Prunes the visual tokens of a Hugging Face LLaVA in place, in `model(...)` and `model.generate(...)`.
 
     Args:
-        model: `LlavaForConditionalGeneration` with one vision feature layer and a CLIP tower; any device and dtype.
+        model: `LlavaForConditionalGeneration` with a CLIP or SigLIP tower; any device and dtype.
         method: Name of the method (`vtexport list methods`).
         keep: The budget N.
         parameters: The method's options.
@@ -264,29 +265,22 @@ def apply(model: Any, *, method: str, keep: int | None = None, **parameters: Any
         )
     if hasattr(model.model, _MARK):
         raise UsageError("the model is pruned already; call remove() on what apply() returned first")
-    config, vision, text = model.config, model.config.vision_config, model.config.text_config
-    if vision.model_type != "clip_vision_model":
-        raise UsageError(f"a vision tower of type {vision.model_type!r} cannot be pruned; 'clip_vision_model' can")
-    layer, blocks = config.vision_feature_layer, vision.num_hidden_layers
-    if not isinstance(layer, int) or config.vision_feature_select_strategy != "default":
-        raise UsageError(
-            f"vision_feature_layer={layer!r} with "
-            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} cannot be pruned; "
-            "one layer and 'default' can"
-        )
-    if not (-blocks <= layer <= -1 or 1 <= layer <= blocks):
-        raise UsageError(f"vision_feature_layer={layer} cannot be pruned; -{blocks} to -1 and 1 to {blocks} can")
-    side = vision.image_size // vision.patch_size
+    text, tower = model.config.text_config, TowerFacts.of(model.config)
     chosen = get_method(method)
-    shape = ModelShape((side, side), text.num_hidden_layers)
+    shape = ModelShape(tower.grid, text.num_hidden_layers, has_cls=tower.cls_rows > 0)
     schedule = chosen.plan(make_options(chosen, parameters), shape, keep)
+    if "similarity_features" in schedule.signals and len(tower.feature_layers) > 1:
+        raise UsageError(
+            f"{method} compares features of one layer's width, and this model joins those of layers "
+            f"{', '.join(map(str, tower.feature_layers))}; give another method"
+        )
     if schedule.steps and (text.model_type not in _STEPS_TAKE or _slides(text)):
         raise UsageError(
             f"{method} prunes inside the language model, which can be of type {', '.join(_STEPS_TAKE)}, without a "
             f"sliding window, not {text.model_type!r} with a window of {getattr(text, 'sliding_window', None)}; use "
             "another method"
         )
-    return Applied(model, method, schedule, (side, side))
+    return Applied(model, method, schedule, tower)
 
 
 def _slides(text: Any) -> bool:

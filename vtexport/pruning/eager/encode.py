@@ -10,6 +10,7 @@ import torch
 
 from vtexport.errors import UsageError
 from vtexport.pruning.arrays import checked_inputs
+from vtexport.pruning.eager.tower import TowerFacts
 from vtexport.pruning.schedule import Schedule
 from vtexport.pruning.signals import SIGNALS
 from vtexport.pruning.types import AFTER_CONNECTOR, Selection, Sizes
@@ -33,12 +34,10 @@ class Encoded:
 
 
 class Encoder:
-    """The vision side of one model under one schedule of a method. `inner` is a `LlavaModel`, `grid` its rows and
-    columns.
-    """
+    """The vision side of one model, a `LlavaModel` with the tower of `tower`, under one schedule of a method."""
 
-    def __init__(self, inner: Any, method: str, schedule: Schedule, grid: tuple[int, int]):
-        self._inner, self._grid, self._method, self._schedule = inner, grid, method, schedule
+    def __init__(self, inner: Any, method: str, schedule: Schedule, tower: TowerFacts):
+        self._inner, self._tower, self._method, self._schedule = inner, tower, method, schedule
         self._placed, self._op = schedule.first, schedule.first.op
         self._wanted = [SIGNALS[name].input for name in schedule.signals]
 
@@ -71,7 +70,7 @@ class Encoder:
             source = features.gather(1, (indices + slot)[:, :, None].expand(-1, -1, features.shape[2]))
             merged = [selection.merged[:, :used, None] for selection in selections if selection.merged is not None]
             rows = torch.where(torch.cat(merged), rows, source) if merged else source
-        span = self._grid[0] * self._grid[1]
+        span = self._tower.tokens
         if self._placed.positions == "contiguous":
             span, indices = used, torch.arange(used, device=indices.device).expand_as(indices)
         return Encoded(rows if projected else projector(rows), indices, span, selections)
@@ -88,7 +87,7 @@ class Encoder:
     def _op_rows(self, features: torch.Tensor) -> torch.Tensor:
         """Rows as the op takes them: of the tower's features with or without CLS, projected where it stands behind the
         connector."""
-        rows = features if self._op.takes_cls else features[:, 1:]
+        rows = features if self._op.takes_cls else features[:, self._tower.cls_rows :]
         return self._inner.multi_modal_projector(rows) if self._placed.place == AFTER_CONNECTOR else rows
 
     def wants_gradients(self, pixel_values: torch.Tensor) -> bool:
@@ -108,7 +107,7 @@ class Encoder:
         heads, head_dim = signals["keys"].shape[2:] if "keys" in signals else (1, 1)
         sizes = Sizes(
             batch=1,
-            grid=self._grid,
+            grid=self._tower.grid,
             width=features.shape[2],
             keep=self._schedule.visual_tokens,
             heads=heads,
@@ -131,23 +130,25 @@ class Encoder:
 
 
 def signals_of(inner: Any, pixel_values: torch.Tensor, signals: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """`features` [B, 1 + T, D] and those of `signals` that a CLIP tower gives, by tensor name (`Signal.input`).
+    """`features` [B, cls + T, D] and those of `signals` that the tower gives, by tensor name (`Signal.input`).
 
     From the hidden states that transformers returns: `hidden_states[k]` is the output of block k - 1. The attention row
     and the keys are computed again from the input of the feature layer's block, softmax in float32. Gradients pass
     through `features` alone.
     """
+    tower = TowerFacts.of(inner.config)
     states = inner.vision_tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
-    layer = inner.config.vision_feature_layer % len(states)
-    return {"features": states[layer]} | _further_signals(inner, states, layer, signals)
+    features = torch.cat([states[layer] for layer in tower.feature_layers], -1)
+    return {"features": features} | _further_signals(inner, states, tower, signals)
 
 
 @torch.no_grad()
 def _further_signals(
-    inner: Any, states: tuple[torch.Tensor, ...], layer: int, signals: tuple[str, ...]
+    inner: Any, states: tuple[torch.Tensor, ...], tower: TowerFacts, signals: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     blocks = inner.vision_tower.encoder.layers
+    layer, first = tower.feature_layer, tower.cls_rows
     block = blocks[layer - 1]
     attention = block.self_attn
     x = block.layer_norm1(states[layer - 1])
@@ -158,12 +159,12 @@ def _further_signals(
         logits = torch.einsum("bqhd,bkhd->bhqk", query, keys).float() * attention.scale
         found["scores"] = logits.softmax(-1)[:, :, 0, 1:].sum(1)
     if "received_attention" in signals:
-        queries = attention.q_proj(x[:, 1:]).view(batch, rows - 1, attention.num_heads, -1)
+        queries = attention.q_proj(x[:, first:]).view(batch, rows - first, attention.num_heads, -1)
         logits = torch.einsum("bqhd,bkhd->bhqk", queries, keys).float() * attention.scale
-        found["scores"] = logits.softmax(-1)[..., 1:].mean(2).sum(1)
+        found["scores"] = logits.softmax(-1)[..., first:].mean(2).sum(1)
     if "keys" in signals:
-        found["keys"] = keys[:, 1:]
+        found["keys"] = keys[:, first:]
     if "similarity_features" in signals:
-        first = round(2 * len(blocks) / 3)
-        found["similarity_features"] = torch.stack(states[first:]).float().mean(0)[:, 1:]
+        late = states[round(2 * len(blocks) / 3) :]
+        found["similarity_features"] = torch.stack(late).float().mean(0)[:, first:]
     return found

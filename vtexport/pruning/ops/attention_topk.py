@@ -17,7 +17,9 @@ from vtexport.pruning.topk import keep_top
 from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,16 @@ class AttentionTopK(DecoderOp):
         start = int(inputs["visual_start"][0])
         return keep_top(xp, inputs, attention[start : start + sizes.tokens], sizes)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         import numpy as np
 
         from vtexport.pruning.splice_onnx import keep_top, splice
 
         groups = sizes.heads // sizes.kv_heads
-        query = e.Reshape(e.as_float("query"), [sizes.kv_heads, groups, sizes.head_dim])
-        keys = e.Transpose(e.as_float(e.Squeeze("keys", [0])), perm=[1, 2, 0])
-        weights = e.Softmax(e.MatMul(e.Mul(query, sizes.head_dim**-0.5), keys), axis=2)
-        attention = e.ReduceMean(weights, [0, 1], keepdims=0)
-        scores = e.Gather(attention, e.Add("visual_start", np.arange(sizes.tokens)))
-        return splice(e, keep_top(e, scores, sizes.keep), sizes)
+        with g.scope("scores"):
+            query = g.Reshape(g.as_float(inputs["query"]), [sizes.kv_heads, groups, sizes.head_dim])
+            keys = g.Transpose(g.as_float(g.Squeeze(inputs["keys"], [0])), perm=[1, 2, 0])
+            weights = g.Softmax(g.MatMul(g.Mul(query, sizes.head_dim**-0.5), keys), axis=2)
+            attention = g.ReduceMean(weights, [0, 1], keepdims=0)
+            scores = g.Gather(attention, g.Add(inputs["visual_start"], np.arange(sizes.tokens)))
+        return splice(g, inputs, keep_top(g, scores, sizes.keep), sizes)

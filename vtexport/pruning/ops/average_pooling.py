@@ -16,8 +16,9 @@ from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
-    from vtexport.pruning.emit import Emitter
+    from vtexport.graphs.builder import Builder
 
 Window = tuple[int, int]  # first and behind the last
 
@@ -49,16 +50,17 @@ class AveragePooling(Op):
         indices = integers(xp, [middles] * batch, features)
         return Selection(indices, xp.astype(pooled, features.dtype), {}, flags)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         import numpy as np
 
         weights, middles, merged = _pooling(sizes)
         shape = sizes.batch, sizes.keep
-        pooled = e.CastLike(e.MatMul(weights, e.as_float("features")), "features")
+        features = inputs["features"]
+        pooled = g.CastLike(g.MatMul(weights, g.as_float(features)), features)
         return {
-            "kept_features": e.Identity("features") if sizes.keep == sizes.tokens else pooled,
-            "keep_indices": e.constant(np.broadcast_to(np.asarray(middles, np.int64), shape)),
-            "merged": e.constant(np.broadcast_to(merged, shape)),
+            "kept_features": features if sizes.keep == sizes.tokens else pooled,
+            "keep_indices": g.constant(np.broadcast_to(np.asarray(middles, np.int64), shape)),
+            "merged": g.constant(np.broadcast_to(merged, shape)),
         }
 
 

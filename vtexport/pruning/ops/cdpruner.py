@@ -18,7 +18,9 @@ from vtexport.pruning.options import setting
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 OFFSET = 1e-6  # keeps the least relevant token's relevance above 0, as in the authors' code
 # A token with less than this share of its square left lies in the span of those picked; what is left is rounding.
@@ -87,7 +89,7 @@ class CDPruner(Op):
         }
         return Selection(indices, gather_rows(xp, features, indices), details)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.parts_onnx import cosine_rows, distinct_tokens, gather_rows, per_image
 
         if self.relevance == "llm" and sizes.embedding_width != sizes.width:
@@ -96,16 +98,18 @@ class CDPruner(Op):
                 f"of width {sizes.width} with the text; give {sizes.width}"
             )
 
-        def select_image(features: str, *read: str) -> dict[str, str]:
-            unit = cosine_rows(e, e.as_float(e.Squeeze(features, [0])))
-            compared = cosine_rows(e, e.Squeeze(read[0], [0])) if self.relevance == "clip" else unit
-            relevance = _emit_relevance(e, compared, read[-1] if read else "", sizes.tokens, self)
-            order = _emit_picks(e, unit, relevance, tokens=sizes.tokens, keep=sizes.keep)
-            kept = distinct_tokens(e, order, tokens=sizes.tokens, count=sizes.keep)
+        def select_image(features: ir.Value, *read: ir.Value) -> dict[str, ir.Value]:
+            with g.scope("relevance"):
+                unit = cosine_rows(g, g.as_float(g.Squeeze(features, [0])))
+                compared = cosine_rows(g, g.Squeeze(read[0], [0])) if self.relevance == "clip" else unit
+                relevance = _emit_relevance(g, compared, read[-1] if read else None, sizes.tokens, self)
+            with g.scope("picks"):
+                order = _emit_picks(g, unit, relevance, tokens=sizes.tokens, keep=sizes.keep)
+            kept = distinct_tokens(g, order, tokens=sizes.tokens, count=sizes.keep)
             return {"keep_indices": kept, "order": order, "relevance": relevance}
 
-        found = per_image(e, sizes.batch, [each.name for each in self.inputs()], select_image)
-        return {"kept_features": gather_rows(e, "features", found["keep_indices"]), **found}
+        found = per_image(g, sizes.batch, list(inputs.values()), select_image)
+        return {"kept_features": gather_rows(g, inputs["features"], found["keep_indices"]), **found}
 
 
 def exponent(theta: float) -> float:
@@ -159,43 +163,45 @@ def _pick(xp: Any, rows: Array, relevance: Array, keep: int) -> tuple[list[int],
     return greedy(xp, keep, coarse * share, step)
 
 
-def _emit_relevance(e: Emitter, unit: str, text: str, tokens: int, op: CDPruner) -> str:
+def _emit_relevance(g: Builder, unit: ir.Value, text: ir.Value | None, tokens: int, op: CDPruner) -> ir.Value:
     """Step 2 as [1, T], of unit rows [T, W] and text [1, M, W]."""
     import numpy as np
 
     from vtexport.pruning.parts_onnx import cosine_rows
 
-    if not text:
-        return e.constant(np.ones((1, tokens), np.float32))
+    if text is None:
+        return g.constant(np.ones((1, tokens), np.float32))
     # The mean of the cosines to every text token is the product with the mean of their unit vectors.
-    direction = e.ReduceMean(cosine_rows(e, e.Squeeze(text, [0])), [0], keepdims=1)
-    mean = e.Gemm(direction, unit, transB=1, alpha=-1.0 if op.negate else 1.0)
-    lowest = e.ReduceMin(mean, [1], keepdims=1)
-    span = e.Sub(e.ReduceMax(mean, [1], keepdims=1), lowest)
-    differ = e.GreaterOrEqual(span, EQUALLY_RELEVANT)
-    spread = e.Where(differ, e.Sub(mean, lowest), 0.0)
-    relevance = e.Div(e.Add(spread, OFFSET), e.Where(differ, span, OFFSET))
+    direction = g.ReduceMean(cosine_rows(g, g.Squeeze(text, [0])), [0], keepdims=1)
+    mean = g.Gemm(direction, unit, transB=1, alpha=-1.0 if op.negate else 1.0)
+    lowest = g.ReduceMin(mean, [1], keepdims=1)
+    span = g.Sub(g.ReduceMax(mean, [1], keepdims=1), lowest)
+    differ = g.GreaterOrEqual(span, EQUALLY_RELEVANT)
+    spread = g.Where(differ, g.Sub(mean, lowest), 0.0)
+    relevance = g.Div(g.Add(spread, OFFSET), g.Where(differ, span, OFFSET))
     if op.theta > 0:
-        relevance = e.Exp(e.Mul(exponent(op.theta), e.Sub(relevance, 1.0)))
-    return str(relevance)
+        relevance = g.Exp(g.Mul(exponent(op.theta), g.Sub(relevance, 1.0)))
+    return relevance
 
 
-def _emit_picks(e: Emitter, unit: str, relevance: str, *, tokens: int, keep: int) -> str:
+def _emit_picks(g: Builder, unit: ir.Value, relevance: ir.Value, *, tokens: int, keep: int) -> ir.Value:
     """Steps 1, 3 and 4 as [1, keep] int64, of unit rows [T, W] and r [1, T]."""
     import numpy as np
 
     from vtexport.pruning.parts_onnx import gram, greedy
 
-    cosine, weight = gram(e, unit, tokens), e.Mul(relevance, relevance)
-    diagonal = e.GatherElements(cosine, np.arange(tokens)[:, None], axis=1)
-    share = e.as_float(e.Greater(e.Transpose(diagonal), 0.5))
-    coarse = e.Mul(e.Round(e.Mul(weight, 1 / COARSE)), COARSE)
-    spanned = e.Mul(coarse, NOTHING_LEFT)
+    cosine, weight = gram(g, unit, tokens), g.Mul(relevance, relevance)
+    diagonal = g.GatherElements(cosine, np.arange(tokens)[:, None], axis=1)
+    share = g.as_float(g.Greater(g.Transpose(diagonal), 0.5))
+    coarse = g.Mul(g.Round(g.Mul(weight, 1 / COARSE)), COARSE)
+    spanned = g.Mul(coarse, NOTHING_LEFT)
 
-    def gain(b: Emitter, share: str) -> str:
-        return str(b.Where(b.Greater(share, SPANNED), b.Mul(weight, share), spanned))
+    def gain(b: Builder, share: ir.Value) -> ir.Value:
+        return b.Where(b.Greater(share, SPANNED), b.Mul(weight, share), spanned)
 
-    def step(b: Emitter, round_: str, picked: str, states: Sequence[str]) -> tuple[str, Sequence[str]]:
+    def step(
+        b: Builder, round_: ir.Value, picked: ir.Value, states: Sequence[ir.Value]
+    ) -> tuple[ir.Value, Sequence[ir.Value]]:
         share, cholesky = states
         own = b.Gather(cholesky, picked, axis=1)  # [keep, 1], 0 in rows to come
         row = b.Gemm(own, cholesky, b.Gather(cosine, picked, axis=0), transA=1, alpha=-1.0)
@@ -204,4 +210,4 @@ def _emit_picks(e: Emitter, unit: str, relevance: str, *, tokens: int, keep: int
         cholesky = b.ScatterND(cholesky, b.Reshape(round_, [1, 1]), row)
         return gain(b, share), [share, cholesky]
 
-    return greedy(e, keep, e.Mul(coarse, share), [share, e.Expand(0.0, [keep, tokens])], step, tokens=tokens)
+    return greedy(g, keep, g.Mul(coarse, share), [share, g.Expand(0.0, [keep, tokens])], step, tokens=tokens)

@@ -20,7 +20,9 @@ from vtexport.pruning.options import setting
 from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +83,11 @@ class ClusterMerge(DecoderOp):
             integers(xp, [kept], hidden), xp.stack([rows[each] for each in kept])[None, ...], details, flags
         )
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.ops.cluster_merge_onnx import emit_cluster_merge
 
-        saliency = emit_key_norms(e, sizes)
-        return emit_cluster_merge(e, saliency, sizes, clusters=self.clusters, mean=self.merge == "mean")
+        saliency = emit_key_norms(g, inputs, sizes)
+        return emit_cluster_merge(g, inputs, saliency, sizes, clusters=self.clusters, mean=self.merge == "mean")
 
 
 def _groups(saliency: list[float], labels: list[int], keep: int) -> tuple[list[list[int]], list[int], dict[str, float]]:

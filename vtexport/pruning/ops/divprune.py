@@ -17,7 +17,9 @@ from vtexport.pruning.ties import PARALLEL, SHIFT
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,17 @@ class DivPrune(Op):
         details = {"order": integers(xp, [order for order, _ in picks], features), "step_margin": margins}
         return Selection(indices, gather_rows(xp, features, indices), details)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.parts_onnx import distinct_tokens, gather_rows, per_image
 
-        def select_image(features: str) -> dict[str, str]:
-            order = _emit_picks(e, features, tokens=sizes.tokens, keep=sizes.keep)
-            kept = distinct_tokens(e, order, tokens=sizes.tokens, count=sizes.keep)
+        def select_image(features: ir.Value) -> dict[str, ir.Value]:
+            with g.scope("picks"):
+                order = _emit_picks(g, features, tokens=sizes.tokens, keep=sizes.keep)
+            kept = distinct_tokens(g, order, tokens=sizes.tokens, count=sizes.keep)
             return {"keep_indices": kept, "order": order}
 
-        found = per_image(e, sizes.batch, ["features"], select_image)
-        return {"kept_features": gather_rows(e, "features", found["keep_indices"]), **found}
+        found = per_image(g, sizes.batch, [inputs["features"]], select_image)
+        return {"kept_features": gather_rows(g, inputs["features"], found["keep_indices"]), **found}
 
 
 def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
@@ -83,32 +86,34 @@ def _pick(xp: Any, rows: Array, keep: int) -> tuple[list[int], list[float]]:
     return greedy(xp, keep, alone, step)
 
 
-def _emit_picks(e: Emitter, features: str, *, tokens: int, keep: int) -> str:
+def _emit_picks(g: Builder, features: ir.Value, *, tokens: int, keep: int) -> ir.Value:
     """The same as [1, keep] int64, of one image's features [1, T, D]. A gain is minus a cosine, less SHIFT."""
     import numpy as np
 
-    from vtexport.pruning.emit import FLOAT
+    from vtexport.graphs.control_flow import choose
     from vtexport.pruning.parts_onnx import cosine_rows, gram, greedy
 
-    cosine = gram(e, cosine_rows(e, e.as_float(e.Squeeze(features, [0]))), tokens)
+    cosine = gram(g, cosine_rows(g, g.as_float(g.Squeeze(features, [0]))), tokens)
     diagonal = np.arange(tokens)[:, None]
-    others = e.ScatterElements(cosine, diagonal, np.full((tokens, 1), -2.0), axis=1)
-    closest = e.ReduceMax(others, [1], keepdims=1)
+    others = g.ScatterElements(cosine, diagonal, np.full((tokens, 1), -2.0), axis=1)
+    closest = g.ReduceMax(others, [1], keepdims=1)
 
     exact = [others, closest]
 
-    def parallel(b: Emitter) -> list[str]:
+    def parallel(b: Builder) -> list[ir.Value]:
         return [b.Add(b.Where(b.Greater(each, PARALLEL), 1.0, each), SHIFT) for each in exact]
 
-    def usual(b: Emitter) -> list[str]:
+    def usual(b: Builder) -> list[ir.Value]:
         return [b.Add(each, SHIFT) for each in exact]
 
-    is_any = e.Greater(e.ReduceMax(closest, keepdims=0), PARALLEL)
-    others, closest = e.choose(is_any, parallel, usual, [FLOAT, FLOAT])
-    alone = e.Neg(e.Transpose(closest))
+    is_any = g.Greater(g.ReduceMax(closest, keepdims=0), PARALLEL)
+    others, closest = choose(g, is_any, parallel, usual, ["float32", "float32"])
+    alone = g.Neg(g.Transpose(closest))
 
-    def step(b: Emitter, round_: str, picked: str, states: Sequence[str]) -> tuple[str, Sequence[str]]:
+    def step(
+        b: Builder, round_: ir.Value, picked: ir.Value, states: Sequence[ir.Value]
+    ) -> tuple[ir.Value, Sequence[ir.Value]]:
         closest = b.Max(states[0], b.Gather(others, picked, axis=0))
         return b.Neg(closest), [closest]
 
-    return greedy(e, keep, alone, [e.Expand(SHIFT - 2, [1, tokens])], step, tokens=tokens)
+    return greedy(g, keep, alone, [g.Expand(SHIFT - 2, [1, tokens])], step, tokens=tokens)

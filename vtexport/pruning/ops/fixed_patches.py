@@ -12,7 +12,9 @@ from vtexport.pruning.options import setting
 from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 class FixedPatches(Op):
@@ -34,13 +36,13 @@ class FixedPatches(Op):
         rows = integers(xp, [self.patches(sizes)] * features.shape[0], features)
         return Selection(rows, gather_rows(xp, features, rows))
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         import numpy as np
 
         rows = np.asarray(self.patches(sizes), np.int64)
         return {
-            "kept_features": e.Gather("features", rows, axis=1),
-            "keep_indices": e.constant(np.broadcast_to(rows, (sizes.batch, sizes.keep))),
+            "kept_features": g.Gather(inputs["features"], rows, axis=1),
+            "keep_indices": g.constant(np.broadcast_to(rows, (sizes.batch, sizes.keep))),
         }
 
 

@@ -11,7 +11,9 @@ from vtexport.pruning.schedule import PlacedOp
 from vtexport.pruning.types import AFTER_TOWER, Array, ModelShape, Selection, Sizes
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class KeepAll(Op):
         every = integers(array_namespace(features), [list(range(sizes.tokens))] * features.shape[0], features)
         return Selection(every, features)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         import numpy as np
 
         every = np.broadcast_to(np.arange(sizes.tokens, dtype=np.int64), (sizes.batch, sizes.tokens))
-        return {"kept_features": e.Identity("features"), "keep_indices": e.constant(every)}
+        return {"kept_features": inputs["features"], "keep_indices": g.constant(every)}
 
 
 def keep_all(model: ModelShape) -> PlacedOp:

@@ -15,7 +15,9 @@ from vtexport.pruning.topk import keep_top
 from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 LARGEST = 1e30  # a sum of 3840 of them is still a number in float32
 
@@ -33,10 +35,11 @@ class KeyNormTopK(DecoderOp):
         xp = check_decoder_inputs(inputs)
         return keep_top(xp, inputs, -key_norms(xp, visual_rows(inputs, "keys", sizes)), sizes)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.splice_onnx import keep_top, splice
 
-        return splice(e, keep_top(e, emit_key_norms(e, sizes), sizes.keep, largest=False), sizes)
+        kept = keep_top(g, emit_key_norms(g, inputs, sizes), sizes.keep, largest=False)
+        return splice(g, inputs, kept, sizes)
 
 
 def key_norms(xp: Any, keys: Array) -> Array:
@@ -45,10 +48,11 @@ def key_norms(xp: Any, keys: Array) -> Array:
     return xp.sqrt(xp.sum(mean * mean, axis=1))
 
 
-def emit_key_norms(e: Emitter, sizes: Sizes) -> str:
+def emit_key_norms(g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> ir.Value:
     """l [n] of the visual tokens; `LARGEST` where it is larger or NaN, so that sums and orders of them hold."""
     from vtexport.pruning.splice_onnx import visual_rows
 
-    mean = e.ReduceMean(visual_rows(e, "keys", sizes), [1], keepdims=0)
-    norms = e.Sqrt(e.ReduceSum(e.Mul(mean, mean), [1], keepdims=0))
-    return str(e.Where(e.Less(norms, LARGEST), norms, LARGEST))
+    with g.scope("key_norms"):
+        mean = g.ReduceMean(visual_rows(g, inputs, "keys", sizes), [1], keepdims=0)
+        norms = g.Sqrt(g.ReduceSum(g.Mul(mean, mean), [1], keepdims=0))
+        return g.Where(g.Less(norms, LARGEST), norms, LARGEST)

@@ -18,7 +18,9 @@ from vtexport.pruning.options import setting
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 SIDE = 2  # of a region, patches
 SMALL = 1e-8  # in the denominator of the released code
@@ -79,11 +81,12 @@ class Nuwa(Op):
         stacked = {name: xp.stack([each[name] for each in details]) for name in details[0]}
         return Selection(xp.stack(kept), xp.stack(rows), stacked, xp.stack(merged))
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.parts_onnx import per_image
 
-        inputs = ["features", "scores", "similarity_features", *(["keys"] if self.variant == "paper" else [])]
-        return per_image(e, sizes.batch, inputs, lambda *each: _emit_image(e, *each, sizes=sizes, op=self))
+        names = ("features", "scores", "similarity_features", *(["keys"] if self.variant == "paper" else []))
+        read = [inputs[name] for name in names]
+        return per_image(g, sizes.batch, read, lambda *each: _emit_image(g, *each, sizes=sizes, op=self))
 
 
 def candidates(grid: tuple[int, int], top_n: int) -> int:
@@ -191,93 +194,97 @@ def _aggregate(xp: Any, features: Array, similar: Array, rows: Array, grid: tupl
 
 
 def _emit_image(
-    e: Emitter,
-    features: str,
-    scores: str,
-    similar: str,
-    keys: str = "",
+    g: Builder,
+    features: ir.Value,
+    scores: ir.Value,
+    similar: ir.Value,
+    keys: ir.Value | None = None,
     *,
     sizes: Sizes,
     op: Nuwa,
-) -> dict[str, str]:
+) -> dict[str, ir.Value]:
     """One image's results, with a first axis of 1; the inputs have one too."""
     from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, range_scale, row_norms, without_nan
 
     keep = sizes.keep
     salience = pillar_by = scores
     if op.variant == "paper":
-        flat = e.Reshape(keys, [sizes.tokens, sizes.heads * sizes.head_dim])
-        pillar_by = e.Transpose(row_norms(e, flat))
+        flat = g.Reshape(keys, [sizes.tokens, sizes.heads * sizes.head_dim])
+        pillar_by = g.Transpose(row_norms(g, flat))
         # Only their order counts, and small products would lose theirs.
-        salience = e.Mul(e.Mul(scores, range_scale(e, scores)), e.Mul(pillar_by, range_scale(e, pillar_by)))
-    salience, pillar_by = without_nan(e, salience), without_nan(e, pillar_by)
+        salience = g.Mul(g.Mul(scores, range_scale(g, scores)), g.Mul(pillar_by, range_scale(g, pillar_by)))
+    salience, pillar_by = without_nan(g, salience), without_nan(g, pillar_by)
 
     # 1. Separation, 2. alignment.
-    candidate = _emit_best_of_regions(e, salience, sizes.grid, op.top_n)
-    _, chosen = e.TopK(e.Where(candidate, salience, -math.inf), [keep], outputs=2, axis=1)
-    kept = in_raster_order(e, chosen, keep)
-    rows = gather_rows(e, features, kept)
+    with g.scope("regions"):
+        candidate = _emit_best_of_regions(g, salience, sizes.grid, op.top_n)
+    _, chosen = g.TopK(g.Where(candidate, salience, -math.inf), [keep], outputs=2, axis=1)
+    kept = in_raster_order(g, chosen, keep)
+    rows = gather_rows(g, features, kept)
 
     # 3. Pillars and collectors: whoever is below the threshold is among the `below` last in the order.
     below = collectors(op.pillar_quantile, keep)
-    values = e.GatherElements(pillar_by, kept, axis=1)
-    ranked, order = e.TopK(values, [keep], outputs=2, axis=1)
-    threshold = e.Slice(ranked, [keep - 1 - below], [keep - below], [1])
-    merged = e.Less(values, threshold)
+    values = g.GatherElements(pillar_by, kept, axis=1)
+    ranked, order = g.TopK(values, [keep], outputs=2, axis=1)
+    threshold = g.Slice(ranked, [keep - 1 - below], [keep - below], [1])
+    merged = g.Less(values, threshold)
 
     # 4. Aggregation.
     if below:
-        last = e.Slice(order, [keep - below], [keep], [1])
-        gathering = e.Squeeze(e.GatherElements(kept, last, axis=1), [0])
-        gathered = _emit_aggregate(e, features, similar, gathering, sizes.grid, op)
-        _, place = e.TopK(order, [keep], outputs=2, axis=1, largest=0)  # of every kept token in the order
-        own = e.Max(0, e.Sub(place, keep - below))
-        gathered = e.Gather(e.CastLike(gathered, features), own, axis=0)
-        rows = e.Where(e.Unsqueeze(merged, [2]), gathered, rows)
+        last = g.Slice(order, [keep - below], [keep], [1])
+        gathering = g.Squeeze(g.GatherElements(kept, last, axis=1), [0])
+        with g.scope("aggregate"):
+            gathered = _emit_aggregate(g, features, similar, gathering, sizes.grid, op)
+        _, place = g.TopK(order, [keep], outputs=2, axis=1, largest=0)  # of every kept token in the order
+        own = g.Max(0, g.Sub(place, keep - below))
+        gathered = g.Gather(g.CastLike(gathered, features), own, axis=0)
+        rows = g.Where(g.Unsqueeze(merged, [2]), gathered, rows)
     return {
         "kept_features": rows,
         "keep_indices": kept,
         "merged": merged,
-        "pillar_threshold": e.Squeeze(threshold, [1]),
+        "pillar_threshold": g.Squeeze(threshold, [1]),
     }
 
 
-def _emit_best_of_regions(e: Emitter, salience: str, grid: tuple[int, int], top_n: int) -> str:
+def _emit_best_of_regions(g: Builder, salience: ir.Value, grid: tuple[int, int], top_n: int) -> ir.Value:
     """[1, T] bool, the top_n of every region."""
     import numpy as np
 
     rows, columns = grid
     down, across = -(-rows // SIDE), -(-columns // SIDE)
-    whole = e.Reshape(salience, [rows, columns])
+    whole = g.Reshape(salience, [rows, columns])
     if rows % SIDE or columns % SIDE:
-        whole = e.Pad(whole, [0, 0, rows % SIDE, columns % SIDE], -math.inf)
-    regions = e.Transpose(e.Reshape(whole, [down, SIDE, across, SIDE]), perm=[0, 2, 1, 3])
-    own = e.Reshape(regions, [down * across, SIDE**2, 1])
-    other = e.Reshape(regions, [down * across, 1, SIDE**2])
+        whole = g.Pad(whole, [0, 0, rows % SIDE, columns % SIDE], -math.inf)
+    regions = g.Transpose(g.Reshape(whole, [down, SIDE, across, SIDE]), perm=[0, 2, 1, 3])
+    own = g.Reshape(regions, [down * across, SIDE**2, 1])
+    other = g.Reshape(regions, [down * across, 1, SIDE**2])
     lower = np.tril(np.ones((SIDE**2, SIDE**2), bool), -1)
-    better = e.Or(e.Greater(other, own), e.And(e.Equal(other, own), lower))
-    rank = e.total(e.as_float(better), 2, keepdims=False)
-    taken = e.Reshape(e.as_float(e.Less(rank, top_n - 0.5)), [down, across, SIDE, SIDE])
-    taken = e.Reshape(e.Transpose(taken, perm=[0, 2, 1, 3]), [down * SIDE, across * SIDE])
+    better = g.Or(g.Greater(other, own), g.And(g.Equal(other, own), lower))
+    rank = g.total(g.as_float(better), 2, keepdims=False)
+    taken = g.Reshape(g.as_float(g.Less(rank, top_n - 0.5)), [down, across, SIDE, SIDE])
+    taken = g.Reshape(g.Transpose(taken, perm=[0, 2, 1, 3]), [down * SIDE, across * SIDE])
     if rows % SIDE or columns % SIDE:
-        taken = e.Slice(taken, [0, 0], [rows, columns], [0, 1])
-    return str(e.Greater(e.Reshape(taken, [1, rows * columns]), 0.5))
+        taken = g.Slice(taken, [0, 0], [rows, columns], [0, 1])
+    return g.Greater(g.Reshape(taken, [1, rows * columns]), 0.5)
 
 
-def _emit_aggregate(e: Emitter, features: str, similar: str, rows: str, grid: tuple[int, int], op: Nuwa) -> str:
+def _emit_aggregate(
+    g: Builder, features: ir.Value, similar: ir.Value, rows: ir.Value, grid: tuple[int, int], op: Nuwa
+) -> ir.Value:
     """[M, D] float32: what the collectors `rows` [M] make of all features [1, T, D]."""
     import numpy as np
 
     from vtexport.pruning.parts_onnx import cosine_rows, squared_offsets
 
-    unit = cosine_rows(e, e.Squeeze(similar, [0]))
-    cosine = e.Gemm(e.Gather(unit, rows), unit, transB=1)
-    offsets = e.as_float(squared_offsets(e, rows, None, grid=grid))
-    reach = e.Sqrt(e.Mul(offsets, 1 / op.distance))
-    proximity = e.Relu(e.Sub(1.0, reach))
-    itself = e.Equal(e.Unsqueeze(rows, [1]), np.arange(grid[0] * grid[1])[None])
-    weights = e.Where(itself, 1.0, e.Mul(e.Relu(cosine), proximity))
-    weights = e.Div(weights, e.Add(e.total(weights, 1), SMALL))
+    unit = cosine_rows(g, g.Squeeze(similar, [0]))
+    cosine = g.Gemm(g.Gather(unit, rows), unit, transB=1)
+    offsets = g.as_float(squared_offsets(g, rows, None, grid=grid))
+    reach = g.Sqrt(g.Mul(offsets, 1 / op.distance))
+    proximity = g.Relu(g.Sub(1.0, reach))
+    itself = g.Equal(g.Unsqueeze(rows, [1]), np.arange(grid[0] * grid[1])[None])
+    weights = g.Where(itself, 1.0, g.Mul(g.Relu(cosine), proximity))
+    weights = g.Div(weights, g.Add(g.total(weights, 1), SMALL))
     if op.variant == "official":
-        weights = e.Where(itself, 1.0, weights)
-    return str(e.Gemm(weights, e.as_float(e.Squeeze(features, [0]))))
+        weights = g.Where(itself, 1.0, weights)
+    return g.Gemm(weights, g.as_float(g.Squeeze(features, [0])))

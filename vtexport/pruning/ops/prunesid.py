@@ -18,7 +18,9 @@ from vtexport.pruning.ties import ALIKE, CENTRED, PARALLEL, STEP, WEAKEST_GROUP
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +100,10 @@ class PruneSID(Op):
         details = {name: xp.stack([each[name] for _, each in images]) for name in images[0][1]}
         return Selection(rows - slot, gather_rows(xp, features, rows), details)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.ops.prunesid_onnx import emit_prunesid
 
-        return emit_prunesid(e, sizes, **self.settings())
+        return emit_prunesid(g, inputs, sizes, **self.settings())
 
 
 def _select_image(

@@ -6,13 +6,15 @@ MatMuls, which every runtime has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
+from vtexport.graphs.builder import Builder, scoped
+from vtexport.graphs.control_flow import choose, repeat_while
 from vtexport.pruning.eigen import TINY, leading_eigenvectors, strong
-from vtexport.pruning.emit import FLOAT, INT64, Emitter
 from vtexport.pruning.parts_onnx import (
     gather_rows,
     gram,
@@ -31,7 +33,8 @@ SMALLEST_BLOCK = 48  # of tokens, in the NMS: below this, products cost more per
 
 
 def emit_prunesid(
-    e: Emitter,
+    g: Builder,
+    inputs: Mapping[str, ir.Value],
     sizes: Sizes,
     *,
     groups: int,
@@ -42,106 +45,110 @@ def emit_prunesid(
     cls_slot: bool,
     redundancy: str,
     shares: str,
-) -> dict[str, str]:
-    """Write the body for "features" and, where they rank, "scores"; the rest are the settings of `PruneSID`."""
+) -> dict[str, ir.Value]:
+    """Writes the body for `features` and, where they rank, `scores`; the rest are the settings of `PruneSID`."""
     tokens, count, slot = sizes.tokens, groups, int(cls_slot)
 
-    def select_image(features: str, scores: str = "") -> dict[str, str]:
+    def select_image(features: ir.Value, *scores: ir.Value) -> dict[str, ir.Value]:
         """One image's results, with a first axis of 1; from features [1, rows, D] and scores [1, T]."""
-        patches = patch_rows(e, features, tokens, cls_rows=slot)
+        patches = patch_rows(g, features, tokens, cls_rows=slot)
 
-        group_of, loading, residual = _group(e, patches, sizes, count, center)
-        score = scores if nms_score == "cls_attention" else loading
+        group_of, loading, residual = _group(g, patches, sizes, count, center)
+        score = scores[0] if nms_score == "cls_attention" else loading
 
         # From here on tokens are in the order of group, then score: a group is a run of neighbours.
-        _, best_first = e.TopK(score, [tokens], outputs=2, axis=1)
-        key = e.Add(e.Mul(e.GatherElements(group_of, best_first, axis=1), tokens), np.arange(tokens)[None])
-        _, places = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
-        places = e.GatherElements(best_first, places, axis=1)
-        group = e.as_float(e.GatherElements(group_of, places, axis=1))
-        member = e.as_float(e.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
-        group_sizes = e.Transpose(e.total(member, 1))  # [1, K]
+        _, best_first = g.TopK(score, [tokens], outputs=2, axis=1)
+        key = g.Add(g.Mul(g.GatherElements(group_of, best_first, axis=1), tokens), np.arange(tokens)[None])
+        _, places = g.TopK(key, [tokens], outputs=2, axis=1, largest=0)
+        places = g.GatherElements(best_first, places, axis=1)
+        group = g.as_float(g.GatherElements(group_of, places, axis=1))
+        member = g.as_float(g.Equal(group, np.arange(count, dtype=np.float32)[:, None]))  # [K, T]
+        group_sizes = g.Transpose(g.total(member, 1))  # [1, K]
 
-        rows, square = _in_range(e, patches)
-        rho, norms = _mean_cosine(e, rows, square, tokens, triangle=redundancy == "triangle")
-        tau = e.Mul(e.Where(e.Greater(rho, PARALLEL), 1.0, rho), threshold_scale)
+        rows, square = _in_range(g, patches)
+        rho, norms = _mean_cosine(g, rows, square, tokens, triangle=redundancy == "triangle")
+        tau = g.Mul(g.Where(g.Greater(rho, PARALLEL), 1.0, rho), threshold_scale)
         # Parallel rows are all at cosine 1, which is above no limit from 1 on.
-        limit = e.Add(tau, ALIKE)
-        limit = e.Where(e.Less(limit, 1.0), e.Min(limit, PARALLEL), BEYOND)
-        candidate = e.as_float(e.Greater(e.GatherElements(score, places, axis=1), 0.0))
+        limit = g.Add(tau, ALIKE)
+        limit = g.Where(g.Less(limit, 1.0), g.Min(limit, PARALLEL), BEYOND)
+        candidate = g.as_float(g.Greater(g.GatherElements(score, places, axis=1), 0.0))
         in_order = Sorted(tokens, places, group, candidate)
-        survives = _suppress(e, rows, norms, limit, in_order, largest=e.ReduceMax(group_sizes, keepdims=0), count=count)
-        survivors = e.MatMul(survives, e.Transpose(member))
+        survives = _suppress(g, rows, norms, limit, in_order, largest=g.ReduceMax(group_sizes, keepdims=0), count=count)
+        survivors = g.MatMul(survives, g.Transpose(member))
         bounded = shares == "bounded"
-        taken = _allocate(e, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count, bounded=bounded)
+        taken = _allocate(g, group_sizes, survivors, keep=sizes.keep, cls_slots=slot, count=count, bounded=bounded)
 
-        chosen = _cut(e, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
-        chosen = e.GatherElements(places, chosen, axis=1)
+        chosen = _cut(g, survives, group, group_sizes, taken, tokens=tokens, count=count, keep=sizes.keep - slot)
+        chosen = g.GatherElements(places, chosen, axis=1)
         if order == "raster":
-            chosen = in_raster_order(e, chosen, sizes.keep - slot)
+            chosen = in_raster_order(g, chosen, sizes.keep - slot)
         return {
-            "keep_indices": e.Concat(np.array([[-1]]), chosen, axis=1) if slot else chosen,
+            "keep_indices": g.Concat(np.array([[-1]]), chosen, axis=1) if slot else chosen,
             "groups": group_of,
-            "sizes": e.as_int(group_sizes),
-            "survivors": e.as_int(survivors),
-            "taken": e.as_int(taken),
-            "rho": e.Squeeze(rho, [1]),
-            "tau": e.Squeeze(tau, [1]),
-            "residual": e.Squeeze(residual, [1]),
+            "sizes": g.as_int(group_sizes),
+            "survivors": g.as_int(survivors),
+            "taken": g.as_int(taken),
+            "rho": g.Squeeze(rho, [1]),
+            "tau": g.Squeeze(tau, [1]),
+            "residual": g.Squeeze(residual, [1]),
         }
 
-    inputs = ["features", "scores"] if nms_score == "cls_attention" else ["features"]
-    values = per_image(e, sizes.batch, inputs, select_image)
-    rows = e.Add(values["keep_indices"], slot)
-    return {"kept_features": gather_rows(e, "features", rows), **values}
+    values = per_image(g, sizes.batch, list(inputs.values()), select_image)
+    rows = g.Add(values["keep_indices"], slot)
+    return {"kept_features": gather_rows(g, inputs["features"], rows), **values}
 
 
-def _group(e: Emitter, patches: str, sizes: Sizes, count: int, center: str) -> tuple[str, str, str]:
+@scoped("groups")
+def _group(g: Builder, patches: ir.Value, sizes: Sizes, count: int, center: str) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Step 1: groups [1, T] int64, the loadings [1, T] that decided them, the eigenvectors' residual [1, 1]."""
-    y = e.Sigmoid(patches)
-    y = e.Sub(y, e.ReduceMean(y, [1 if center == "token" else 0], keepdims=1))
-    components = leading_eigenvectors(e, gram(e, y, sizes.tokens), tokens=sizes.tokens, count=count)
-    is_there = strong(e, components.values, WEAKEST_GROUP, CENTRED * sizes.tokens * sizes.width)
+    y = g.Sigmoid(patches)
+    y = g.Sub(y, g.ReduceMean(y, [1 if center == "token" else 0], keepdims=1))
+    components = leading_eigenvectors(g, gram(g, y, sizes.tokens), tokens=sizes.tokens, count=count)
+    is_there = strong(g, components.values, WEAKEST_GROUP, CENTRED * sizes.tokens * sizes.width)
     # In units of STEP. Where only signs and sizes of them count, they stay in these.
-    loading = e.Round(e.Mul(e.Abs(components.vectors), e.Mul(1 / STEP, e.as_float(is_there))))
-    groups, largest = e.ArgMax(loading, axis=1, keepdims=1), e.ReduceMax(loading, [1], keepdims=1)
-    return e.Transpose(groups), e.Transpose(largest), components.residual
+    loading = g.Round(g.Mul(g.Abs(components.vectors), g.Mul(1 / STEP, g.as_float(is_there))))
+    groups, largest = g.ArgMax(loading, axis=1, keepdims=1), g.ReduceMax(loading, [1], keepdims=1)
+    return g.Transpose(groups), g.Transpose(largest), components.residual
 
 
-def _in_range(e: Emitter, patches: str) -> tuple[str, str]:
+@scoped("in_range")
+def _in_range(g: Builder, patches: ir.Value) -> tuple[ir.Value, ir.Value]:
     """`patches` [T, D] within reach of float32's squares, and these squares [T, 1]."""
 
-    def scaled(b: Emitter) -> list[str]:
+    def scaled(b: Builder) -> list[ir.Value]:
         scale = range_scale(b, patches)
         small = b.Mul(patches, scale)
         return [scale, b.total(b.Mul(small, small), 1)]
 
-    square = e.total(e.Mul(patches, patches), 1)
-    fits = squares_fit(e, square)
+    square = g.total(g.Mul(patches, patches), 1)
+    fits = squares_fit(g, square)
 
-    def as_they_are(b: Emitter) -> list[str]:
+    def as_they_are(b: Builder) -> list[ir.Value]:
         # No Identity: tools remove it, and then the branch returns an outer value, which ONNX Runtime refuses
         one = b.as_float(fits)
         return [one, b.Mul(square, one)]
 
-    scale, square = e.choose(fits, as_they_are, scaled, [FLOAT, FLOAT])
-    return e.Mul(patches, scale), square
+    scale, square = choose(g, fits, as_they_are, scaled, ["float32", "float32"])
+    return g.Mul(patches, scale), square
 
 
-def _mean_cosine(e: Emitter, patches: str, square: str, tokens: int, *, triangle: bool) -> tuple[str, str]:
+@scoped("redundancy")
+def _mean_cosine(
+    g: Builder, patches: ir.Value, square: ir.Value, tokens: int, *, triangle: bool
+) -> tuple[ir.Value, ir.Value]:
     """Step 2: the mean cosine [1, 1] over the pairs of different tokens, and the tokens' norms [T, 1].
 
     With `triangle` the sum over the upper triangle of the cosines, diagonal included, over all T² of them.
 
     The sum of all cosines is |sum of the unit vectors|²: cheaper than summing the matrix, and more exact in float32.
     """
-    floored = e.Max(TINY, square)
-    norms = e.Sqrt(floored)
-    resultant = e.MatMul(e.Transpose(e.Reciprocal(norms)), patches)
-    whole, diagonal = e.total(e.Mul(resultant, resultant), 1), e.total(e.Div(square, floored), 0)
+    floored = g.Max(TINY, square)
+    norms = g.Sqrt(floored)
+    resultant = g.MatMul(g.Transpose(g.Reciprocal(norms)), patches)
+    whole, diagonal = g.total(g.Mul(resultant, resultant), 1), g.total(g.Div(square, floored), 0)
     if triangle:
-        return e.Div(e.Add(whole, diagonal), float(2 * tokens**2)), norms
-    return e.Div(e.Sub(whole, diagonal), float(tokens * (tokens - 1))), norms
+        return g.Div(g.Add(whole, diagonal), float(2 * tokens**2)), norms
+    return g.Div(g.Sub(whole, diagonal), float(tokens * (tokens - 1))), norms
 
 
 @dataclass(frozen=True)
@@ -149,12 +156,15 @@ class Sorted:
     """The tokens by group, then by descending score, each [1, T]: index, group, and whether the score is positive."""
 
     tokens: int
-    order: str
-    group: str
-    candidate: str
+    order: ir.Value
+    group: ir.Value
+    candidate: ir.Value
 
 
-def _suppress(e: Emitter, patches: str, norms: str, limit: str, by: Sorted, *, largest: str, count: int) -> str:
+@scoped("suppress")
+def _suppress(
+    g: Builder, patches: ir.Value, norms: ir.Value, limit: ir.Value, by: Sorted, *, largest: ir.Value, count: int
+) -> ir.Value:
     """Step 3: [1, T] float in sorted order, 1 for NMS survivors. `largest` is the size of the largest group.
 
     A token survives if no survivor before it in its group is more similar to it than `limit`. Sweeping this rule over
@@ -162,20 +172,21 @@ def _suppress(e: Emitter, patches: str, norms: str, limit: str, by: Sorted, *, l
     suppressions.
     """
     size = min(by.tokens, max(SMALLEST_BLOCK, 2 * -(-by.tokens // count)))
-    conflict, columns = _conflicts(e, patches, norms, limit, by, largest, size)
+    conflict, columns = _conflicts(g, patches, norms, limit, by, largest, size)
 
-    def sweep(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
+    def sweep(b: Builder, states: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
         old = states[0]
         hits = b.Reshape(b.MatMul(conflict, b.Gather(b.Squeeze(old, [0]), columns)), [1, -1])
         new = b.Mul(by.candidate, b.as_float(b.Less(b.Slice(hits, [0], [by.tokens], [1]), 0.5)))
         return b.Greater(b.ReduceMax(b.Abs(b.Sub(new, old)), keepdims=0), 0.5), [new]
 
-    return e.repeat_while(by.tokens, [by.candidate], [FLOAT], sweep)[0]
+    return repeat_while(g, by.tokens, [by.candidate], ["float32"], sweep)[0]
 
 
+@scoped("conflicts")
 def _conflicts(
-    e: Emitter, patches: str, norms: str, limit: str, by: Sorted, largest: str, size: int
-) -> tuple[str, str]:
+    g: Builder, patches: ir.Value, norms: ir.Value, limit: ir.Value, by: Sorted, largest: ir.Value, size: int
+) -> tuple[ir.Value, ir.Value]:
     """[blocks, size, T'] float, 1 where the token of a column suppresses that of a row if it survives; the columns.
 
     Rows are blocks of `size` places in the sorted order. Only pairs of one group matter, and groups are runs of
@@ -184,13 +195,13 @@ def _conflicts(
     """
     blocks = -(-by.tokens // size)
     places = np.arange(blocks * size).reshape(blocks, size)
-    order, group = e.Squeeze(by.order, [0]), e.Squeeze(by.group, [0])
+    order, group = g.Squeeze(by.order, [0]), g.Squeeze(by.group, [0])
     padded = np.minimum(places, by.tokens - 1)
-    own = e.Gather(order, padded)
-    rows, groups = e.Gather(patches, own), e.Gather(group, padded[:, :, None])
-    limit = e.Mul(e.Gather(norms, own), limit)
+    own = g.Gather(order, padded)
+    rows, groups = g.Gather(patches, own), g.Gather(group, padded[:, :, None])
+    limit = g.Mul(g.Gather(norms, own), limit)
 
-    def compare(b: Emitter, states: Sequence[str]) -> tuple[str, list[str]]:
+    def compare(b: Builder, states: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
         old, distance = states  # in places
         place = b.Sub(places, distance)
         within = b.Max(0, b.Min(by.tokens - 1, place))
@@ -205,50 +216,64 @@ def _conflicts(
             new = b.Concat(new, b.Slice(old, [0], [(blocks - 1) * size], [2]), axis=2)
         return b.Greater(largest, b.Add(b.as_float(b.Squeeze(distance, [0])), 1.0)), [new, b.Add(distance, size)]
 
-    nothing = e.Expand(0.0, [blocks, size, blocks * size])
-    conflict, distance = e.repeat_while(blocks, [nothing, e.constant([0])], [FLOAT, INT64], compare)
+    nothing = g.Expand(0.0, [blocks, size, blocks * size])
+    conflict, distance = repeat_while(g, blocks, [nothing, g.constant([0])], ["float32", "int64"], compare)
     # Column c of the first of n comparisons has come to place (n - 1) size + c.
     first = np.arange(blocks)[:, None] * size + np.arange(blocks * size)[None] + size
-    columns = e.Max(0, e.Min(by.tokens - 1, e.Sub(first, distance)))
-    return conflict, e.Unsqueeze(columns, [2])
+    columns = g.Max(0, g.Min(by.tokens - 1, g.Sub(first, distance)))
+    return conflict, g.Unsqueeze(columns, [2])
 
 
-def _allocate(e: Emitter, sizes: str, survivors: str, *, keep: int, cls_slots: int, count: int, bounded: bool) -> str:
+@scoped("allocate")
+def _allocate(
+    g: Builder, sizes: ir.Value, survivors: ir.Value, *, keep: int, cls_slots: int, count: int, bounded: bool
+) -> ir.Value:
     """Step 4: tokens to take from every group [B, K], float; `prunesid.allocate` without its loops."""
-    floor = e.Min(float(bounded), sizes)
-    start = e.Min(e.Min(5.0 * -(-keep // 64) if bounded else float(keep), sizes), survivors)
+    floor = g.Min(float(bounded), sizes)
+    start = g.Min(g.Min(5.0 * -(-keep // 64) if bounded else float(keep), sizes), survivors)
     # Widening: the capacity after 0, 1, ..., keep rounds; as many rounds are needed as capacities fall short.
     rounds = np.arange(keep + 1, dtype=np.float32)[None, None]
-    capacity = e.total(e.Min(e.Add(e.Unsqueeze(start, [2]), rounds), e.Unsqueeze(sizes, [2])), 1, keepdims=False)
-    needed = e.total(e.as_float(e.Less(capacity, float(keep))), 1)
-    upper = e.Min(e.Add(start, needed), sizes)
+    capacity = g.total(g.Min(g.Add(g.Unsqueeze(start, [2]), rounds), g.Unsqueeze(sizes, [2])), 1, keepdims=False)
+    needed = g.total(g.as_float(g.Less(capacity, float(keep))), 1)
+    upper = g.Min(g.Add(start, needed), sizes)
 
-    base = e.total(floor, 1)
-    extra = e.Max(0.0, e.Sub(float(keep - cls_slots), base))
+    base = g.total(floor, 1)
+    extra = g.Max(0.0, g.Sub(float(keep - cls_slots), base))
     # Shares of `extra` by cumulative survivors.
-    cumulative = e.MatMul(survivors, np.triu(np.ones((count, count))))
-    until = rounded_quotient(e, e.Mul(cumulative, extra), e.Max(1.0, e.total(survivors, 1)))
-    share = e.MatMul(until, np.eye(count) - np.eye(count, k=1))  # differences of neighbours
-    taken = e.Min(e.Add(floor, share), upper)
+    cumulative = g.MatMul(survivors, np.triu(np.ones((count, count))))
+    until = rounded_quotient(g, g.Mul(cumulative, extra), g.Max(1.0, g.total(survivors, 1)))
+    share = g.MatMul(until, np.eye(count) - np.eye(count, k=1))  # differences of neighbours
+    taken = g.Min(g.Add(floor, share), upper)
 
     # What the upper bounds cut off goes to the groups with room, those with more survivors first.
-    missing = e.Sub(e.Add(extra, base), e.total(taken, 1))
-    room = e.Sub(upper, taken)
-    own, other = e.Unsqueeze(survivors, [2]), e.Unsqueeze(survivors, [1])
+    missing = g.Sub(g.Add(extra, base), g.total(taken, 1))
+    room = g.Sub(upper, taken)
+    own, other = g.Unsqueeze(survivors, [2]), g.Unsqueeze(survivors, [1])
     lower_index = np.tril(np.ones((1, count, count), bool), -1)
-    earlier = e.Or(e.Greater(other, own), e.And(e.Equal(other, own), lower_index))
-    room_before = e.Squeeze(e.MatMul(e.as_float(earlier), e.Unsqueeze(room, [2])), [2])
-    return str(e.Add(taken, e.Max(0.0, e.Min(room, e.Sub(missing, room_before)))))
+    earlier = g.Or(g.Greater(other, own), g.And(g.Equal(other, own), lower_index))
+    room_before = g.Squeeze(g.MatMul(g.as_float(earlier), g.Unsqueeze(room, [2])), [2])
+    return g.Add(taken, g.Max(0.0, g.Min(room, g.Sub(missing, room_before))))
 
 
-def _cut(e: Emitter, survives: str, group: str, sizes: str, taken: str, *, tokens: int, count: int, keep: int) -> str:
+@scoped("cut")
+def _cut(
+    g: Builder,
+    survives: ir.Value,
+    group: ir.Value,
+    sizes: ir.Value,
+    taken: ir.Value,
+    *,
+    tokens: int,
+    count: int,
+    keep: int,
+) -> ir.Value:
     """Step 5: the places [1, keep] int64 of the chosen patches in the order by group, then score."""
     place = np.arange(tokens, dtype=np.float32)[None]
     # Survivors before the others of their group.
-    key = e.Add(e.Mul(float(tokens), e.Sub(e.Mul(2.0, group), survives)), place)
-    _, ranked = e.TopK(key, [tokens], outputs=2, axis=1, largest=0)
-    group_start = e.MatMul(sizes, np.triu(np.ones((count, count)), 1))
-    limit = e.GatherElements(e.Add(group_start, taken), e.as_int(group), axis=1)  # sorting within groups keeps `group`
-    beyond = e.as_float(e.GreaterOrEqual(place, limit))
-    _, chosen = e.TopK(e.Add(place, e.Mul(float(tokens), beyond)), [keep], outputs=2, axis=1, largest=0)
-    return str(e.GatherElements(ranked, chosen, axis=1))
+    key = g.Add(g.Mul(float(tokens), g.Sub(g.Mul(2.0, group), survives)), place)
+    _, ranked = g.TopK(key, [tokens], outputs=2, axis=1, largest=0)
+    group_start = g.MatMul(sizes, np.triu(np.ones((count, count)), 1))
+    limit = g.GatherElements(g.Add(group_start, taken), g.as_int(group), axis=1)  # sorting within groups keeps `group`
+    beyond = g.as_float(g.GreaterOrEqual(place, limit))
+    _, chosen = g.TopK(g.Add(place, g.Mul(float(tokens), beyond)), [keep], outputs=2, axis=1, largest=0)
+    return g.GatherElements(ranked, chosen, axis=1)

@@ -16,7 +16,9 @@ from vtexport.pruning.ties import CENTRED, LEVERAGE, SHARE, WEAKEST
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 SMALLEST_SET = 4  # in mode leverage
 EXACT_RANK = 64  # up to here the leading eigenvectors are promised to be exact
@@ -84,14 +86,14 @@ class SVDPrune(Op):
         details = {name: xp.stack([each[name] for _, each in images]) for name in images[0][1]}
         return Selection(rows, gather_rows(xp, features, rows), details)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.parts_onnx import gather_rows, per_image
 
-        def select_image(features: str) -> dict[str, str]:
-            return _emit_image(e, features, sizes=sizes, op=self)
+        def select_image(features: ir.Value) -> dict[str, ir.Value]:
+            return _emit_image(g, features, sizes=sizes, op=self)
 
-        values = per_image(e, sizes.batch, ["features"], select_image)
-        return {"kept_features": gather_rows(e, "features", values["keep_indices"]), **values}
+        values = per_image(g, sizes.batch, [inputs["features"]], select_image)
+        return {"kept_features": gather_rows(g, inputs["features"], values["keep_indices"]), **values}
 
 
 def _select_image(xp: Any, patches: Array, keep: int, op: SVDPrune) -> tuple[list[int], dict[str, Array]]:
@@ -151,7 +153,7 @@ def _select_image(xp: Any, patches: Array, keep: int, op: SVDPrune) -> tuple[lis
     return chosen, details
 
 
-def _emit_image(e: Emitter, features: str, *, sizes: Sizes, op: SVDPrune) -> dict[str, str]:
+def _emit_image(g: Builder, features: ir.Value, *, sizes: Sizes, op: SVDPrune) -> dict[str, ir.Value]:
     """One image's results, with a first axis of 1, from features [1, T, D]; steps as in `_select_image`."""
     import numpy as np
 
@@ -161,64 +163,66 @@ def _emit_image(e: Emitter, features: str, *, sizes: Sizes, op: SVDPrune) -> dic
     tokens, keep, bound = sizes.tokens, sizes.keep, op.rank_bound
 
     # 1. Eigenvalues are shares of the energy, whatever the features' scale.
-    patches = patch_rows(e, features, tokens, cls_rows=0)
-    matrix, before_centring = _emit_energy(e, patches, tokens, op.center == "feature-mean")
-    components = leading_eigenvectors(e, matrix, tokens=tokens, count=bound)
-    is_there = strong(e, components.values, WEAKEST, e.Mul(before_centring, CENTRED))
+    patches = patch_rows(g, features, tokens, cls_rows=0)
+    with g.scope("energy"):
+        matrix, before_centring = _emit_energy(g, patches, tokens, op.center == "feature-mean")
+    components = leading_eigenvectors(g, matrix, tokens=tokens, count=bound)
+    is_there = strong(g, components.values, WEAKEST, g.Mul(before_centring, CENTRED))
 
     # 2. A component counts while those before it fall short of the threshold.
-    share = e.Max(0.0, components.values)
-    first = e.Less(np.arange(bound)[None], op.rank or 1)
+    share = g.Max(0.0, components.values)
+    first = g.Less(np.arange(bound)[None], op.rank or 1)
     if not op.rank:
-        before = e.MatMul(share, np.triu(np.ones((bound, bound)), 1))
-        first = e.Or(first, e.Less(before, op.energy - SHARE))
-    counts = e.as_float(e.And(first, is_there))  # [1, bound]
-    rank = e.Max(1.0, e.total(counts, 1))
+        before = g.MatMul(share, np.triu(np.ones((bound, bound)), 1))
+        first = g.Or(first, g.Less(before, op.energy - SHARE))
+    counts = g.as_float(g.And(first, is_there))  # [1, bound]
+    rank = g.Max(1.0, g.total(counts, 1))
 
     # 3. NaN, which only NaN features can give, counts as no leverage.
     # One Newton-Schulz step more, because sums of squares show how far vectors are from orthonormal.
     eye, vectors = np.eye(bound), components.vectors
-    vectors = e.Gemm(vectors, e.Gemm(vectors, vectors, eye, transA=1, alpha=-0.5, beta=1.5))
-    mass = e.MatMul(counts, e.Transpose(e.Mul(vectors, vectors)))
-    mass = e.Where(e.GreaterOrEqual(mass, 0.0), mass, 0.0)
-    leverages = e.Div(mass, rank)
+    vectors = g.Gemm(vectors, g.Gemm(vectors, vectors, eye, transA=1, alpha=-0.5, beta=1.5))
+    mass = g.MatMul(counts, g.Transpose(g.Mul(vectors, vectors)))
+    mass = g.Where(g.GreaterOrEqual(mass, 0.0), mass, 0.0)
+    leverages = g.Div(mass, rank)
 
     # 4.
-    _, chosen = e.TopK(e.Round(e.Mul(mass, 1 / LEVERAGE)), [keep], outputs=2, axis=1)
-    found = {"rank": e.as_int(e.Squeeze(rank, [1])), "energy": e.Squeeze(e.total(e.Mul(share, counts), 1), [1])}
+    _, chosen = g.TopK(g.Round(g.Mul(mass, 1 / LEVERAGE)), [keep], outputs=2, axis=1)
+    found = {"rank": g.as_int(g.Squeeze(rank, [1])), "energy": g.Squeeze(g.total(g.Mul(share, counts), 1), [1])}
     if op.mode == "leverage":
-        place, best = np.arange(keep)[None], e.GatherElements(leverages, chosen, axis=1)
-        summed_before = e.MatMul(best, np.triu(np.ones((keep, keep)), 1))
-        inside = e.Or(e.Less(summed_before, op.leverage - SHARE), place < min(SMALLEST_SET, keep))
+        place, best = np.arange(keep)[None], g.GatherElements(leverages, chosen, axis=1)
+        summed_before = g.MatMul(best, np.triu(np.ones((keep, keep)), 1))
+        inside = g.Or(g.Less(summed_before, op.leverage - SHARE), place < min(SMALLEST_SET, keep))
         # Sums grow with the place, so the set is a prefix; rows behind it get keys beyond every index.
-        key = e.Add(chosen, e.Mul(tokens, e.Sub(1, e.as_int(inside))))
-        key = in_raster_order(e, key, keep)
-        chosen = e.Sub(key, e.Mul(tokens, e.as_int(e.GreaterOrEqual(key, tokens))))
-        weight = e.as_float(inside)
-        found["count"] = e.as_int(e.Squeeze(e.total(weight, 1), [1]))
-        found["leverage"] = e.Squeeze(e.total(e.Mul(best, weight), 1), [1])
+        key = g.Add(chosen, g.Mul(tokens, g.Sub(1, g.as_int(inside))))
+        key = in_raster_order(g, key, keep)
+        chosen = g.Sub(key, g.Mul(tokens, g.as_int(g.GreaterOrEqual(key, tokens))))
+        weight = g.as_float(inside)
+        found["count"] = g.as_int(g.Squeeze(g.total(weight, 1), [1]))
+        found["leverage"] = g.Squeeze(g.total(g.Mul(best, weight), 1), [1])
     else:
-        chosen = in_raster_order(e, chosen, keep)
+        chosen = in_raster_order(g, chosen, keep)
     return {
         "keep_indices": chosen,
         **found,
         "leverages": leverages,
-        "residual": e.Squeeze(components.residual, [1]),
+        "residual": g.Squeeze(components.residual, [1]),
     }
 
 
-def _emit_energy(e: Emitter, patches: str, tokens: int, centred: bool) -> tuple[str, str]:
+def _emit_energy(g: Builder, patches: ir.Value, tokens: int, centred: bool) -> tuple[ir.Value, ir.Value]:
     """The Gram matrix [T, T] over its trace, and the energy before the centring [1, 1] over the same; 0 without one."""
     import numpy as np
 
+    from vtexport.graphs.control_flow import choose
     from vtexport.pruning.eigen import TINY
-    from vtexport.pruning.emit import FLOAT
     from vtexport.pruning.parts_onnx import gram, range_scale
     from vtexport.pruning.ties import LONGEST, SHORTEST
 
-    def products(b: Emitter, rows: str) -> tuple[str, str, str]:
+    def products(b: Builder, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """The Gram matrix, its trace, and the energy before the centring."""
-        y, before = rows, ""
+        y = rows
+        before: ir.Value | None = None
         if centred:
             before = b.total(b.total(b.Mul(rows, rows), 1), 0)
             y = b.Sub(rows, b.ReduceMean(rows, [0], keepdims=1))
@@ -226,19 +230,20 @@ def _emit_energy(e: Emitter, patches: str, tokens: int, centred: bool) -> tuple[
         trace = b.total(b.total(b.Mul(matrix, np.eye(tokens)), 1), 0)
         return matrix, trace, before
 
-    def shares(b: Emitter, matrix: str, trace: str, before: str) -> list[str]:
+    def shares(b: Builder, matrix: ir.Value, trace: ir.Value, before: ir.Value | None) -> list[ir.Value]:
         floored = b.Max(TINY, trace)
         # No Identity of a constant: tools remove it, and then the branch returns an outer value
-        return [b.Div(matrix, floored), b.Div(before, floored) if before else b.Mul(floored, 0.0)]
+        return [b.Div(matrix, floored), b.Div(before, floored) if before is not None else b.Mul(floored, 0.0)]
 
-    matrix, trace, before = products(e, patches)
-    whole = before or trace
-    fits = e.Squeeze(e.And(e.Greater(whole, SHORTEST), e.Less(whole, LONGEST)))
-    found = e.choose(
+    matrix, trace, before = products(g, patches)
+    whole = trace if before is None else before
+    fits = g.Squeeze(g.And(g.Greater(whole, SHORTEST), g.Less(whole, LONGEST)))
+    found = choose(
+        g,
         fits,
         lambda b: shares(b, matrix, trace, before),
         lambda b: shares(b, *products(b, b.Mul(patches, range_scale(b, patches)))),
-        [FLOAT, FLOAT],
+        ["float32", "float32"],
         [(tokens, tokens), (1, 1)],
     )
     return found[0], found[1]

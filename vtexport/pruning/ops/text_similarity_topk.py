@@ -16,7 +16,9 @@ from vtexport.pruning.topk import keep_top
 from vtexport.pruning.types import Array, Selection, Sizes
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,19 @@ class TextSimilarityTopK(DecoderOp):
         cosines = settled_cosines(xp, (visual @ unit_rows(xp, in_range(xp, mean)).T)[:, 0])
         return keep_top(xp, inputs, cosines, sizes)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.parts_onnx import cosine_rows
         from vtexport.pruning.splice_onnx import keep_top, splice, visual_rows
         from vtexport.pruning.ties import PARALLEL, SHIFT
 
-        length = e.Shape("hidden_states", start=1, end=2)
-        among = e.Sub(e.Range(0, e.Squeeze(length, [0]), 1), "visual_start")
-        is_text = e.Or(e.Less(among, 0), e.GreaterOrEqual(among, sizes.tokens))
-        weights = e.Div(e.as_float(is_text), e.Max(1.0, e.as_float(e.Sub(length, sizes.tokens))))
-        mean = e.MatMul(e.Unsqueeze(weights, [0]), e.as_float(e.Squeeze("hidden_states", [0])))
-        cosines = e.MatMul(cosine_rows(e, visual_rows(e, "hidden_states", sizes)), e.Transpose(cosine_rows(e, mean)))
-        settled = e.Add(e.Where(e.Greater(cosines, PARALLEL), 1.0, cosines), SHIFT)
-        return splice(e, keep_top(e, e.Squeeze(settled, [1]), sizes.keep), sizes)
+        hidden, start = inputs["hidden_states"], inputs["visual_start"]
+        with g.scope("scores"):
+            length = g.Shape(hidden, start=1, end=2)
+            among = g.Sub(g.Range(0, g.Squeeze(length, [0]), 1), start)
+            is_text = g.Or(g.Less(among, 0), g.GreaterOrEqual(among, sizes.tokens))
+            weights = g.Div(g.as_float(is_text), g.Max(1.0, g.as_float(g.Sub(length, sizes.tokens))))
+            mean = g.MatMul(g.Unsqueeze(weights, [0]), g.as_float(g.Squeeze(hidden, [0])))
+            visual = cosine_rows(g, visual_rows(g, inputs, "hidden_states", sizes))
+            cosines = g.MatMul(visual, g.Transpose(cosine_rows(g, mean)))
+            settled = g.Add(g.Where(g.Greater(cosines, PARALLEL), 1.0, cosines), SHIFT)
+        return splice(g, inputs, keep_top(g, g.Squeeze(settled, [1]), sizes.keep), sizes)

@@ -17,7 +17,9 @@ from vtexport.pruning.ties import PARALLEL, SHIFT
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
-    from vtexport.pruning.emit import Emitter
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder, Operand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +78,28 @@ class VisionZip(Op):
             xp.concat([copies, merged], axis=1),
         )
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         import numpy as np
 
         from vtexport.pruning.parts_onnx import gather_rows, per_image
 
         count = self.contextual
         found = per_image(
-            e,
+            g,
             sizes.batch,
-            ["features", "scores", "keys"],
-            lambda *each: _emit_image(e, *each, tokens=sizes.tokens, keep=sizes.keep, count=count),
+            [inputs[name] for name in ("features", "scores", "keys")],
+            lambda *each: _emit_image(g, *each, tokens=sizes.tokens, keep=sizes.keep, count=count),
         )
         rows = sizes.keep - count
-        copied = gather_rows(e, "features", e.Add(found["keep_indices"], 1))
-        kept, targets = e.Split(copied, [rows, count], outputs=2, axis=1)
-        merged = e.Unsqueeze(found["merged"], [2])
-        contextual = e.Where(merged, e.CastLike(found["contextual"], "features"), targets)
+        copied = gather_rows(g, inputs["features"], g.Add(found["keep_indices"], 1))
+        kept, targets = g.Split(copied, [rows, count], outputs=2, axis=1)
+        merged = g.Unsqueeze(found["merged"], [2])
+        contextual = g.Where(merged, g.CastLike(found["contextual"], inputs["features"]), targets)
         copies = np.zeros((sizes.batch, rows), bool)
         return {
-            "kept_features": e.Concat(kept, contextual, axis=1),
+            "kept_features": g.Concat(kept, contextual, axis=1),
             "keep_indices": found["keep_indices"],
-            "merged": e.Concat(copies, found["merged"], axis=1),
+            "merged": g.Concat(copies, found["merged"], axis=1),
             "assigned": found["assigned"],
         }
 
@@ -164,8 +166,8 @@ def _select_image(xp: Any, patches: Array, score: Array, keys: Array, keep: int,
 
 
 def _emit_image(
-    e: Emitter, features: str, scores: str, keys: str, *, tokens: int, keep: int, count: int
-) -> dict[str, str]:
+    g: Builder, features: ir.Value, scores: ir.Value, keys: ir.Value, *, tokens: int, keep: int, count: int
+) -> dict[str, ir.Value]:
     """One image's values with a first axis of 1, from features [1, 1 + T, D], scores [1, T] and keys [1, T, H, K]."""
     import numpy as np
 
@@ -174,39 +176,42 @@ def _emit_image(
     rows = keep - count - 1
     left = tokens - rows
     # 1. Dominant tokens.
-    _, order = e.TopK(without_nan(e, scores), [tokens], outputs=2, axis=1)
-    rest = in_raster_order(e, e.Slice(order, [rows], [tokens], [1]), left)
+    with g.scope("dominant"):
+        _, order = g.TopK(without_nan(g, scores), [tokens], outputs=2, axis=1)
+        rest = in_raster_order(g, g.Slice(order, [rows], [tokens], [1]), left)
 
     # 2. Targets: their places among the rest are known beforehand.
     target_places, other_places = targets_among(left, count)
-    targets = e.Gather(rest, np.array(target_places), axis=1)
-    kept = [np.array([[-1]]), targets]
+    targets = g.Gather(rest, np.array(target_places), axis=1)
+    kept: list[Operand] = [np.array([[-1]]), targets]
     if rows:
-        kept.insert(1, in_raster_order(e, e.Slice(order, [0], [rows], [1]), rows))
-    indices = e.Concat(*kept, axis=1)
+        kept.insert(1, in_raster_order(g, g.Slice(order, [0], [rows], [1]), rows))
+    indices = g.Concat(*kept, axis=1)
     nobody = np.full((1, tokens), -1)
-    patches = e.Squeeze(features, [0])
-    rows_of_targets = e.as_float(e.Gather(patches, e.Add(e.Squeeze(targets, [0]), 1)))
+    patches = g.Squeeze(features, [0])
+    rows_of_targets = g.as_float(g.Gather(patches, g.Add(g.Squeeze(targets, [0]), 1)))
     if not other_places:
-        unmerged = e.constant(np.zeros((1, count), bool))
-        contextual = e.Unsqueeze(rows_of_targets, [0])
-        return {"keep_indices": indices, "contextual": contextual, "merged": unmerged, "assigned": e.constant(nobody)}
+        unmerged = g.constant(np.zeros((1, count), bool))
+        contextual = g.Unsqueeze(rows_of_targets, [0])
+        return {"keep_indices": indices, "contextual": contextual, "merged": unmerged, "assigned": g.constant(nobody)}
 
     # 3. Every other token joins the target with the most similar key, the mean over heads.
-    metric = cosine_rows(e, e.Squeeze(e.ReduceMean(keys, [2], keepdims=0), [0]))
-    others = e.Gather(e.Squeeze(rest, [0]), np.array(other_places))
-    cosine = e.Gemm(e.Gather(metric, others), e.Gather(metric, e.Squeeze(targets, [0])), transB=1)
-    cosine = e.Add(e.Where(e.Greater(cosine, PARALLEL), 1.0, cosine), SHIFT)
-    nearest = e.Transpose(e.ArgMax(cosine, axis=1, keepdims=1))
+    with g.scope("assign"):
+        metric = cosine_rows(g, g.Squeeze(g.ReduceMean(keys, [2], keepdims=0), [0]))
+        others = g.Gather(g.Squeeze(rest, [0]), np.array(other_places))
+        cosine = g.Gemm(g.Gather(metric, others), g.Gather(metric, g.Squeeze(targets, [0])), transB=1)
+        cosine = g.Add(g.Where(g.Greater(cosine, PARALLEL), 1.0, cosine), SHIFT)
+        nearest = g.Transpose(g.ArgMax(cosine, axis=1, keepdims=1))
 
     # 4. Sums by a product with the membership matrix: TensorRT has no scatter that adds.
-    member = e.as_float(e.Equal(nearest, np.arange(count)[:, None]))
-    counts = e.total(member, 1)
-    sums = e.MatMul(member, e.as_float(e.Gather(patches, e.Add(others, 1))))
-    contextual = e.Add(rows_of_targets, e.Div(sums, e.Max(1.0, counts)))
+    with g.scope("merge"):
+        member = g.as_float(g.Equal(nearest, np.arange(count)[:, None]))
+        counts = g.total(member, 1)
+        sums = g.MatMul(member, g.as_float(g.Gather(patches, g.Add(others, 1))))
+        contextual = g.Add(rows_of_targets, g.Div(sums, g.Max(1.0, counts)))
     return {
         "keep_indices": indices,
-        "contextual": e.Unsqueeze(contextual, [0]),
-        "merged": e.Transpose(e.Greater(counts, 0.0)),
-        "assigned": e.ScatterElements(nobody, e.Unsqueeze(others, [0]), nearest, axis=1),
+        "contextual": g.Unsqueeze(contextual, [0]),
+        "merged": g.Transpose(g.Greater(counts, 0.0)),
+        "assigned": g.ScatterElements(nobody, g.Unsqueeze(others, [0]), nearest, axis=1),
     }

@@ -17,8 +17,10 @@ from vtexport.pruning.options import setting
 from vtexport.pruning.types import Array, Selection, Sizes, Tensor
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vtexport.graphs.builder import Builder
     from vtexport.pruning.density_peaks import PeakRules
-    from vtexport.pruning.emit import Emitter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +88,17 @@ class ViTCoP(Op):
             details |= {name: xp.stack([each[name] for each in images]) for name in images[0]}
         return Selection(kept, gather_rows(xp, features, kept), details)
 
-    def emit(self, e: Emitter, sizes: Sizes) -> dict[str, str]:
+    def emit(self, g: Builder, inputs: Mapping[str, ir.Value], sizes: Sizes) -> dict[str, ir.Value]:
         from vtexport.pruning.parts_onnx import gather_rows, in_raster_order, per_image, without_nan
 
-        _, chosen = e.TopK(without_nan(e, "scores"), [sizes.keep], outputs=2, axis=1)
-        kept = in_raster_order(e, chosen, sizes.keep)
-        values = {"kept_features": gather_rows(e, "features", kept), "keep_indices": kept}
+        _, chosen = g.TopK(without_nan(g, inputs["scores"]), [sizes.keep], outputs=2, axis=1)
+        kept = in_raster_order(g, chosen, sizes.keep)
+        values = {"kept_features": gather_rows(g, inputs["features"], kept), "keep_indices": kept}
         if self.clusters:
-            values |= per_image(
-                e, sizes.batch, ["keys", kept], lambda *each: _cluster_image(e, *each, sizes=sizes, op=self)
-            )
+            with g.scope("clusters"):
+                values |= per_image(
+                    g, sizes.batch, [inputs["keys"], kept], lambda *each: _cluster_image(g, *each, sizes=sizes, op=self)
+                )
         return values
 
 
@@ -138,13 +141,13 @@ def _near(xp: Any, kept: Array, grid: tuple[int, int], radius: float) -> Array:
     return squared_offsets(xp, kept, kept, grid[1], scale) <= most
 
 
-def _cluster_image(e: Emitter, keys: str, kept: str, *, sizes: Sizes, op: ViTCoP) -> dict[str, str]:
+def _cluster_image(g: Builder, keys: ir.Value, kept: ir.Value, *, sizes: Sizes, op: ViTCoP) -> dict[str, ir.Value]:
     """One image's clustering from keys [1, T, H, K] and kept [1, N]; results with a first axis of 1."""
     from vtexport.pruning.density_peaks import emit_density_peaks
     from vtexport.pruning.parts_onnx import squared_offsets
 
-    own = e.Squeeze(kept, [0])
-    points = e.Gather(e.Reshape(keys, [sizes.tokens, sizes.heads * sizes.head_dim]), own)
+    own = g.Squeeze(kept, [0])
+    points = g.Gather(g.Reshape(keys, [sizes.tokens, sizes.heads * sizes.head_dim]), own)
     scale, most = _reach(sizes.grid, op.radius)
-    near = e.LessOrEqual(squared_offsets(e, own, own, grid=sizes.grid, scale=scale), most)
-    return emit_density_peaks(e, points, near, tokens=sizes.keep, rules=_rules(op))
+    near = g.LessOrEqual(squared_offsets(g, own, own, grid=sizes.grid, scale=scale), most)
+    return emit_density_peaks(g, points, near, tokens=sizes.keep, rules=_rules(op))
