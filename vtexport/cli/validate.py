@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         what = f"{check.what} of {check.case}{f' of the plan {plan}' if plan else ''}"
         others = f" and {counted(len(failed) - 1, 'other check')}" if len(failed) > 1 else ""
         tell(
-            f"vtexport: {what}{others} did not come out as in PyTorch on {report.backend} ({report.device}); {path} has "
-            "every figure"
+            f"vtexport: {what}{others} did not come out as in PyTorch on {report.backend} ({report.device}); {path} "
+            "has every figure"
         )
         return 1
     return 0
