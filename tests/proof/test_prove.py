@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from llava_parts import config_of
 from PIL import Image
 from tiny_llava import make_config, make_model, save_model
 
-from vtexport.build import build
+from vtexport.build import BuildProgress, build
 from vtexport.bundle.proof import FoundProof, read_proof
 from vtexport.bundle.reader import open_bundle
 from vtexport.errors import BundleError, MissingDependencyError, UsageError
 from vtexport.proof import prove
 from vtexport.proof.pictures import pictures
 from vtexport.pruning import select
+from vtexport.validate import validate
 
 pytestmark = pytest.mark.long
 
@@ -137,8 +139,6 @@ def test_adding_a_plan_keeps_the_proofs_of_others(proven_copy: Path, tiny_checkp
     changed["plans"]["cdpruner-16"]["plan_sha256"] = "0" * 64  # as of a plan that was another
     path.write_text(json.dumps(changed))
     notes: list[str] = []
-    from vtexport.build import BuildProgress
-
     report = BuildProgress(note=notes.append)
     bundle = build(str(tiny_checkpoint), proven_copy, method="uniform", keep=16, report=report)
     after = found(bundle.folder).proof
@@ -195,3 +195,11 @@ def test_pictures_are_the_same_each_time() -> None:
     assert [image.tobytes() for image in one.values()] == [image.tobytes() for image in other.values()]
     scene, noise = (np.asarray(image, np.float64) for image in one.values())
     assert len(np.unique(scene.reshape(-1, 3), axis=0)) < len(np.unique(noise.reshape(-1, 3), axis=0)) / 10
+
+
+@pytest.mark.parametrize("name", ["siglip and qwen2 with late windows", "clip and mistral"])
+def test_other_towers_and_decoders(name: str, tmp_path: Path) -> None:
+    folder = save_model(make_model(config_of(name)), tmp_path / "checkpoint")
+    bundle = build(str(folder), tmp_path / "bundle", keep=16).folder
+    assert prove(bundle, str(folder)).without_proof == {}
+    assert {check.verdict for _, check in validate(bundle, threads=1).checks} == {"pass"}
