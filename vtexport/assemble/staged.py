@@ -23,6 +23,7 @@ from vtexport.assemble.progress import BuildProgress
 from vtexport.assemble.weights import PlacedWeights, copy_weights, planned_bytes
 from vtexport.bundle.manifest import MANIFEST_NAME, File, Manifest, Source
 from vtexport.bundle.manifest_json import encode
+from vtexport.bundle.proof import carry_proof
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
@@ -90,6 +91,7 @@ class Staged:
         (self._folder / MANIFEST_NAME).write_bytes(encode(manifest))
         if self.earlier is not None:
             carry_adaptations(self.earlier, self._folder, manifest, self._report.note)
+            carry_proof(self.earlier.folder, self._folder, manifest, self._report.note)
             carry_reports(self.earlier, self._folder)
         open_bundle(self._folder)
 

@@ -72,7 +72,7 @@ def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
     """
     images = sample_images()
     for kind, image in images.items():
-        expected = _library_pixels(processor, on_white(image), f"the {kind} sample image")
+        expected = library_pixels(processor, on_white(image), f"the {kind} sample image")
         found, _ = pixel_values(load_image(image), settings)
         if found.shape != expected.shape:
             what = (
@@ -97,7 +97,7 @@ def torchvision_levels(processor: Any, settings: schema.Image) -> float:
     """
     largest = 0.0
     for kind, image in sample_images().items():
-        expected = _library_pixels(processor, on_white(image), f"the {kind} sample image")
+        expected = library_pixels(processor, on_white(image), f"the {kind} sample image")
         found, _ = pixel_values(load_image(image), settings)
         largest = max(largest, pixel_level_difference(found, expected, settings))
     return round(largest, 3)
@@ -109,7 +109,12 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
-def _library_pixels(processor: Any, image: Image.Image, what: str) -> np.ndarray:
+def library_pixels(processor: Any, image: Image.Image, what: str) -> np.ndarray:
+    """`pixel_values` [1, 3, H, W] float32 that transformers' image processor makes of an image.
+
+    Raises:
+        InputError: it cannot prepare `what`.
+    """
     try:
         return np.asarray(processor(image, return_tensors="np")["pixel_values"], np.float32)
     except Exception as error:  # whatever a processor's code meets with the checkpoint's settings
@@ -132,7 +137,7 @@ def check_whole_processor(processor: Any, image_token: str) -> None:
         whole = np.asarray(processor(images=image, text=image_token)["pixel_values"], np.float32)
     except Exception:  # one that cannot make an image's tokens, of which `compare_ids` tells
         return
-    alone = _library_pixels(processor.image_processor, image, "the opaque sample image")
+    alone = library_pixels(processor.image_processor, image, "the opaque sample image")
     if not np.array_equal(whole, alone):
         settings = ", ".join(sorted(set(processor.tokenizer.init_kwargs) & set(vars(processor.image_processor))))
         raise InputError(
@@ -197,7 +202,7 @@ def compare_ids(
     image, noted = sample_images()["opaque"], False
     for kind, messages in conversations.items():
         images = len(image_parts(messages))
-        expected, counted = _library_ids(processor, messages, [image] * images, text, template.text)
+        expected, counted = library_ids(processor, messages, [image] * images, text.image_token_id, template.text)
         if counted != tokens * images and not noted:
             noted = True
             each = None if counted is None or not images else counted / images
@@ -226,12 +231,15 @@ def compare_ids(
     return list(conversations)
 
 
-def _library_ids(
-    processor: Any, messages: Messages, images: list[Image.Image], text: schema.Text, template: str
+def library_ids(
+    processor: Any, messages: Messages, images: list[Image.Image], image_token_id: int, template: str
 ) -> tuple[list[int], int | None]:
     """Ids of a conversation by transformers, and how many image tokens its processor made, None where it made none.
 
     Where it cannot, each image has one.
+
+    Raises:
+        InputError: it cannot make ids of it.
     """
     tokenizer = processor.tokenizer
     try:
@@ -244,7 +252,7 @@ def _library_ids(
             whole = {"padding": False, "truncation": False}
             made = processor(images=images or None, text=rendered, add_special_tokens=special, **whole)["input_ids"]
             ids = np.asarray(made).reshape(-1).tolist()
-            return ids, ids.count(text.image_token_id)
+            return ids, ids.count(image_token_id)
         except (TypeError, AttributeError, ValueError):  # checkpoints whose processor lacks patch_size
             return tokenizer(rendered, add_special_tokens=special)["input_ids"], None
     except Exception as error:  # a template computes, and a tokenizer's code is the checkpoint's choice
