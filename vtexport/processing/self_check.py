@@ -61,7 +61,7 @@ def compare_pixels(processor: Any, settings: schema.Image) -> list[str]:
     """
     images = sample_images()
     for kind, image in images.items():
-        expected = _library_pixels(processor, on_white(image), f"the {kind} sample image")
+        expected = library_pixels(processor, on_white(image), f"the {kind} sample image")
         found, _ = pixel_values(load_image(image), settings)
         if found.shape != expected.shape:
             what = (
@@ -86,7 +86,7 @@ def torchvision_levels(processor: Any, settings: schema.Image) -> float:
     """
     largest = 0.0
     for kind, image in sample_images().items():
-        expected = _library_pixels(processor, on_white(image), f"the {kind} sample image")
+        expected = library_pixels(processor, on_white(image), f"the {kind} sample image")
         found, _ = pixel_values(load_image(image), settings)
         largest = max(largest, pixel_level_difference(found, expected, settings))
     return round(largest, 3)
@@ -98,7 +98,12 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
-def _library_pixels(processor: Any, image: Image.Image, what: str) -> np.ndarray:
+def library_pixels(processor: Any, image: Image.Image, what: str) -> np.ndarray:
+    """`pixel_values` [1, 3, H, W] float32 that transformers' image processor makes of an image.
+
+    Raises:
+        InputError: it cannot prepare `what`.
+    """
     try:
         return np.asarray(processor(image, return_tensors="np")["pixel_values"], np.float32)
     except Exception as error:  # whatever a processor's code meets with the checkpoint's settings
@@ -121,7 +126,7 @@ def check_whole_processor(processor: Any, image_token: str) -> None:
         whole = np.asarray(processor(images=image, text=image_token)["pixel_values"], np.float32)
     except Exception:  # one that cannot make an image's tokens, of which `compare_ids` tells
         return
-    alone = _library_pixels(processor.image_processor, image, "the opaque sample image")
+    alone = library_pixels(processor.image_processor, image, "the opaque sample image")
     if not np.array_equal(whole, alone):
         settings = ", ".join(sorted(set(processor.tokenizer.init_kwargs) & set(vars(processor.image_processor))))
         raise InputError(
@@ -179,7 +184,7 @@ def compare_ids(
         del conversations["two turns"]
     image, noted = sample_images()["opaque"], False
     for kind, messages in conversations.items():
-        expected, counted = _library_ids(processor, messages, image, text, template.text)
+        expected, counted = library_ids(processor, messages, image, text.image_token_id, template.text)
         if counted != tokens and not noted:
             noted = True
             shown = "cannot repeat the image token" if counted is None else f"makes {counted} image tokens of an image"
@@ -206,10 +211,14 @@ def compare_ids(
     return list(conversations)
 
 
-def _library_ids(
-    processor: Any, messages: Messages, image: Image.Image, text: schema.Text, template: str
+def library_ids(
+    processor: Any, messages: Messages, image: Image.Image, image_token_id: int, template: str
 ) -> tuple[list[int], int | None]:
-    """Ids of a conversation by transformers with one image token, and how many of them the processor itself made."""
+    """Ids of a conversation by transformers with one image token, and how many of them the processor itself made.
+
+    Raises:
+        InputError: it cannot make ids of it.
+    """
     tokenizer = processor.tokenizer
     try:
         rendered = processor.apply_chat_template(
@@ -221,7 +230,7 @@ def _library_ids(
             whole = {"padding": False, "truncation": False}
             made = processor(images=image, text=rendered, add_special_tokens=special, **whole)["input_ids"]
             ids = np.asarray(made).reshape(-1).tolist()
-            counted: int | None = ids.count(text.image_token_id)
+            counted: int | None = ids.count(image_token_id)
         except (TypeError, AttributeError, ValueError):  # checkpoints whose processor lacks patch_size
             ids, counted = tokenizer(rendered, add_special_tokens=special)["input_ids"], None
     except Exception as error:  # a template computes, and a tokenizer's code is the checkpoint's choice
@@ -230,6 +239,6 @@ def _library_ids(
             "fetch its tokenizer and template files again"
         ) from error
     collapsed = [
-        each for before, each in zip([None, *ids], ids, strict=False) if each != text.image_token_id or before != each
+        each for before, each in zip([None, *ids], ids, strict=False) if each != image_token_id or before != each
     ]
     return collapsed, counted

@@ -93,10 +93,15 @@ def pixel_values(image: Image.Image, settings: ImageSettings) -> tuple[np.ndarra
         raise BundleError(f"the bundle's manifest has a crop of {width} x {height} pixels; build or copy it again")
     if (width, height) != resized:
         seen = seen.crop((left, top, left + width, top + height))  # black where there is no image
-    planes = _normalisation_table(settings)[np.arange(3), np.asarray(seen)]  # [H, W, 3]
     x, y = wide / resized[0], high / resized[1]
     crop = Crop(left * x - offset_x, top * y - offset_y, width * x, height * y)
-    return np.ascontiguousarray(planes.transpose(2, 0, 1))[None], crop
+    return normalised(np.asarray(seen), settings), crop
+
+
+def normalised(levels: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """[1, 3, H, W] float32 of levels [H, W, 3] uint8 that are resized and cropped already: the last two steps."""
+    planes = _normalisation_table(settings)[np.arange(3), levels]  # [H, W, 3]
+    return np.ascontiguousarray(planes.transpose(2, 0, 1))[None]
 
 
 def output_size(settings: ImageSettings) -> tuple[int, int]:

@@ -42,6 +42,7 @@ class Pipeline:
         plans: It, or those that an adaptive one chooses from.
         graphs: The graphs that run, by plan.
         notes: Sentences on graphs that this runtime passes over because it does not answer rightly with them.
+        runs_on: Name and version of what computes, such as "ONNX Runtime 1.27.0".
         native: The library that runs the pruning ops, or the reason why their function bodies do.
         stages: The steps of `encode` and `generate`, for a measurement to call one by one.
     """
@@ -64,7 +65,7 @@ class Pipeline:
                 f"{bundle.folder} is in {precision}, which {abilities.title} does not compute in and which is "
                 "for TensorRT-RTX engines; build it with --precision fp16 or fp32 to run it here"
             )
-        self.native = backend.provides.plugins
+        self.native, self.runs_on = backend.provides.plugins, abilities.title
         self.bundle = bundle
         chosen = bundle.plan_or_adaptive(plan)
         self.name = chosen.name

@@ -88,6 +88,10 @@ class Stages:
         """
         return self._vision.run(image)
 
+    def upload(self, array: np.ndarray) -> Buffer:
+        """The values of an array where the stages compute, for putting something else in the place of an output."""
+        return self._backend.upload(array)
+
     def prune(self, seen: VisionOutput, question: Question | None = None) -> VisualTokens:
         """The visual tokens of one image, without times.
 

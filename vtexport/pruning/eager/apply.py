@@ -80,6 +80,11 @@ class Applied:
         ids = question_ids.reshape(1, -1).to(self._inner.device)
         self.extra_signals["text_embeds"] = self._inner.get_input_embeddings()(ids).detach()
 
+    def select(self, seen: Mapping[str, torch.Tensor]) -> Selection:
+        """The selection before the language model from what the tower gave of one image (`eager.encode.signals_of`):
+        `features` [1, 1 + T, D] and the signals by name."""
+        return self._encoder.select(seen, self.extra_signals)
+
     def _forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -49,15 +49,10 @@ class Encoder:
             UsageError: A signal is missing, images get different counts, or gradients would be lost.
             InputError: A signal is not finite.
         """
-        op, projector = self._op, self._inner.multi_modal_projector
+        op, projector, slot = self._op, self._inner.multi_modal_projector, int(self._op.takes_cls)
         given = signals_of(self._inner, pixel_values, self._schedule.signals)
-        features = given.pop("features")
-        slot = int(op.takes_cls)
-        if not slot:
-            features = features[:, 1:]
+        features = self._op_rows(given.pop("features"))
         projected = self._placed.place == AFTER_CONNECTOR
-        if projected:
-            features = projector(features)
         if op.merges and features.requires_grad and self.wants_gradients(pixel_values):
             modules = "vision_tower and multi_modal_projector" if projected else "vision_tower"
             raise UsageError(
@@ -80,6 +75,21 @@ class Encoder:
         if self._placed.positions == "contiguous":
             span, indices = used, torch.arange(used, device=indices.device).expand_as(indices)
         return Encoded(rows if projected else projector(rows), indices, span, selections)
+
+    def select(self, seen: Mapping[str, torch.Tensor], extra_signals: Mapping[str, torch.Tensor]) -> Selection:
+        """The selection of one image from what its tower gave: `features` [1, 1 + T, D] and signals (`signals_of`).
+
+        Raises:
+            UsageError, InputError: as `encode`.
+        """
+        own = {name: each for name, each in seen.items() if name != "features"}
+        return self._select(self._op_rows(seen["features"]), own, extra_signals)
+
+    def _op_rows(self, features: torch.Tensor) -> torch.Tensor:
+        """Rows as the op takes them: of the tower's features with or without CLS, projected where it stands behind the
+        connector."""
+        rows = features if self._op.takes_cls else features[:, 1:]
+        return self._inner.multi_modal_projector(rows) if self._placed.place == AFTER_CONNECTOR else rows
 
     def wants_gradients(self, pixel_values: torch.Tensor) -> bool:
         """True where the caller trains or asks for the pixels' gradients, and did not just leave them switched on."""

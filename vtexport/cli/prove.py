@@ -1,0 +1,105 @@
+"""Record what PyTorch answers with a bundle's checkpoint, as a proof that `vtexport validate` replays on a device.
+
+Takes PyTorch, the checkpoint, and the memory that its weights take in float32; what it will take is said first.
+
+examples:
+  vtexport prove mini --checkpoint mini
+  vtexport prove llava-64 --checkpoint llava --plan prunesid-64
+  vtexport prove llava-64 --checkpoint llava --image street.jpg --image desk.png --prompt "What is in front?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from vtexport.bundle.proof import Proof
+from vtexport.bundle.reader import open_bundle
+from vtexport.cli.console import Progress, command_line, counted, say, say_json, size, typed_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="MODEL",
+        help="alias, hub id or folder that the bundle was made of; default: the one that its manifest names",
+    )
+    parser.add_argument(
+        "--plan", action="append", metavar="NAME", dest="plans", help="a plan; may be repeated; default: all"
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        dest="images",
+        help="a picture to ask about, copied into the bundle; may be repeated; default: the earlier proof's, or two "
+        "that are generated",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        type=typed_text,
+        metavar="TEXT",
+        dest="prompts",
+        help="a question, the first for the first picture and so on; may be repeated; default: the earlier proof's, or "
+        "two fixed ones",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="where random weights are kept; default: $VTEXPORT_CACHE or ~/.cache/vtexport",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the proof and says what is in it."""
+    progress = Progress(args.quiet)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    bundle = open_bundle(args.bundle)
+    from vtexport.assemble.progress import BuildProgress
+    from vtexport.proof import prove
+
+    proof = prove(
+        bundle,
+        args.checkpoint,
+        plans=args.plans,
+        images=args.images,
+        prompts=args.prompts,
+        cache_dir=args.cache_dir,
+        report=BuildProgress(progress.stage, progress.note, progress.bytes_done),
+        command=command_line(),
+    )
+    progress.stage("done")
+    if args.json:
+        say_json({"bundle": str(bundle.folder), **proof_summary(proof)})
+    else:
+        say_proof(proof)
+    return 0
+
+
+def proof_summary(proof: Proof) -> dict[str, object]:
+    """What `--json` says of a proof."""
+    return {
+        "plans": sorted(proof.plans),
+        "without_proof": proof.without_proof,
+        "images": [each.origin for each in proof.images],
+        "prompts": proof.prompts,
+        "bytes": sum(each.bytes for each in proof.files.values()),
+    }
+
+
+def say_proof(proof: Proof) -> None:
+    """A line on the whole and one for each plan."""
+    total = sum(each.bytes for each in proof.files.values())
+    asked = f"{counted(len(proof.images), 'image')}, {counted(len(proof.prompts), 'prompt')}"
+    say(f"proof of {counted(len(proof.plans), 'plan')}: {asked}, {proof.new_tokens} tokens each; {size(total)}")
+    for name, plan in sorted(proof.plans.items()):
+        noise = plan.noise.get("logits")
+        known = f"; rounding moves its logits by {noise.rms:.1e} of their root mean square" if noise else ""
+        say(f"  {name}: {size(proof.files[plan.file].bytes)}{known}")
+    for name, why in sorted(proof.without_proof.items()):
+        say(f"  {name}: none, because {why}")
