@@ -14,8 +14,8 @@ from vtexport.bundle.manifest import MANIFEST_NAME, Plan
 from vtexport.bundle.proof import PROOF_NAME, FoundProof, command_for, plan_digest, read_proof
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.errors import BundleError, MissingDependencyError
-from vtexport.eval.files import write_whole
-from vtexport.eval.machine import describe_machine
+from vtexport.measure.files import write_whole
+from vtexport.measure.machine import describe_machine
 from vtexport.runtime.pipeline import Pipeline
 from vtexport.runtime.prompt import PromptReader
 from vtexport.runtime.vision import Preprocessed
