@@ -64,7 +64,8 @@ def test_marks_stand_at_the_figures(values: list[float]) -> None:
     dot = svg.find("circle")
     span, p90 = svg.findall("line")
     mark = svg.find("svg")
-    assert dot is not None and mark is not None
+    assert dot is not None
+    assert mark is not None
     assert percent(dot, "cx") == pytest.approx(100 * found.p50 / whole, abs=1e-3)
     assert percent(p90, "x1") == percent(p90, "x2") == pytest.approx(100 * found.p90 / whole, abs=1e-3)
     assert percent(mark, "x") == pytest.approx(100 * found.p99 / whole, abs=1e-3)

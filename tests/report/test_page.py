@@ -90,7 +90,8 @@ def test_the_page_is_whole_and_loads_nothing(full: Path) -> None:
             assert value is None or value.startswith(("data:image/png;base64,", "#"))
     style = re.search(r"<style>(.*?)</style>", page(collect(open_bundle(full))).decode(), re.DOTALL)
     assert style is not None
-    assert "url(" not in style[1] and "@import" not in style[1]
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
     assert "prefers-color-scheme: dark" in style[1]
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -114,7 +115,7 @@ def test_every_figure_is_the_records(full: Path) -> None:
     for accuracy in (80, 60, 70):
         assert f" {accuracy}.0 % ({accuracy - 10}.0 to {accuracy + 10}.0) " in found.sections["accuracy"]
     assert "0.0123 (bound 0.02)" in found.sections["parity"]
-    assert "1 pass, 1 differs" in found.sections["parity"]
+    assert " prunesid-8 - 1 pass 1 differs " in found.sections["parity"]
     assert "made up" in found.sections["environment"]
     for command in ("vtexport bench b", "vtexport validate b", "vtexport eval b", "vtexport prove b"):
         assert command in found.sections["commands"]
@@ -223,7 +224,8 @@ def test_texts_of_files_are_only_text(bare: Path) -> None:
     put_proof(bare, {"prunesid-8": [1, 2]}, prompt=HOSTILE, origin=HOSTILE)
     text = page(collect(open_bundle(bare))).decode()
     assert "<script" not in text
-    assert "\x1b" not in text and "\u202e" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
     found = Parsed(text)
     assert found.open == []
     assert not any(tag == "script" for tag, _ in found.elements)
@@ -239,14 +241,14 @@ def test_kept_tokens_are_bright_on_the_image(bare: Path) -> None:
     put_proof(bare, {"prunesid-8": [0, 1], "none": list(range(16))})
     shown = [attributes for tag, attributes in parsed(bare).elements if tag == "img"]
     assert len(shown) == 2
-    bright = []
+    bright = {}
     for each in shown:
         data = base64.b64decode(str(each["src"]).removeprefix("data:image/png;base64,"))
         picture = Image.open(io.BytesIO(data)).convert("L")
         assert max(picture.size) <= 320
         assert (str(picture.width), str(picture.height)) == (each["width"], each["height"])
-        bright.append(sum(picture.resize((8, 8)).tobytes()))
-    assert bright[1] > bright[0]  # by the names of the plans: all tokens, and two of them
+        bright[each["alt"]] = sum(picture.resize((8, 8)).tobytes())
+    assert bright["none on image 1"] > bright["prunesid-8 on image 1"]  # all tokens, and two of them
 
 
 def test_indices_beyond_the_grid_are_told_of(bare: Path) -> None:
@@ -294,7 +296,8 @@ def test_the_verb(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["report", str(bare)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert "no report in reports/" in said[0] and f"vtexport bench {bare}" in said[0]
+    assert "no report in reports/" in said[0]
+    assert f"vtexport bench {bare}" in said[0]
     assert not (bare / "reports").exists()
 
     asked = tmp_path / "tiny-eval" / "eval.json"
