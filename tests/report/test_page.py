@@ -30,6 +30,7 @@ from vtexport.cli.main import main
 from vtexport.errors import InputError
 from vtexport.measure.record import Failure
 from vtexport.measure.report import make_report
+from vtexport.report.budgets import budgets
 from vtexport.report.collect import collect
 from vtexport.report.figures import number
 from vtexport.report.markdown import markdown
@@ -332,3 +333,20 @@ def test_an_evaluation_that_is_named_has_to_be_one(bare: Path, tmp_path: Path) -
         collect(open_bundle(bare), tmp_path / "gone.json")
     with pytest.raises(InputError, match="is not a plain file"):
         collect(open_bundle(bare), tmp_path)
+
+
+def test_a_method_keeps_its_colour(bare: Path) -> None:
+    """Accuracy is known of a method that was not measured, whose name comes first."""
+    asked = evaluated(bare)
+    asked.plans[0].method = asked.plans[0].plan = "a"
+    put_measurement(bare, measurement(bare))
+    put_evaluation(bare / "reports" / "eval.json", asked)
+    by_title = {each.title: each.series for each in budgets(collect(open_bundle(bare)))}
+    assert {title: list(series) for title, series in by_title.items()} == dict.fromkeys(
+        ("Time to first token", "Energy of an answer", "Accuracy"), ["a", "none", "prunesid"]
+    )
+    assert [len(points) for points in by_title["Time to first token"].values()] == [0, 1, 2]
+    assert [len(points) for points in by_title["Accuracy"].values()] == [1, 0, 2]
+    section = parsed(bare).sections["budgets"]
+    assert section.count("prunesid-8") == 2 * 2  # a point and a row in two charts
+    assert "energy of an answer was not measured" in section

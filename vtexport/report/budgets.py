@@ -17,7 +17,10 @@ ADAPTIVE, UNKNOWN = "adaptive", "unknown"
 
 @dataclass(frozen=True)
 class Budget:
-    """One quantity over visual tokens: points by method, or the reason why there are none and the command."""
+    """One quantity over visual tokens: points by method, or the reason why there are none and the command.
+
+    All budgets of a page have the same methods in the same order, so that a method keeps its colour.
+    """
 
     title: str
     unit: str
@@ -30,10 +33,14 @@ def budgets(sources: Sources) -> list[Budget]:
     """Time to first token, energy of an answer, and accuracy; this bundle's plans alone."""
     by_source = {state.source: state for state in states(sources)}
     bench, asked = sources.bench.value, sources.evaluation.value
+    times = first_token(bench) if bench else []
+    joules = energy(bench) if bench else []
+    right = accuracy(asked) if asked else []
+    methods = sorted({method for method, _ in (*times, *joules, *right)})
     return [
-        _budget("Time to first token", "ms", first_token(bench) if bench else [], by_source["bench"], ""),
-        _budget("Energy of an answer", "J", energy(bench) if bench else [], by_source["bench"], " --energy"),
-        _budget("Accuracy", "%", accuracy(asked) if asked else [], by_source["eval"], ""),
+        _budget("Time to first token", "ms", methods, times, by_source["bench"], ""),
+        _budget("Energy of an answer", "J", methods, joules, by_source["bench"], " --energy"),
+        _budget("Accuracy", "%", methods, right, by_source["eval"], ""),
     ]
 
 
@@ -70,9 +77,11 @@ def _methods(report: Measurement) -> dict[str, str]:
     return {plan.name: plan.method or ADAPTIVE for plan in report.header.plans}
 
 
-def _budget(title: str, unit: str, points: Iterable[tuple[str, Point]], state: State, more: str) -> Budget:
-    series: dict[str, list[Point]] = {}
+def _budget(
+    title: str, unit: str, methods: Iterable[str], points: Iterable[tuple[str, Point]], state: State, more: str
+) -> Budget:
+    series: dict[str, list[Point]] = {method: [] for method in methods}
     for method, point in points:
-        series.setdefault(method, []).append(point)
+        series[method].append(point)
     reason = f"{title.lower()} was not measured" if state.state != "not checked" else state.detail
-    return Budget(title, unit, dict(sorted(series.items())), reason, state.command + more)
+    return Budget(title, unit, series, reason, state.command + more)

@@ -133,7 +133,8 @@ def _bundle(sources: Sources) -> Html:
 
 
 def _commands(sources: Sources) -> Html:
-    given = [("build", sources.bundle.manifest.command)]
+    built = sources.bundle.manifest.command  # "" where a program built the bundle
+    given = [("build", built)] if built else []
     for source in (sources.bench, sources.soak):
         given += [(source.name, source.value.header.command)] if source.value is not None else []
     given += [("validate", sources.validate.value.command)] if sources.validate.value is not None else []

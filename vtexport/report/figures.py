@@ -129,9 +129,9 @@ def chart(series: Mapping[str, Sequence[Point]], label: str) -> Html:
     return tag("div", picture, class_="plot")
 
 
-def legend(names: Sequence[str]) -> Html:
-    """Names with their colours, in the order of the parts."""
-    return tag("p", *(_key(index, name) for index, name in enumerate(names)), class_="legend")
+def legend(names: Sequence[str | None]) -> Html:
+    """Names with their colours, in the order of the parts; None takes a colour and is not shown."""
+    return tag("p", *(_key(index, name) for index, name in enumerate(names) if name is not None), class_="legend")
 
 
 def ticks(whole: float) -> list[float]:

@@ -44,12 +44,13 @@ def join(children: Iterable[Child]) -> Html:
 
 def table(header: Iterable[Child], rows: Iterable[Iterable[Child]], label: str) -> Html:
     """A table that scrolls sideways where it is wider than the page; `label` is for readers that hear it."""
-    head = tag("tr", *(tag("th", each, scope="col") for each in header))
     body = [
         tag("tr", *(tag("td" if number else "th", cell, scope=None if number else "row") for number, cell in pairs))
         for pairs in (list(enumerate(row)) for row in rows)
     ]
-    whole = tag("table", tag("thead", head), tag("tbody", *body), aria_label=label)
+    header = list(header)
+    head = tag("thead", tag("tr", *(tag("th", each, scope="col") for each in header))) if any(header) else None
+    whole = tag("table", head, tag("tbody", *body), aria_label=label)
     return tag("div", whole, class_="scroll", tabindex=0)
 
 

@@ -45,7 +45,7 @@ th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.75rem 0.3rem 0
   overflow-wrap: normal; min-width: 3rem; max-width: 26rem; }
 td, tbody th { overflow-wrap: break-word; }
 thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; white-space: nowrap; }
 .badge { display: inline-block; white-space: nowrap; font-weight: 600; padding: 0 0.5rem; border: 1px solid;
   border-radius: 999px; font-size: 0.8125rem; }
 .pass { color: var(--pass); } .fail { color: var(--fail); } .measured { color: var(--measured); }
@@ -72,6 +72,7 @@ line { stroke: var(--soft); stroke-width: 1; }
 .curve.c3 { stroke: var(--c3); } .curve.c4 { stroke: var(--c4); } .curve.c5 { stroke: var(--c5); }
 .curve.c6 { stroke: var(--c6); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+@media (min-width: 45rem) { .pictures { grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); } }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: 0.8125rem; color: var(--soft); }

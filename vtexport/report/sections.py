@@ -58,10 +58,14 @@ def badge(state: str) -> Html:
 
 def _summary(made: list[State]) -> Html:
     rows = [
-        (tag("b", each.source), badge(each.state), each.detail, tag("code", each.command) if _to_do(each) else "")
+        (
+            each.source,
+            badge(each.state),
+            join((each.detail, tag("div", tag("code", each.command)) if _to_do(each) else None)),
+        )
         for each in made
     ]
-    return table(("source", "state", "", "the command that makes it"), rows, "state of every source")
+    return table(("source", "state", ""), rows, "state of every source")
 
 
 def _to_do(state: State) -> bool:
@@ -173,10 +177,13 @@ def _budgets(sources: Sources) -> Html:
     parts: list[Html] = []
     for each in found:
         parts.append(tag("h3", f"{each.title} by visual tokens"))
-        if not each.series:
+        if not any(each.series.values()):
             parts.append(_without(each))
             continue
-        parts += [legend(list(each.series)), chart(each.series, f"{each.title} by visual tokens")]
+        parts += [
+            legend([name if points else None for name, points in each.series.items()]),
+            chart(each.series, f"{each.title} by visual tokens"),
+        ]
         rows = [
             (point.label, name, number(point.x), number(point.y))
             for name, points in each.series.items()
