@@ -342,9 +342,7 @@ def test_a_method_keeps_its_colour(bare: Path) -> None:
     put_measurement(bare, measurement(bare))
     put_evaluation(bare / "reports" / "eval.json", asked)
     by_title = {each.title: each.series for each in budgets(collect(open_bundle(bare)))}
-    assert {title: list(series) for title, series in by_title.items()} == dict.fromkeys(
-        ("Time to first token", "Energy of an answer", "Accuracy"), ["a", "none", "prunesid"]
-    )
+    assert [list(series) for series in by_title.values()] == [["a", "none", "prunesid"]] * 3
     assert [len(points) for points in by_title["Time to first token"].values()] == [0, 1, 2]
     assert [len(points) for points in by_title["Accuracy"].values()] == [1, 0, 2]
     section = parsed(bare).sections["budgets"]
