@@ -6,6 +6,7 @@ import worker_cores  # noqa: F401 (it counts for what is imported behind it)
 
 # isort: split
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+# A build by the command line would make one wherever PyTorch is installed, as it is here; tests of it say so.
+os.environ.setdefault("VTEXPORT_PROOF", "0")
 # No test is a matter of time: a loaded machine must not fail one.
 hypothesis.settings.register_profile("vtexport", deadline=None)
 hypothesis.settings.load_profile("vtexport")
@@ -59,6 +62,26 @@ def eval_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("eval") / "tiny"
     build(str(tiny_checkpoint), folder, method="none")
     return build(str(tiny_checkpoint), folder, keep=[8, 16], dynamic=True).folder
+
+
+@pytest.fixture(scope="session")
+def proven_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans none, prunesid-16, cdpruner-16 (by the question) and nuwa-16 (steps), all with a proof. Tests must not
+    change it; see `proven_copy`."""
+    from vtexport.build import build
+    from vtexport.proof import prove
+
+    folder = tmp_path_factory.mktemp("proven") / "tiny"
+    for method, keep in (("none", None), ("prunesid", 16), ("cdpruner", 16), ("nuwa", 16)):
+        build(str(tiny_checkpoint), folder, method=method, keep=keep)
+    prove(folder, str(tiny_checkpoint), command="vtexport prove tiny")
+    return folder
+
+
+@pytest.fixture
+def proven_copy(proven_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with a proof that a test may damage."""
+    return Path(shutil.copytree(proven_bundle, tmp_path / "proven"))
 
 
 @pytest.fixture(scope="session")

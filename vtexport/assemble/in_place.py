@@ -24,6 +24,8 @@ from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.hub_cache import refuse_to_write
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest, Source
 from vtexport.bundle.manifest_json import decode, encode
+from vtexport.bundle.proof import FOLDER as PROOF_FOLDER
+from vtexport.bundle.proof import carry_proof
 from vtexport.bundle.publish import sync
 from vtexport.bundle.reader import Bundle, check_files
 from vtexport.bundle.unfinished import discarded_when_interrupted
@@ -104,6 +106,10 @@ class InPlace:
         _drop_engines(self._folder)
         path.replace(self._folder / MANIFEST_NAME)
         sync(self._folder)
+        if self.earlier is None:
+            shutil.rmtree(self._folder / PROOF_FOLDER, ignore_errors=True)
+        else:
+            carry_proof(self._folder, self._folder, manifest, self._report.note)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from vtexport.assemble.progress import BuildProgress
 from vtexport.assemble.weights import PlacedWeights, copy_weights, planned_bytes
 from vtexport.bundle.manifest import MANIFEST_NAME, File, Manifest, Source
 from vtexport.bundle.manifest_json import encode
+from vtexport.bundle.proof import carry_proof
 from vtexport.bundle.publish import check_destination, staged
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.checkpoint.resolve import Checkpoint
@@ -91,6 +92,7 @@ class Staged:
         if self.earlier is not None:
             carry_adaptations(self.earlier, self._folder, manifest, self._report.note)
             carry_reports(self.earlier, self._folder)
+            carry_proof(self.earlier.folder, self._folder, manifest, self._report.note)
         open_bundle(self._folder)
 
 

@@ -33,6 +33,7 @@ from vtexport.errors import BundleError, quoted
 SCHEMA_VERSION = 1
 FOLDER, PROOF_NAME, INPUTS_NAME = "proof", "proof.json", "inputs.npz"
 MAX_ARRAY_BYTES = 64 * 2**20  # of one file of arrays; ours have 2 MB at the most
+_UNFINISHED = ".vtx-unfinished-proof"  # as a build in the checkpoint's folder names what it removes after a crash
 _NOT_OF_A_PLAN = ("command", "created_at", "graphs", "paper", "reports")  # that its answers do not follow from
 
 
@@ -256,17 +257,21 @@ def write_proof(bundle: Path, proof: Proof, fill: Callable[[Path], None]) -> Non
         InputError: it cannot be written.
     """
     with staged(bundle / FOLDER, marker=PROOF_NAME) as folder:
-        fill(folder)
-        files = {
-            path.name: File(bytes=path.stat().st_size, sha256=hash_file(path)) for path in sorted(folder.iterdir())
-        }
-        whole = msgspec.structs.replace(proof, files=files, manifest_sha256=hash_file(bundle / MANIFEST_NAME))
-        (folder / PROOF_NAME).write_bytes(encode(whole))
+        _fill(folder, bundle, proof, fill)
+
+
+def _fill(folder: Path, bundle: Path, proof: Proof, fill: Callable[[Path], None]) -> None:
+    fill(folder)
+    files = {path.name: File(bytes=path.stat().st_size, sha256=hash_file(path)) for path in sorted(folder.iterdir())}
+    whole = msgspec.structs.replace(proof, files=files, manifest_sha256=hash_file(bundle / MANIFEST_NAME))
+    (folder / PROOF_NAME).write_bytes(encode(whole))
 
 
 def carry_proof(earlier: Path, folder: Path, manifest: Manifest, note: Callable[[str], object]) -> None:
     """Puts the proofs of the bundle in `earlier` into the one in `folder`, whose manifest is written, for plans that
     are as they were; tells of the others.
+
+    A build calls it, which holds `folder` locked for itself, so this waits for nobody. Both may be the same folder.
     """
     try:
         found = _read(earlier)
@@ -288,4 +293,9 @@ def carry_proof(earlier: Path, folder: Path, manifest: Manifest, note: Callable[
         for name in copied:
             shutil.copyfile(found.folder / name, target / name)
 
-    write_proof(folder, proof, fill)
+    fresh = folder / _UNFINISHED
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o755)
+    _fill(fresh, folder, proof, fill)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    fresh.rename(folder / FOLDER)

@@ -27,6 +27,7 @@ from vtexport.bundle.manifest import Plan
 from vtexport.bundle.onnxruntime import TYPES
 from vtexport.cli.compile import add_engine_arguments, say_engines, sizes
 from vtexport.cli.console import Progress, command_line, say, say_json, size
+from vtexport.cli.prove import MOST_BYTES, MOST_SECONDS, check_torch, proof_summary, prove_built, say_proof
 from vtexport.errors import UsageError
 
 
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "graphs); see `vtexport list targets`",
     )
     add_engine_arguments(parser)
+    parser.add_argument(
+        "--proof",
+        action=argparse.BooleanOptionalAction,
+        help="record what PyTorch answers, for `vtexport validate`; default: where PyTorch is installed and that takes "
+        f"at most {MOST_BYTES / 1e9:.0f} GB of memory and {MOST_SECONDS:.0f} s",
+    )
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,14 +126,19 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(
                 f"--compute-capability is for engines, and target {target.name} has none; give --target rtx"
             )
-        return export_bundle(args)
+        return export_bundle(args, proof=args.proof)
     # Before the export, which takes minutes for a large model.
     compiler_for(target).check(target, args.compute_capability)
-    return export_bundle(args, target)
+    return export_bundle(args, target, proof=args.proof)
 
 
-def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int:
-    """Exports the bundle, builds its engines where a `target` has some, and says what is in it."""
+def export_bundle(args: argparse.Namespace, target: Target | None = None, *, proof: bool | None = False) -> int:
+    """Exports the bundle, builds its engines where a `target` has some, makes its proof, and says what is in it.
+
+    Without a value for `proof` that is done where it takes little.
+    """
+    if proof:
+        check_torch()  # before the export, too
     progress = Progress(args.quiet)
     progress.stage("loading the exporter")
     # A build needs no PyTorch, and transformers advises to install it; what does need it says so itself.
@@ -153,6 +165,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
     engines = None
     if target is not None:
         engines = compile_bundle(bundle, target, args.compute_capability, args.text_tokens, progress.stage)
+    proved = prove_built(bundle, args, progress, proof)
     progress.stage("done")
     manifest = bundle.manifest
     total = sum(file.bytes for file in manifest.files.values())
@@ -160,6 +173,7 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         plans = [{"name": plan.name, "visual_tokens": plan.visual_tokens} for plan in manifest.plans]
         adaptive = [{"name": each.name, "plans": each.plans, "mean": each.mean} for each in manifest.adaptive_plans]
         result = {"bundle": str(bundle.folder), "plans": plans, "adaptive_plans": adaptive, "bytes": total}
+        result |= {"proof": proof_summary(proved)} if proved else {}
         say_json(result | ({"engines": sizes(engines)} if engines else {}))
         return 0
     say(f"{bundle.folder}: {len(manifest.files)} files, {size(total)}")
@@ -169,6 +183,8 @@ def export_bundle(args: argparse.Namespace, target: Target | None = None) -> int
         say(f"  {each.name}: each image to one of {', '.join(each.plans)}, mean {each.mean}")
     if engines is not None:
         say_engines(engines)
+    if proved is not None:
+        say_proof(proved)
     if manifest.precision not in TYPES:  # ONNX Runtime cannot run it
         say(f"next: vtexport inspect {shlex.quote(str(bundle.folder))}")
         return 0

@@ -13,9 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from vtexport.bundle.proof import Proof
-from vtexport.bundle.reader import open_bundle
+from vtexport.bundle.proof import Proof, command_for, read_proof
+from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.cli.console import Progress, command_line, counted, say, say_json, size, typed_text
+from vtexport.errors import BundleError, VtexportError
+
+# Up to here a build makes a proof without being asked.
+MOST_BYTES, MOST_SECONDS = 4e9, 60.0
+SWITCH = "VTEXPORT_PROOF"  # "0" keeps a build from making one by itself
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +84,81 @@ def run(args: argparse.Namespace) -> int:
     else:
         say_proof(proof)
     return 0
+
+
+def check_torch() -> None:
+    """Refuses a proof without PyTorch.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    from vtexport.proof import reference
+
+    reference.check_torch()
+
+
+def prove_built(bundle: Bundle, args: argparse.Namespace, progress: Progress, wanted: bool | None) -> Proof | None:
+    """The proof of a bundle that was just built, of those plans that have none; None with a note where none is made.
+
+    Where nobody said whether it is `wanted`, it is made if PyTorch is there and the estimate is small enough, and what
+    then goes wrong is a note as well: the bundle is in place.
+    """
+    if wanted is False:
+        return None
+    from vtexport.assemble.progress import BuildProgress
+    from vtexport.proof import prove
+
+    if wanted is None and os.environ.get(SWITCH) == "0":
+        return None
+    later = f"`{command_for(bundle.folder, bundle.manifest)}` makes one"
+    plans = _without_proof(bundle)
+    if wanted is None and (why := _why_not(bundle, plans)) is not None:
+        progress.note(f"no proof was recorded, because {why}; {later}")
+        return None
+    try:
+        return prove(
+            bundle,
+            args.model,
+            plans=plans,
+            cache_dir=args.cache_dir,
+            report=BuildProgress(progress.stage, progress.note, progress.bytes_done),
+            command=command_line(),
+        )
+    except VtexportError as error:
+        if wanted:
+            raise
+        progress.note(f"no proof was recorded ({error}); {later}")
+        return None
+
+
+def _without_proof(bundle: Bundle) -> list[str] | None:
+    """Plans that have no proof yet; None for all."""
+    try:
+        found = read_proof(bundle.folder, bundle.manifest)
+    except BundleError:  # it is made anew
+        found = None
+    if found is None:
+        return None
+    return [plan.name for plan in bundle.manifest.plans if plan.name not in found.proof.plans] or None
+
+
+def _why_not(bundle: Bundle, names: list[str] | None) -> str | None:
+    """The reason why a build makes no proof by itself; None where it does."""
+    from importlib.util import find_spec
+
+    from vtexport.proof.estimate import available_bytes, estimate
+    from vtexport.proof.prove import NEW_TOKENS, PROMPTS
+
+    if find_spec("torch") is None:
+        return "PyTorch is not installed"
+    plans = [plan for plan in bundle.manifest.plans if names is None or plan.name in names]
+    takes = estimate(bundle.manifest, plans, len(PROMPTS), NEW_TOKENS)
+    free = available_bytes()
+    if takes.memory_bytes > MOST_BYTES or takes.seconds > MOST_SECONDS:
+        return f"it would take {takes}"
+    if free is not None and takes.memory_bytes > free / 2:
+        return f"it would take {takes}, more than half of the {free / 1e9:.1f} GB that are free"
+    return None
 
 
 def proof_summary(proof: Proof) -> dict[str, object]:
