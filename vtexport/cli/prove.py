@@ -162,7 +162,7 @@ def _why_not(bundle: Bundle, names: list[str] | None) -> str | None:
 
 
 def proof_summary(proof: Proof) -> dict[str, object]:
-    """What `--json` says of a proof."""
+    """Facts on a proof, as `--json` says them."""
     return {
         "plans": sorted(proof.plans),
         "without_proof": proof.without_proof,

@@ -41,7 +41,7 @@ _LIBRARIES = ("torch", "pillow", "tokenizers")
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is asked about what, and the earlier proof whose answers to the same stay."""
+    """Questions about images, and the earlier proof whose answers to the same stay."""
 
     images: list[Picture]
     prompts: list[str]

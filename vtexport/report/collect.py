@@ -1,4 +1,4 @@
-"""What lies in a bundle for its page: each source read, or the reason why not and the command that makes it."""
+"""Sources of a page in a bundle: each one read, or the reason why not and the command that makes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each source says in one word: pass, fail, measured, or not checked."""
+"""One word for each source: pass, fail, measured, or not checked."""
 
 from __future__ import annotations
 

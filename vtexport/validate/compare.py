@@ -106,7 +106,7 @@ def tokens_check(
 
 
 def reach_of(arrays: Arrays, plan: PlanProof, precision: str, case: int) -> float:
-    """How far the bounds let two logits of one position come together, in the logits' own unit."""
+    """The distance by which the bounds let two logits of one position come together, in the logits' own unit."""
     noise = plan.noise.get("last logits") or plan.noise.get("logits") or Noise(rms=0.0, largest=0.0)
     _, largest = bounds(noise, precision)
     values = arrays.get(f"{case}.logits.all")
