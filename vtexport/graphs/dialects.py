@@ -85,7 +85,7 @@ class Dialect(ABC):
     def attend(
         self, g: GraphWriter, heads: Heads, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, dtype: str
     ) -> ir.Value:
-        """Attention of q to k, v [1, L, ...], in the form of `rotate`, where `mask` [1, 1, S, L] is true: [S, H * D]."""
+        """Attention of q to k, v [1, L, ...], in the form of `rotate`, where `mask` [1, 1, S, L] is: [S, H * D]."""
 
     @abstractmethod
     def attend_all(
@@ -121,7 +121,7 @@ class Modern(Dialect):
         return g.op("Reshape", x, g.constant(np.array([0, 0, heads, head_dim])))
 
     def with_past(self, g: GraphWriter, past: ir.Value, new: ir.Value, heads: int, head_dim: int) -> ir.Value:
-        # The past is reshaped and not the whole, which saves a node: an engine of TensorRT-RTX would hold weights twice.
+        # The past is reshaped and not the whole, which saves a node: a TensorRT-RTX engine would hold weights twice.
         flat = g.op("Reshape", past, g.constant(np.array([0, 0, heads * head_dim])))
         return g.op("Concat", flat, new, axis=1)
 

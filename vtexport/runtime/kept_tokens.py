@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vtexport.errors import InputError, UsageError, quoted
+from vtexport.runtime.images import Crop
 from vtexport.runtime.pipeline import VisualTokens
 
 # Small images are drawn larger, so that a patch is some 20 pixels wide and its frame can be seen, but narrow ones not
@@ -26,7 +27,17 @@ def draw_kept_tokens(image: Image.Image, visual: VisualTokens, border: Sequence[
     Where the model saw more than the image, because a border makes it square, the picture shows it too, in the colour
     `border`.
     """
-    crop = visual.crop
+    return draw_kept_patches(image, visual.crop, visual.grid, visual.keep_indices.tolist(), border)
+
+
+def draw_kept_patches(
+    image: Image.Image,
+    crop: Crop,
+    grid: tuple[int, int],
+    keep_indices: Iterable[int],
+    border: Sequence[int] = (0, 0, 0),
+) -> Image.Image:
+    """The same of kept patches that are known without a run: `grid` is rows and columns, an index below 0 no patch."""
     left, top = min(0, math.floor(crop.left + _EXACT)), min(0, math.floor(crop.top + _EXACT))
     width = max(image.width, math.ceil(crop.left + crop.width - _EXACT)) - left
     height = max(image.height, math.ceil(crop.top + crop.height - _EXACT)) - top
@@ -40,14 +51,14 @@ def draw_kept_tokens(image: Image.Image, visual: VisualTokens, border: Sequence[
     shown = Image.new("RGB", (scaled(width), scaled(height)), (red, green, blue))
     enlarged = image.resize((scaled(image.width), scaled(image.height)), Image.Resampling.LANCZOS)
     shown.paste(enlarged, (round(-left * scale), round(-top * scale)))
-    rows, columns = visual.grid
+    rows, columns = grid
     brightness = Image.new("F", shown.size, _OUTSIDE)
     paint = ImageDraw.Draw(brightness)
-    kept = {int(index) for index in visual.keep_indices if index >= 0}
+    kept = {index for index in keep_indices if index >= 0}
     boxes = {}
     for index in range(rows * columns):
         row, column = divmod(index, columns)
-        box = _box(visual, row, column, left, top, scale)
+        box = _box(crop, grid, row, column, left, top, scale)
         boxes[index] = box
         paint.rectangle(box, fill=1.0 if index in kept else _DROPPED)
     dimmed = np.asarray(shown, np.float32) * np.asarray(brightness)[:, :, None]
@@ -76,11 +87,10 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def _box(
-    visual: VisualTokens, row: int, column: int, origin_x: int, origin_y: int, scale: float
+    crop: Crop, grid: tuple[int, int], row: int, column: int, origin_x: int, origin_y: int, scale: float
 ) -> tuple[int, int, int, int]:
     """A patch's corners in the picture: left, top, right, bottom, the last two included."""
-    rows, columns = visual.grid
-    crop = visual.crop
+    rows, columns = grid
     left = round((crop.left + crop.width * column / columns - origin_x) * scale)
     right = round((crop.left + crop.width * (column + 1) / columns - origin_x) * scale)
     top = round((crop.top + crop.height * row / rows - origin_y) * scale)
