@@ -54,7 +54,7 @@ def test_all_plans_of_a_bundle(eval_bundle: Path, tmp_path: Path, capsys: Any) -
         "prunesid-8",
         "prunesid-16 : none",
         "unattributed",
-        "visual tokens here",
+        "pruning pays",
         "the vision tower takes",
         "50.0 GFLOP/s in matrix products",
         "b/reports/bench.json",
