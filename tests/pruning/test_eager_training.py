@@ -251,7 +251,7 @@ def test_towers_that_cannot_be_pruned(model: Any) -> None:
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4}
     vision = SiglipVisionConfig(image_size=112, patch_size=14, **sizes)
     config = LlavaConfig(vision_config=vision, text_config=make_config().text_config, image_token_index=IMAGE_TOKEN_ID)
-    with pytest.raises(UsageError, match="tower of type 'siglip_vision_model' cannot be pruned"):
+    with pytest.raises(UsageError, match="strategy='default' of a siglip_vision_model cannot be pruned; 'full' can"):
         apply(LlavaForConditionalGeneration(config), method="uniform", keep=KEEP)
 
 
