@@ -22,7 +22,8 @@ from vtexport.dtypes import DTYPES, PRECISIONS, WEIGHT_DTYPES, DType, Precision,
 PACKAGE = Path(vtexport.__file__).parent
 ROOT = PACKAGE.parent
 # Beside the table: every type of the safetensors format, and what the ops and the native libraries are told
-WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py"}
+# The last two hold how far a type rounds and how far a replay may be off in it, not what it is called.
+WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py", "proof/rounding.py", "validate/compare.py"}
 ALL = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
