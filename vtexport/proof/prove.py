@@ -156,8 +156,8 @@ def _inputs(
     if earlier is not None and not every:
         others = ", ".join(sorted(earlier.proof.plans))
         raise UsageError(
-            f"the proofs in {earlier.folder} ({quoted(others, earlier.folder)}) are of other images or prompts; leave --plan out to "
-            "make all anew, or --image and --prompt to take theirs"
+            f"the proofs in {earlier.folder} ({quoted(others, earlier.folder)}) are of other images or prompts; leave "
+            "out --plan to make all anew, or --image and --prompt"
         )
     return _Inputs(
         pictures.given(images) if images is not None else pictures.generated(),
