@@ -22,8 +22,7 @@ from vtexport.dtypes import DTYPES, PRECISIONS, WEIGHT_DTYPES, DType, Precision,
 PACKAGE = Path(vtexport.__file__).parent
 ROOT = PACKAGE.parent
 # Beside the table: every type of the safetensors format, and what the ops and the native libraries are told
-# The last two hold how far a type rounds and how far a replay may be off in it, not what it is called.
-WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py", "proof/rounding.py", "validate/compare.py"}
+WITH_A_TABLE = {"dtypes.py", "checkpoint/safetensors_index.py"}
 ALL = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
@@ -74,6 +73,11 @@ def test_the_table_loads_no_library() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_epsilon_is_pytorchs(name: str) -> None:
+    assert DTYPES[name].epsilon == torch.finfo(getattr(torch, name)).eps
 
 
 def test_there_is_no_other_table() -> None:

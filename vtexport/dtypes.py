@@ -35,6 +35,11 @@ class DType:
     native: int | None = None  # vtx_dtype in plugins/include/vtx_ops.h, where an op takes features of this type
 
     @property
+    def epsilon(self) -> float:
+        """The distance from 1 to the next larger number of a type of `WeightType`."""
+        return float(2.0 ** -{"F32": 23, "F16": 10, "BF16": 7}[self.safetensors])
+
+    @property
     def itemsize(self) -> int:
         """Bytes of one element in memory and in a file."""
         return self.bits // 8

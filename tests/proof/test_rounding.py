@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtexport.proof.rounding import EPSILON, rounded
+from vtexport.dtypes import DTYPES
+from vtexport.proof.rounding import rounded
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -16,7 +17,7 @@ def test_outputs_move_by_their_last_place(precision: str) -> None:
     with rounded(torch.nn.Sequential(layer), precision, seed=1):
         during = layer(x)
     share = ((during - before) / before).abs().max()
-    assert EPSILON[precision] / 2 < share <= 1.5 * EPSILON[precision]
+    assert DTYPES[precision].epsilon / 2 < share <= 1.5 * DTYPES[precision].epsilon
     assert torch.equal(layer(x), before)
 
 

@@ -73,7 +73,7 @@ def test_no_number_is_a_failure(values: np.ndarray, wrong: float) -> None:
 
 def test_bounds_are_those_of_the_noise_with_a_floor() -> None:
     assert bounds(NOISE, "float32") == (8e-6, 8e-5)
-    assert bounds(Noise(rms=0.0, largest=0.0), "float32") == (1e-6, 6e-6)
+    assert bounds(Noise(rms=0.0, largest=0.0), "float32") == (8 * 2.0**-23, 50 * 2.0**-23)
     assert bounds(Noise(rms=1e-2, largest=1e-1), "float16") == pytest.approx((3e-2, 3e-1))
 
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-# Twice the largest relative error of one rounding: another order of summation is several roundings.
-EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+from vtexport.dtypes import DTYPES
 
 
 @contextlib.contextmanager
 def rounded(
     model: torch.nn.Module, precision: str, seed: int, without: torch.nn.Module | None = None
 ) -> Iterator[None]:
-    """While the block runs, every layer's output is changed by a random share of up to `EPSILON`.
+    """While the block runs, every layer's output is changed by a random share of up to the precision's `epsilon`.
 
+    That is twice the largest relative error of one rounding: another order of summation is several roundings.
     Embedding tables are left out, because reading a row rounds nothing, and the layers inside `without`.
     """
     generator = torch.Generator().manual_seed(seed)
-    epsilon = EPSILON[precision]
+    epsilon = DTYPES[precision].epsilon
 
     def disturb(module: torch.nn.Module, args: Any, output: Any) -> Any:
         if not isinstance(output, torch.Tensor) or not output.is_floating_point():

@@ -8,14 +8,15 @@ import numpy as np
 
 from vtexport.bundle.proof import Arrays, Noise, PlanProof
 from vtexport.bundle.proof_samples import Deviation, logits_deviation, overlap, rows_deviation
+from vtexport.dtypes import DTYPES
 from vtexport.errors import quoted
 from vtexport.validate.report import Check, Stage, Verdict
 
 # Of the noise that rounding alone makes in PyTorch, by precision (docs/proof.md has what was measured).
-FACTOR = {"float32": 8.0, "float16": 3.0, "bfloat16": 3.0}
-# Least bounds, where the noise of a tensor happened to be next to nothing: rms and largest, by precision.
-FLOOR = {"float32": (1e-6, 6e-6), "float16": (1e-3, 6e-3), "bfloat16": (8e-3, 5e-2)}
-LEAST_OVERLAP = {"float32": 0.9, "float16": 0.9, "bfloat16": 0.6}  # of kept tokens, where rounding can change some
+FACTOR, HALF_FACTOR = 8.0, 3.0
+# Least bounds, where the noise of a tensor happened to be next to nothing, in the precision's epsilon: rms and largest.
+FLOOR, HALF_FLOOR = (8.0, 50.0), (1.0, 6.0)
+LEAST_OVERLAP, COARSE_OVERLAP = 0.9, 0.6  # of kept tokens, where rounding can change some; the latter in bfloat16
 SURE_MARGIN = 1e-5  # of scores, above which float32 does not change what is kept
 MOST_LEVELS = 1.01  # of a pixel, where another Pillow resized
 
@@ -43,8 +44,9 @@ def tensor_check(arrays: Arrays, plan: PlanProof, precision: str, case: int, nam
 
 def bounds(noise: Noise, precision: str) -> tuple[float, float]:
     """The largest root mean square and the largest single deviation that pass."""
-    factor, (least_rms, least_largest) = FACTOR[precision], FLOOR[precision]
-    return max(factor * noise.rms, least_rms), max(factor * noise.largest, least_largest)
+    factor, (rms, largest) = (FACTOR, FLOOR) if precision == "float32" else (HALF_FACTOR, HALF_FLOOR)
+    epsilon = DTYPES[precision].epsilon
+    return max(factor * noise.rms, rms * epsilon), max(factor * noise.largest, largest * epsilon)
 
 
 def _within(name: str, case: int, found: Deviation, rms: float, largest: float) -> Check:
@@ -62,7 +64,7 @@ def least_overlap(plan: PlanProof, place: str, precision: str, margins: Mapping[
     shared = plan.overlap.get(place, 1.0)
     if precision == "float32" and shared == 1.0 and not any(each <= SURE_MARGIN for each in margins.values()):
         return 1.0
-    return max(0.0, min(LEAST_OVERLAP[precision], 1 - 2 * (1 - shared)))
+    return max(0.0, min(COARSE_OVERLAP if precision == "bfloat16" else LEAST_OVERLAP, 1 - 2 * (1 - shared)))
 
 
 def kept_check(
