@@ -264,6 +264,7 @@ def _write_bundle(writer: Writer, work: _Work) -> schema.Manifest:
 
 def _compare_features(exporter: GraphExporter, plan: schema.Plan, work: _Work) -> float | None:
     """The error of the tower's features against PyTorch's, of which `report` is told; None where neither can run."""
+    from vtexport.assemble.weights import named_if_it_vanishes
     from vtexport.export.compare import feature_error, reason_not_to_compare
 
     reasons = {
@@ -276,14 +277,15 @@ def _compare_features(exporter: GraphExporter, plan: schema.Plan, work: _Work) -
     work.report.stage("comparing the vision tower's features with PyTorch's")
     pixels = sample_pixels(work.processing.image)
     checkpoint = work.checkpoint
-    return feature_error(
-        exporter.path(able[0]),
-        work.spec.vision,
-        checkpoint.config.vision_config,
-        checkpoint.tensors,
-        pixels,
-        work.dtype,
-    )
+    with named_if_it_vanishes():
+        return feature_error(
+            exporter.path(able[0]),
+            work.spec.vision,
+            checkpoint.config.vision_config,
+            checkpoint.tensors,
+            pixels,
+            work.dtype,
+        )
 
 
 def _export_plans(exporter: GraphExporter, work: _Work) -> list[schema.Plan]:

@@ -69,7 +69,7 @@ def test_all_plans_of_a_bundle(eval_bundle: Path, tmp_path: Path, capsys: Any) -
     assert [plan.name for plan in report.plans] == ["none", "prunesid-8", "prunesid-16"]
     assert len(report.samples) == 12
     assert report.header.asked_samples == 4
-    assert report.header.command.startswith("vtexport ")
+    assert report.header.command.split()[0] == "vtexport"
     assert report.power is None
 
 

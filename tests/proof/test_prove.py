@@ -128,7 +128,7 @@ def test_the_users_own_images_and_prompts(proven_copy: Path, tiny_checkpoint: Pa
     again = prove(proven_copy, str(tiny_checkpoint), plans=["none"])
     assert again.prompts == made.prompts
     assert again.plans["prunesid-16"] == made.plans["prunesid-16"]
-    with pytest.raises(UsageError, match=r"are of other images or prompts; leave --plan out"):
+    with pytest.raises(UsageError, match=r"are of other images or prompts; leave out --plan to make all anew"):
         prove(proven_copy, str(tiny_checkpoint), plans=["none"], prompts=["Who?"])
 
 

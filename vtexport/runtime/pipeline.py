@@ -178,7 +178,9 @@ class Pipeline:
                     f"plan {self.name} picks visual tokens by the question; give it as well "
                     "(--prompt, or the second argument of encode)"
                 )
-            self._prompts.render(prompt, raw=raw_prompt)  # refuses what `generate` refuses
+            given = _as_list(image)
+            # Refuses what `generate` refuses
+            self._prompts.render(prompt, raw=raw_prompt, images=None if given is None else len(given))
             question = self._prompts.question(prompt, raw=raw_prompt)
         chosen = choose_images(_as_list(image), prompt)
         if image is None and len(chosen) != 1:
