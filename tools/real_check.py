@@ -23,24 +23,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+QUESTIONS = 200  # of an evaluation, on each plan
 NOT_RUN = "not run: the step {} failed"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command line, and the steps without which it makes no sense."""
+    """A command line, the steps without which it makes no sense, and those whose results it reads, failed or not."""
 
     name: str
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     builds: bool = False  # the bundle, which all others read
 
 
-def steps(model: str, method: str, keep: str, precision: str, bundle: Path) -> list[Step]:
-    """The steps for one checkpoint; `bundle` is the folder in which the bundle is built."""
+def steps(model: str, method: str, keep: str, precision: str, bundle: Path, questions: int = QUESTIONS) -> list[Step]:
+    """The steps for one checkpoint; `bundle` is the folder in which the bundle is built, `eval` stands beside it."""
     verb = (sys.executable, "-m", "vtexport")
     what = ("--model", model, "--precision", precision, "--output", str(bundle), "--quiet")
-    place, built = str(bundle), ("build",)
+    place, built, answers = str(bundle), ("build",), bundle.with_name("eval")
     return [
         Step("build-unpruned", (*verb, "build", *what, "--method", "none"), builds=True),
         Step(
@@ -53,8 +55,13 @@ def steps(model: str, method: str, keep: str, precision: str, bundle: Path) -> l
         Step("prove", (*verb, "prove", place, "--checkpoint", model), built),
         Step("validate", (*verb, "validate", place), built),
         Step("bench", (*verb, "bench", place), built),
-        Step("eval", (*verb, "eval", place, "--json"), built),
-        Step("report", (*verb, "report", place), built),
+        Step("eval", (*verb, "eval", place, "--limit", str(questions), "--output", str(answers), "--json"), built),
+        Step(
+            "report",
+            (*verb, "report", place, "--eval", str(answers / "eval.json")),
+            needs=("build", "eval"),
+            reads=("validate", "bench"),
+        ),
     ]
 
 
@@ -72,7 +79,8 @@ def run_steps(wanted: Sequence[Step], folder: Path, manifest: Path) -> dict[str,
     hashes: dict[str, str] = {}
     for step in wanted:
         failed = next((name for name in step.needs if summary["steps"][name]["exit_code"] != 0), None)
-        inputs = _hash_inputs(step, manifest, hashes)
+        read = [(name, *(summary["steps"][name][key] for key in ("exit_code", "seconds"))) for name in step.reads]
+        inputs = _hash_inputs(step, manifest, hashes, read)
         hashes[step.name] = inputs
         marker = places / f"{step.name}.done.json"
         if failed is not None:
@@ -93,10 +101,10 @@ def run_steps(wanted: Sequence[Step], folder: Path, manifest: Path) -> dict[str,
     return summary
 
 
-def _hash_inputs(step: Step, manifest: Path, hashes: dict[str, str]) -> str:
+def _hash_inputs(step: Step, manifest: Path, hashes: dict[str, str], read: list[Any]) -> str:
     content = manifest.read_bytes().hex() if manifest.exists() and not step.builds else ""
     before = [hashes[name] for name in step.needs]
-    return hashlib.sha256(json.dumps([step.command, before, content]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([step.command, before, content, read]).encode()).hexdigest()
 
 
 def _done(marker: Path, inputs: str) -> dict[str, Any] | None:
@@ -133,13 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", default="prunesid")
     parser.add_argument("--keep", default="64")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="of the evaluation; default: %(default)s")
     parser.add_argument("--output", type=Path, help="default: build/real-check/MODEL")
     args = parser.parse_args(arguments)
     folder = args.output or Path("build/real-check") / Path(args.model).name
     bundle = folder / "bundle"
-    summary = run_steps(
-        steps(args.model, args.method, args.keep, args.precision, bundle), folder, bundle / "manifest.json"
-    )
+    wanted = steps(args.model, args.method, args.keep, args.precision, bundle, args.questions)
+    summary = run_steps(wanted, folder, bundle / "manifest.json")
     print(json.dumps(summary, indent=1))
     return 0 if summary["ok"] else 1
 

@@ -118,7 +118,7 @@ def test_an_endless_record_is_not_read(bundle: Bundle) -> None:
     write(bundle, b"")
     with (bundle.folder / "engines" / "rtx" / "engines.json").open("r+b") as file:
         file.truncate(2**40)  # a file that is all hole
-    with pytest.raises(BundleError, match="has more bytes than a record"):
+    with pytest.raises(BundleError, match=r"is not a record of engines .*it has more than"):
         read_engines(bundle)
     assert MAX_MANIFEST_BYTES < 2**30
 

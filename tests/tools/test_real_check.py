@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_an_interruption_leaves_what_was_done(tmp_path: Path, manifest: Path, mo
     (tmp_path / "check/steps/a.done.json").write_text("{")  # as a full disk would leave it
     assert run_steps(wanted, tmp_path / "check", manifest)["ok"]
     assert runs(tmp_path, "a", "b") == [2, 1]
+
+
+def test_a_step_that_reads_results_is_run_again_with_them(tmp_path: Path, manifest: Path) -> None:
+    """A report of a measurement that failed is made, and made anew once the measurement is there."""
+    wanted = [step(tmp_path, "a", fails="3"), replace(step(tmp_path, "b"), reads=("a",))]
+    assert not run_steps(wanted, tmp_path / "check", manifest)["ok"]
+    assert runs(tmp_path, "a", "b") == [1, 1]
+    wanted[0] = step(tmp_path, "a")
+    assert run_steps(wanted, tmp_path / "check", manifest)["ok"]
+    assert run_steps(wanted, tmp_path / "check", manifest)["ok"]
+    assert runs(tmp_path, "a", "b") == [2, 2]
 
 
 def test_a_verb_that_is_not_there_is_a_failure(tmp_path: Path, manifest: Path) -> None:

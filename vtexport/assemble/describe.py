@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from vtexport.checkpoint.resolve import Checkpoint
 from vtexport.export.plan import AdaptivePlanSpec, PlanSpec
 from vtexport.graphs.weight import Weight
 from vtexport.models.parts import ModelSpec
-from vtexport.version import __version__
+from vtexport.version import installed_versions
 
 _LIBRARIES = ("transformers", "onnx", "onnx-ir", "onnxruntime", "numpy", "safetensors")
 
@@ -162,10 +160,4 @@ def time_now() -> str:
 
 def versions() -> dict[str, str]:
     """Of vtexport, Python and the libraries that wrote the bundle."""
-    found = {"vtexport": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_LIBRARIES)

@@ -15,6 +15,7 @@ from vtexport.bundle.hub_cache import leads_out
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Sha256
 from vtexport.bundle.reader import Bundle
 from vtexport.bundle.references import is_inside
+from vtexport.bundle.small_files import UnreadableError, decode_json, read_bounded
 from vtexport.errors import BundleError, quoted
 
 SCHEMA_VERSION = 2
@@ -140,12 +141,8 @@ def _read(path: Path, manifest_sha256: str) -> Engines:
     if leads_out(path, path.parents[2]):
         raise BundleError(f"{path} leads out of the bundle; {_AGAIN}")
     try:
-        with path.open("rb") as opened:
-            data = opened.read(MAX_MANIFEST_BYTES + 1)
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has more bytes than a record of engines can have; {_AGAIN}")
-        record = msgspec.json.decode(data, type=Engines)
-    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        record = decode_json(read_bounded(path, MAX_MANIFEST_BYTES), Engines)
+    except UnreadableError as error:
         raise BundleError(f"{path} is not a record of engines ({quoted(error, path)}); {_AGAIN}") from error
     if record.schema_version != SCHEMA_VERSION:
         raise BundleError(f"{path} has schema_version {record.schema_version}, not {SCHEMA_VERSION}; {_AGAIN}")

@@ -26,6 +26,7 @@ from vtexport.bundle.hub_cache import leads_out
 from vtexport.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, File, Manifest, Plan, Sha256
 from vtexport.bundle.publish import staged
 from vtexport.bundle.references import is_inside
+from vtexport.bundle.small_files import UnreadableError, decode_json, read_bounded
 from vtexport.bundle.views import Count, Positive
 from vtexport.dtypes import WeightType
 from vtexport.errors import BundleError, quoted
@@ -202,18 +203,15 @@ def _read(folder: Path) -> FoundProof | None:
     if leads_out(path, folder):
         raise _damaged(path, "it leads out of the bundle")
     try:
-        with path.open("rb") as opened:
-            data = opened.read(MAX_MANIFEST_BYTES + 1)
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise _damaged(path, "it is longer than a proof can be")
-        version = msgspec.json.decode(data, type=_Version).schema_version
+        data = read_bounded(path, MAX_MANIFEST_BYTES)
+        version = decode_json(data, _Version).schema_version
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f"{path} has schema_version {version} and this vtexport reads {SCHEMA_VERSION}; run `vtexport prove` "
                 "again"
             )
-        proof = msgspec.json.decode(data, type=Proof)
-    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        proof = decode_json(data, Proof)
+    except UnreadableError as error:
         raise _damaged(path, quoted(error, path)) from error
     _check(proof, path, folder)
     return FoundProof(inside, proof)

@@ -70,4 +70,15 @@ class OnlyMeasurement:
         assert self._file is not None
         size = min(os.fstat(self._file).st_size, 4096)
         lines = os.pread(self._file, size, 0).decode(errors="replace").split()
-        return [int(line) for line in lines if line.isdecimal() and int(line) != os.getpid()]
+        noted = dict.fromkeys(int(line) for line in lines if line.isdecimal())
+        return [number for number in noted if number != os.getpid() and _runs(number)]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -5,12 +5,12 @@ docs/measuring.md defines every figure. Milliseconds, joules and bytes; `at_s` a
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from vtexport.bundle.small_files import UnreadableError, decode_json, read_bounded
 from vtexport.errors import InputError, quoted
 
 SCHEMA_VERSION = 1
@@ -288,25 +288,20 @@ def read_report(path: str | Path) -> Report:
     file = path / FOLDER / BENCH_NAME if path.is_dir() else path
     again = "measure again with `vtexport bench`"
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait for ever
-            raise InputError(f"{file} is not a plain file; give a report that `vtexport bench` wrote")
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); {again}") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{file} has more bytes than a report can have; {again}")
+        data = read_bounded(file, MAX_BYTES)
+    except UnreadableError as error:
+        raise InputError(f"{file} cannot be read ({error}); {again}") from error
     try:
-        version = msgspec.json.decode(data, type=_Envelope).header
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        version = decode_json(data, _Envelope).header
+    except UnreadableError as error:
         raise InputError(f"{file} is not a report of `vtexport bench` ({quoted(error, file)}); {again}") from error
     if version.kind != KIND:
         raise InputError(f"{file} is not a report of `vtexport bench` (its kind is {quoted(version.kind)!r}); {again}")
     if version.schema_version != SCHEMA_VERSION:
         raise InputError(f"{file} has schema_version {version.schema_version}, not {SCHEMA_VERSION}; {again}")
     try:
-        return msgspec.json.decode(data, type=Report)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return decode_json(data, Report)
+    except UnreadableError as error:
         raise InputError(f"{file} is damaged ({quoted(error, file)}); {again}") from error
 
 

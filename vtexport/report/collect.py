@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
-
-import msgspec
 
 from vtexport.bundle.hashing import hash_file
 from vtexport.bundle.manifest import MANIFEST_NAME
 from vtexport.bundle.proof import FOLDER as PROOF_FOLDER
 from vtexport.bundle.proof import PROOF_NAME, FoundProof, command_for, read_proof
 from vtexport.bundle.reader import Bundle
+from vtexport.bundle.small_files import UnreadableError, decode_json, read_bounded
 from vtexport.errors import InputError, VtexportError, quoted
 from vtexport.eval.report import Report as Evaluation
 from vtexport.measure.record import BENCH_NAME, FOLDER, SOAK_NAME
@@ -125,16 +123,9 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     again = "give the eval.json or sweep.json that `vtexport eval` or `vtexport sweep` wrote"
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is not a plain file; {again}")
-        with path.open("rb") as opened:
-            data = opened.read(_MAX_EVALUATION_BYTES + 1)
-        if len(data) > _MAX_EVALUATION_BYTES:
-            raise InputError(f"{path} has more bytes than a result can have; {again}")
-        return msgspec.json.decode(data, type=Evaluation)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path} is no result of an evaluation ({quoted(reason, path)}); {again}") from error
+        return decode_json(read_bounded(path, _MAX_EVALUATION_BYTES), Evaluation)
+    except UnreadableError as error:
+        raise InputError(f"{path} is no result of an evaluation ({quoted(error, path)}); {again}") from error
 
 
 def _source(name: str, path: Path, command: str, read: Callable[[Path], Value | None]) -> Source[Value]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vtexport.bundle.small_files import UnreadableError, decode_json, read_bounded
 from vtexport.errors import InputError, quoted
 
 SCHEMA_VERSION = 1
@@ -97,12 +98,8 @@ def read_report(path: Path) -> Report:
         InputError: it cannot be read, or is of another version.
     """
     try:
-        with path.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise InputError(f"{path} is longer than a report can be; run `vtexport validate` again")
-        report = msgspec.json.decode(data, type=Report)
-    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        report = decode_json(read_bounded(path, MAX_BYTES), Report)
+    except UnreadableError as error:
         raise InputError(
             f"{path} is no report of a validation ({quoted(error, path)}); run `vtexport validate` again"
         ) from error

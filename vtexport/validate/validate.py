@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from vtexport.runtime.vision import Preprocessed
 from vtexport.validate.inputs import compare_pixels, compare_prompts
 from vtexport.validate.replay import Replay
 from vtexport.validate.report import FOLDER, KIND, NAME, SCHEMA_VERSION, Check, PlanChecks, Report, encode
-from vtexport.version import __version__
+from vtexport.version import installed_versions
 
 _LIBRARIES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "jinja2")
 _NOT_ASKED = "no proof was made of it"
@@ -102,7 +100,7 @@ def validate(
         pruning_ops=ops,
         threads=threads,
         machine=describe_machine(),
-        versions=_versions(),
+        versions=installed_versions(_LIBRARIES),
         proof_versions={plan.name: proof.plans[plan.name].versions for plan in wanted},
         prompts=proof.prompts,
         images=[each.origin for each in proof.images],
@@ -158,13 +156,3 @@ def report_path(bundle: Path) -> Path:
     """
     refuse_to_write(bundle)
     return bundle / FOLDER / NAME
-
-
-def _versions() -> dict[str, str]:
-    found = {"vtexport": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
