@@ -28,5 +28,5 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"{", b'["a"]', b"\xff", b"[" * 9999])
 def test_what_is_no_such_json(text: bytes) -> None:
-    with pytest.raises(UnreadableError, match="."):
+    with pytest.raises(UnreadableError, match=r"."):
         decode_json(text, list[int])
