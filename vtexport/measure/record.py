@@ -290,7 +290,7 @@ def read_report(path: str | Path) -> Report:
     try:
         data = read_bounded(file, MAX_BYTES)
     except UnreadableError as error:
-        raise InputError(f"{file} cannot be read ({error}); {again}") from error
+        raise InputError(f"{file} cannot be read ({quoted(error, file)}); {again}") from error
     try:
         version = decode_json(data, _Envelope).header
     except UnreadableError as error:
