@@ -95,7 +95,7 @@ class Answer:
 class AnswerStream:
     """Iterates over pieces of text as they are generated; `answer` is there once it is exhausted."""
 
-    _pieces: Generator[str | Answer, None, None]
+    _pieces: Generator[str | Answer, bool | None, None]
     answer: Answer | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[str]:
@@ -109,8 +109,14 @@ class AnswerStream:
             else:
                 yield piece
 
+    def end(self) -> None:
+        """Ends the answer behind the piece that came last, as a stop string does; `answer` is there then."""
+        self._pieces.send(True)
+        for _ in self.by_token():
+            pass
+
     def close(self) -> None:
-        """Ends the answer where it is; `answer` stays None."""
+        """Leaves the answer where it is; `answer` stays None."""
         self._pieces.close()
 
 

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError, features
 from vtexport.errors import InputError, VtexportError
 from vtexport.runtime.image_kinds import HEAD_BYTES, Kind, kind_of
 from vtexport.runtime.image_metadata import orientation, without_metadata
-from vtexport.runtime.image_modes import check_size, to_rgb
+from vtexport.runtime.image_modes import MAX_PIXELS, check_size, to_rgb
 
 # The formats that cameras, browsers, datasets and image libraries write. Pillow has some thirty further parsers, among
 # them one that starts Ghostscript: nobody needs them here, and each takes bytes from strangers. MPO opens as JPEG.
@@ -78,6 +78,21 @@ def read(name: str) -> tuple[Image.Image, list[str]]:
     if len(data) > _MOST_PIPED_BYTES:
         raise InputError(f"{shown} gives more than {_MOST_PIPED_BYTES:,} bytes, which is no image; give a file")
     return _decoded(data, shown)
+
+
+def read_bytes(data: bytes, where: str, most_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
+    """The same of a file's bytes; `where` names them in sentences.
+
+    Raises:
+        InputError: as `read`, or the image has more than `most_pixels` pixels.
+    """
+    width = height = 1
+    with suppress(Exception), warnings.catch_warnings():  # what is wrong with the file, decoding it says
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=_readers()) as image:
+            width, height = image.size
+    check_size(width, height, where, most_pixels)
+    return _decoded(data, where)
 
 
 def upright(image: Image.Image, where: str) -> tuple[Image.Image, list[str]]:

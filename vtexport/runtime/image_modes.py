@@ -17,16 +17,15 @@ _BLOCK = 2**20  # samples that are converted at once, so that wide intermediate 
 _UNPREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
-def check_size(width: int, height: int, where: str) -> None:
+def check_size(width: int, height: int, where: str, most: int = MAX_PIXELS) -> None:
     """Refuses an image before memory is taken for its pixels.
 
     Raises:
-        InputError: it has none, or more than `MAX_PIXELS`.
+        InputError: it has none, or more than `most`.
     """
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise InputError(
-            f"{where} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are taken; "
-            "scale the image down first"
+            f"{where} has {width} x {height} pixels, more than the {most:,} that are taken; scale the image down first"
         )
     if width < 1 or height < 1:
         raise InputError(f"{where} has {width} x {height} pixels; give an image with at least one")

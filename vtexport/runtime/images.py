@@ -60,8 +60,10 @@ def load_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Imag
     return read_image(image).image
 
 
-def read_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> LoadedImage:
-    """The same with warnings, such as that damaged metadata hide an orientation."""
+def read_image(image: str | os.PathLike[str] | Image.Image | np.ndarray | LoadedImage) -> LoadedImage:
+    """The same with warnings, such as that damaged metadata hide an orientation; what was read is taken as it is."""
+    if isinstance(image, LoadedImage):
+        return image
     if isinstance(image, (str, os.PathLike)):
         return LoadedImage(*read(os.fsdecode(image)))
     if isinstance(image, np.ndarray):

@@ -338,7 +338,7 @@ class Pipeline:
         choose: TokenChooser,
         clock: Clock,
         encoded_here: bool,
-    ) -> Generator[str | Answer, None, None]:
+    ) -> Generator[str | Answer, bool | None, None]:
         """Pieces of text, and the whole `Answer` last."""
         clock.resume()
         decoder, stages = self._prompts.stream(), self.stages
@@ -353,9 +353,9 @@ class Pipeline:
                     lap = "decode"
                 piece = decoder.step(token)  # of an end token, too, which has text where it is not a special one
                 clock.lap(lap)
-                yield piece
+                ended = yield piece
                 clock.resume()
-                if choose.finish_reason is not None:
+                if ended or choose.finish_reason is not None:
                     break
                 stages.decode(continuation, token)
         except GeneratorExit:  # its reader has left
@@ -368,7 +368,7 @@ class Pipeline:
         yield Answer(
             text=decoder.text,
             token_ids=token_ids,
-            finish_reason=choose.finish_reason,
+            finish_reason=choose.finish_reason or "stop_string",
             prompt_tokens=continuation.prompt_tokens,
             reused_tokens=continuation.reused_tokens,
             kept_by_layer={

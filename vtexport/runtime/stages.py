@@ -15,7 +15,6 @@ from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.adaptive import BudgetChooser
 from vtexport.runtime.answers import VisualTokens, reported
-from vtexport.runtime.images import LoadedImage
 from vtexport.runtime.language_model import LanguageModel, Sequence
 from vtexport.runtime.positions import image_span, prompt_positions
 from vtexport.runtime.prompt import Prompt, Question
@@ -80,7 +79,7 @@ class Stages:
         """True where the plan picks visual tokens by the question."""
         return any(TEXT_INPUT in session.input_names for session in self._prune.values())
 
-    def preprocess(self, image: ImageLike | LoadedImage) -> Preprocessed:
+    def preprocess(self, image: ImageLike) -> Preprocessed:
         """The pixels of one image, on the host.
 
         Raises:

@@ -1,0 +1,1 @@
+"""A server that answers OpenAI's chat completions from a bundle."""
