@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 THIS = sys.version_info[1]
 OLDEST = 10  # the oldest Python, JetPack 6.2's
 NEWEST_ONNXRUNTIME_THERE = "1.23.2"
-TESTED = {"device": ("", "cpu"), "exporter": ("", "export", "pytorch", "cpu", "plot", "jobs", "tools")}
+TESTED = {"device": ("", "cpu", "serve"), "exporter": ("", "export", "pytorch", "cpu", "plot", "jobs", "tools")}
 NOT_TESTED = {
     "gpu": "onnxruntime-gpu takes an NVIDIA GPU; its versions are those of onnxruntime",
     "tensorrt": "no engine is built for TensorRT yet",
@@ -35,6 +35,7 @@ NOT_TESTED = {
 LINKED = "torch"
 QUESTION = "What is on the table?"
 SCRIPT = ROOT / "tests" / "support" / "answer_at_lowest.py"
+SERVED = ROOT / "tests" / "support" / "serve_at_lowest.py"
 # Versions below the bound, which device makers still ship, and one that answers wrongly with the modern graphs
 BELOW = ("1.18.0", "1.22.1", "1.23.0")
 
@@ -82,6 +83,13 @@ def asked(env: Environment, photo: Path, bundles: dict[str, Any], cwd: Path, **v
         there = said["answers"][bundle]
         assert there == {name: current[name] for name in there}, bundle
     return said
+
+
+def current_text(folder: str, photo: Path) -> str:
+    from vtexport.runtime.pipeline import Pipeline
+
+    with Pipeline.open(folder, "prunesid-16", threads=1) as pipeline:
+        return pipeline.generate(photo, QUESTION, max_new_tokens=8).text
 
 
 def test_every_requirement_is_in_an_environment() -> None:
@@ -152,6 +160,9 @@ def test_device_wing(minor: int, bundles: dict[str, Any], photo: Path, tmp_path:
     assert "float32 by their modern graphs, float16 by their classic graphs" in told
     eval_ = ["eval", folder, "--plan", "prunesid-16", "--limit", "2", "--max-new-tokens", "2", "--json"]
     assert json.loads(run_in(env, "-m", "vtexport", *eval_, cwd=tmp_path))["samples"] == 2
+    served = json.loads(run_in(env, SERVED, folder, "whole:prunesid-16", photo, QUESTION, cwd=tmp_path))
+    assert served == {"text": current_text(folder, photo), "pieces": served["pieces"], "visual_tokens": 16}
+    assert "".join(served["pieces"]) == served["text"]
 
 
 @pytest.mark.parametrize("version", BELOW)
