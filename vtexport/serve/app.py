@@ -196,7 +196,7 @@ class _Answering:
         return one
 
     async def _unless_gone(self, work: Awaitable[Any]) -> Any:
-        """What `work` gives; it is cancelled when the client leaves or the time is over."""
+        """Result of `work`; it is cancelled when the client leaves or the time is over."""
         task = asyncio.ensure_future(work)
         left = self._deadline - asyncio.get_running_loop().time()
         try:
