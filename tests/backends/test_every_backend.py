@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtexport.backends.base import Backend
+from vtexport.backends.base import Backend, Cache
 from vtexport.backends.registry import open_backend, runtimes
 from vtexport.runtime import pipeline as pipeline_module
 from vtexport.runtime.pipeline import Pipeline
@@ -60,6 +60,32 @@ def test_a_cache(backend: Backend) -> None:
     assert cache.past()["past_key_values.2.value"].numpy()[0, :, 0, 0].tolist() == [3, 3, 3, 1]
     with pytest.raises(IndexError):
         cache.append({f"new_key_values.2.{kind}": backend.upload(new) for kind in ("key", "value")})
+
+
+def filled(backend: Backend, rows: int, capacity: int) -> Cache:
+    cache = backend.cache(range(2, 3), capacity, 2, 4, "float32")
+    new = np.arange(rows * 8, dtype=np.float32).reshape(1, rows, 2, 4)
+    cache.append({f"new_key_values.2.{kind}": backend.upload(new) for kind in ("key", "value")})
+    return cache
+
+
+@pytest.mark.parametrize("capacity", [2, 4, 9])
+def test_a_cache_goes_on(backend: Backend, capacity: int) -> None:
+    cache = filled(backend, 4, 4)
+    cache.go_on(2, capacity)
+    assert (cache.length, cache.past()["past_key_values.2.key"].shape) == (2, (1, 2, 2, 4))
+    assert cache.capacity >= capacity
+    new = np.full((1, 2, 2, 4), -1, np.float32)
+    cache.append({f"new_key_values.2.{kind}": backend.upload(new) for kind in ("key", "value")})
+    assert cache.past()["past_key_values.2.value"].numpy()[0, :, 0, 0].tolist() == [0, 8, -1, -1]
+
+
+def test_a_cache_goes_on_from_nothing_and_not_from_more_than_it_holds(backend: Backend) -> None:
+    cache = filled(backend, 3, 4)
+    with pytest.raises(IndexError):
+        cache.go_on(4, 8)
+    cache.go_on(0, 8)
+    assert cache.past()["past_key_values.2.key"].shape == (1, 0, 2, 4)
 
 
 @pytest.mark.parametrize("runtime", OPEN)

@@ -28,6 +28,7 @@ from vtexport.runtime import adapt as adapting
 from vtexport.runtime.adapt import adapt
 from vtexport.runtime.adaptive import fit, nearest_budget, redundancy
 from vtexport.runtime.pipeline import Pipeline
+from vtexport.runtime.reuse import Reuse
 
 BUDGETS, ADAPTIVE = [8, 16, 40], "prunesid-dynamic"
 
@@ -226,6 +227,15 @@ def test_the_shared_graphs_are_loaded_once(adapted: Path, monkeypatch: pytest.Mo
     Pipeline.open(adapted)
     prunes = [f"prunesid-{budget}.prune.onnx" for budget in BUDGETS]
     assert sorted(loaded) == sorted(["vision.cls_attention.modern.onnx", "decoder_0.modern.onnx", *prunes])
+
+
+def test_a_frame_that_comes_again_keeps_its_budget(adapted: Path, photo: Path) -> None:
+    with Pipeline.open(adapted, threads=1) as fresh, Pipeline.open(adapted, threads=1, reuse=Reuse()) as pipeline:
+        for question in ("x?", "y?"):
+            answer, expected = (each.generate(photo, question, max_new_tokens=4) for each in (pipeline, fresh))
+            assert (answer.token_ids, answer.route, answer.plan) == (expected.token_ids, expected.route, expected.plan)
+    assert answer.images[0].reused
+    assert answer.reused_tokens > answer.visual_tokens
 
 
 def test_tokens_of_a_plan_outside_the_adaptive_one_are_refused(adapted: Path, photo: Path) -> None:

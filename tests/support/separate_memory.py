@@ -79,6 +79,13 @@ class SeparateCache:
     def past(self) -> dict[str, Buffer]:
         return {f"past_{name}": rows for name, rows in self._rows.items()}
 
+    def go_on(self, length: int, capacity: int) -> None:
+        if not 0 <= length <= self.length:
+            raise IndexError(f"{length} rows to keep in a cache that holds {self.length}")
+        for name, rows in self._rows.items():
+            self._rows[name] = self._memory.put(self._memory.get(rows)[:, :length])
+        self.length, self.capacity = length, max(capacity, self.capacity)
+
     def append(self, outputs: Mapping[str, Buffer]) -> None:
         for name, rows in self._rows.items():
             both = [self._memory.get(rows), self._memory.get(outputs[f"new_{name}"])]

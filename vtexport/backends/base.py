@@ -53,6 +53,16 @@ class Cache(Protocol):
             IndexError: they are more than the capacity.
         """
 
+    def go_on(self, length: int, capacity: int) -> None:
+        """Keeps the first `length` valid rows alone, with room for `capacity` rows at least, for another prompt.
+
+        Buffers that `past` gave before are no longer to be used. The next prefill runs with these rows as its past, so
+        an engine takes it where a profile has several new tokens behind past ones.
+
+        Raises:
+            IndexError: so many are not valid.
+        """
+
 
 class Session(Protocol):
     """One graph, loaded."""

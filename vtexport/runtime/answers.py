@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class VisualTokens:
     route: BudgetChoice | None = None  # where an adaptive plan chose the plan
     question: str | None = None  # that the tokens were picked for; None where the plan does not look at it
     aux_outputs: dict[str, Buffer] = field(default_factory=dict)  # for pruning steps inside the language model
+    reused: bool = False  # from a `Reuse`, which has seen the frame before: `timings_ms` are of then
 
     @property
     def embeddings(self) -> np.ndarray:
@@ -62,6 +63,7 @@ class ImageSummary:
     reports: dict[str, float]
     warnings: list[str]
     route: BudgetChoice | None
+    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,30 @@ class Answer:
     warnings: list[str] = field(default_factory=list)
     route: BudgetChoice | None = None  # of one image alone
     images: list[ImageSummary] = field(default_factory=list)
+    reused_tokens: int = 0  # of `prompt_tokens`, those whose keys and values a `Reuse` had
 
 
 @dataclass
 class AnswerStream:
     """Iterates over pieces of text as they are generated; `answer` is there once it is exhausted."""
 
-    _pieces: Iterator[str | Answer]
+    _pieces: Generator[str | Answer, None, None]
     answer: Answer | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[str]:
+        return filter(None, self.by_token())
+
+    def by_token(self) -> Iterator[str]:
+        """The same with an empty piece for a token that completes no text, for who may want to stop after any."""
         for piece in self._pieces:
             if isinstance(piece, Answer):
                 self.answer = piece
-            elif piece:
+            else:
                 yield piece
+
+    def close(self) -> None:
+        """Ends the answer where it is; `answer` stays None."""
+        self._pieces.close()
 
 
 class Clock:
@@ -136,7 +147,17 @@ def summary(visual: VisualTokens) -> ImageSummary:
         reports=visual.reports,
         warnings=visual.warnings,
         route=visual.route,
+        reused=visual.reused,
     )
+
+
+def asked(visual: VisualTokens, question: str) -> VisualTokens:
+    """`visual` with a sentence where it was picked for another question."""
+    if visual.question is None or visual.question == question:
+        return visual
+    picked = f"the visual tokens were picked for {visual.question!r}"
+    own = f"{picked}; encode the image with this question for its own"
+    return replace(visual, warnings=[*visual.warnings, own])
 
 
 def of_images(images: Sequence[ImageSummary], plan: str) -> dict[str, Any]:

@@ -46,16 +46,31 @@ class LanguageModel:
         `prunes` is False for a prompt without an image, of which the steps take nothing.
         """
         sizes, caches = self._manifest.decoder, []
-        gone = [0, *(self._plan.visual_tokens - step.keep if prunes else 0 for step in self._plan.steps)]
-        for segment, less in zip(self._plan.segments, gone, strict=True):
+        capacities = self._capacities(prompt_tokens, new_tokens, prunes)
+        for segment, capacity in zip(self._plan.segments, capacities, strict=True):
             layers = range(segment.first_layer, segment.first_layer + segment.layers)
-            capacity = prompt_tokens - less + new_tokens
             caches.append(
                 self._backend.cache(
                     layers, capacity, sizes.num_key_value_heads, sizes.head_dim, self._manifest.precision
                 )
             )
         return Sequence(caches, [0] * len(caches))
+
+    def go_on(self, sequence: Sequence, length: int, prompt_tokens: int, new_tokens: int) -> Sequence:
+        """The same caches with their first `length` rows alone, for another prompt in which no step runs.
+
+        `prompt_tokens` are all rows of that prompt, those that are kept included.
+        """
+        for cache, capacity in zip(
+            sequence.caches, self._capacities(prompt_tokens, new_tokens, prunes=False), strict=True
+        ):
+            cache.go_on(length, capacity)
+        return Sequence(sequence.caches, [0] * len(sequence.caches))
+
+    def _capacities(self, prompt_tokens: int, new_tokens: int, prunes: bool) -> list[int]:
+        """Rows that the cache of each segment has to hold."""
+        gone = [0, *(self._plan.visual_tokens - step.keep if prunes else 0 for step in self._plan.steps)]
+        return [prompt_tokens - less + new_tokens for less in gone]
 
     def prefill(
         self,
@@ -68,7 +83,7 @@ class LanguageModel:
         """Runs a prompt and returns the last position's logits [V] float32.
 
         Args:
-            sequence: From `start`; its caches are filled.
+            sequence: From `start`, whose caches are filled, or `go_on`, which has the rows before these.
             embeddings: [1, S, W].
             positions: [axes, S] int64.
             visual_start: Row of the first visual token; None where there is none, so that no step runs.

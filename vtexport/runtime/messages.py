@@ -90,6 +90,11 @@ def image_sources(prompt: str | Messages | None) -> list[ImageSource | None]:
     return [_source(part) for part in image_parts(normalised(prompt))]
 
 
+def as_list(image: Any) -> list[Any] | None:
+    """The images that an argument gives: None where it is left out, one alone as a list of one."""
+    return None if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+
+
 def choose_images(images: Sequence[Any] | None, prompt: str | Messages | None) -> list[tuple[Any, list[str]]]:
     """The images to look at, as `images.load_image` takes them, each with sentences on one that is passed over for it.
 

@@ -6,7 +6,7 @@ language-model runtime can take them. `stages` has the steps of both, one by one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -27,17 +27,20 @@ from vtexport.runtime.answers import (
     Clock,
     ImageSummary,
     VisualTokens,
+    asked,
     of_images,
     summary,
     timings,
 )
-from vtexport.runtime.messages import choose_images
+from vtexport.runtime.images import read_image
+from vtexport.runtime.messages import as_list, choose_images
 from vtexport.runtime.prompt import Messages, Prompt, PromptReader, Question
+from vtexport.runtime.reuse import Reuse, frame_key
 from vtexport.runtime.sampling import Decoding, Sampling, TokenChooser
 from vtexport.runtime.stages import Continuation, Stages
 from vtexport.runtime.vision import ImageLike
 
-__all__ = ["Answer", "AnswerStream", "BudgetChoice", "ImageLike", "ImageSummary", "Pipeline", "VisualTokens"]
+__all__ = ["Answer", "AnswerStream", "BudgetChoice", "ImageLike", "ImageSummary", "Pipeline", "Reuse", "VisualTokens"]
 
 MOST_THREADS = 1024  # ONNX Runtime would try to start any number, and fill the memory with their stacks
 
@@ -66,6 +69,7 @@ class Pipeline:
         device: str = "cpu",
         threads: int | None = None,
         dialect: str | None = None,
+        reuse: Reuse | None = None,
     ):
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is {threads}; give a whole number from 1 to {MOST_THREADS}")
@@ -87,7 +91,9 @@ class Pipeline:
         self.stages = Stages(bundle, self.plans, self.graphs, backend, chooser)
         self._language_model = self.stages.language_model
         self._prompts = PromptReader(bundle)
-        self._closed = False
+        self._reuse, self._closed = reuse, False
+        if reuse:
+            reuse.own(self)
 
     @classmethod
     def open(
@@ -98,6 +104,7 @@ class Pipeline:
         device: str = "cpu",
         threads: int | None = None,
         dialect: str | None = None,
+        reuse: Reuse | None = None,
     ) -> Pipeline:
         """Opens a bundle and loads the graphs of one plan, or of all that an adaptive one chooses from.
 
@@ -109,17 +116,20 @@ class Pipeline:
             threads: threads for one operator; all cores when left out.
             dialect: for comparing variants of graphs: "modern" or "classic" ones alone. When left out, the first whose
                 needs the installed version of ONNX Runtime meets.
+            reuse: keeps frames and prompts, so that what is asked again is not computed again.
 
         Raises:
             InputError, BundleError: no such folder, not a whole bundle, or an adaptive plan that no images have set.
             UsageError: no such plan, device or dialect, or a dialect that this ONNX Runtime gives wrong answers with.
             MissingDependencyError: ONNX Runtime or its CUDA provider is not there, or it is too old.
         """
-        return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect)
+        return cls(open_bundle(bundle), plan, device=device, threads=threads, dialect=dialect, reuse=reuse)
 
     def close(self) -> None:
         """Gives the memory of the graphs back; a closed pipeline answers no more."""
         self._closed = True
+        if self._reuse:
+            self._reuse.clear()
         self._backend.close()
 
     def __enter__(self) -> Pipeline:
@@ -178,11 +188,10 @@ class Pipeline:
                     f"plan {self.name} picks visual tokens by the question; give it as well "
                     "(--prompt, or the second argument of encode)"
                 )
-            given = _as_list(image)
-            # Refuses what `generate` refuses
+            given = as_list(image)  # refuses what `generate` refuses
             self._prompts.render(prompt, raw=raw_prompt, images=None if given is None else len(given))
             question = self._prompts.question(prompt, raw=raw_prompt)
-        chosen = choose_images(_as_list(image), prompt)
+        chosen = choose_images(as_list(image), prompt)
         if image is None and len(chosen) != 1:
             raise UsageError(
                 f"the conversation holds {len(chosen)} images, and encode without images is for one; give it a list of "
@@ -192,14 +201,21 @@ class Pipeline:
         return found if isinstance(image, (list, tuple)) else found[0]
 
     def _encode(self, image: ImageLike, passed_over: Sequence[str], question: Question | None) -> VisualTokens:
-        stages, clock = self.stages, Clock(self.stages.sync)
-        pixels = stages.preprocess(image)
+        stages, clock, reuse = self.stages, Clock(self.stages.sync), self._reuse
+        loaded = read_image(image)
+        key = frame_key(loaded, question.text if question else None) if reuse is not None else b""
+        if reuse is not None and (kept := reuse.frame(key)) is not None:
+            return replace(kept, warnings=[*passed_over, *kept.warnings])
+        pixels = stages.preprocess(loaded)
         clock.lap("preprocess")
         seen = stages.vision(pixels)
         clock.lap("vision")
         visual = stages.prune(seen, question)
         clock.lap("prune")
-        return replace(visual, timings_ms=clock.laps, warnings=[*passed_over, *visual.warnings])
+        visual = replace(visual, timings_ms=clock.laps)
+        if reuse is not None:
+            reuse.keep_frame(key, visual)
+        return replace(visual, warnings=[*passed_over, *visual.warnings])
 
     def generate(
         self,
@@ -247,17 +263,9 @@ class Pipeline:
             raise UsageError(
                 f"stream is {stream!r}; give a function, or call Pipeline.stream for an iterator over the pieces"
             )
-        pieces = self.stream(
-            image,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            sampling=sampling,
-            logits_processors=logits_processors,
-            raw_prompt=raw_prompt,
-        )
+        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "sampling": sampling}
+        options |= {"logits_processors": logits_processors, "raw_prompt": raw_prompt}
+        pieces = self.stream(image, prompt, max_new_tokens=max_new_tokens, **options)
         for piece in pieces:
             if stream is not None:
                 stream(piece)
@@ -294,7 +302,7 @@ class Pipeline:
             logits_processors=logits_processors,
             max_new_tokens=max_new_tokens,
         )
-        given = _as_list(image)
+        given = as_list(image)
         for each in given or ():
             if isinstance(each, VisualTokens) and each.plan not in {plan.name for plan in self.plans}:
                 raise UsageError(f"these visual tokens were made with plan {each.plan}, this pipeline runs {self.name}")
@@ -313,12 +321,12 @@ class Pipeline:
             for each, passed_over in chosen
         ]
         clock.lap("encode")
-        continuation = self.stages.prefill(images, read, limit)
+        continuation = self.stages.prefill(images, read, limit, self._reuse)
         clock.lap("prefill")
         text, decoder = self.bundle.manifest.text, self.bundle.manifest.decoder
         choose = decoding.start(unpruned, limit, text.eos_token_ids, decoder.vocab_size, self._prompts.tokenizer)
         if question is not None:
-            images = [_asked(visual, question) for visual in images]
+            images = [asked(visual, question.text) for visual in images]
         clock.lap("first_token")  # goes on when the first piece is asked for
         encoded_here = not all(isinstance(each, VisualTokens) for each, _ in chosen)
         return AnswerStream(self._pieces(images, continuation, choose, clock, encoded_here))
@@ -330,26 +338,30 @@ class Pipeline:
         choose: TokenChooser,
         clock: Clock,
         encoded_here: bool,
-    ) -> Iterator[str | Answer]:
+    ) -> Generator[str | Answer, None, None]:
         """Pieces of text, and the whole `Answer` last."""
         clock.resume()
         decoder, stages = self._prompts.stream(), self.stages
         token_ids: list[int] = []
         lap = "first_token"
-        while True:
-            token = choose(continuation.logits)
-            token_ids.append(token)
-            if lap == "first_token":
-                clock.lap(lap)
-                lap = "decode"
-            piece = decoder.step(token)  # of an end token, too, which has text where it is not a special one
-            if piece:
+        try:
+            while True:
+                token = choose(continuation.logits)
+                token_ids.append(token)
+                if lap == "first_token":
+                    clock.lap(lap)
+                    lap = "decode"
+                piece = decoder.step(token)  # of an end token, too, which has text where it is not a special one
                 clock.lap(lap)
                 yield piece
                 clock.resume()
-            if choose.finish_reason is not None:
-                break
-            stages.decode(continuation, token)
+                if choose.finish_reason is not None:
+                    break
+                stages.decode(continuation, token)
+        except GeneratorExit:  # its reader has left
+            self._keep(continuation)
+            raise
+        self._keep(continuation)
         rest = decoder.finish()
         clock.lap(lap)
         yield rest
@@ -358,6 +370,7 @@ class Pipeline:
             token_ids=token_ids,
             finish_reason=choose.finish_reason,
             prompt_tokens=continuation.prompt_tokens,
+            reused_tokens=continuation.reused_tokens,
             kept_by_layer={
                 step.layer: kept.numpy()[0].tolist()
                 for step, kept in zip(self.plans[0].steps if images else (), continuation.sequence.kept, strict=True)
@@ -365,6 +378,10 @@ class Pipeline:
             timings_ms=timings(images, clock.laps, encoded_here=encoded_here),
             **of_images([summary(visual) for visual in images], self.name),
         )
+
+    def _keep(self, continuation: Continuation) -> None:
+        if self._reuse is not None and not self._closed:
+            self.stages.keep(continuation, self._reuse)
 
     def _unpruned(self, read: Prompt) -> np.ndarray:
         """The prompt's ids [L] int64 as transformers has them: a placeholder for each visual token of each image."""
@@ -374,17 +391,3 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError(f"this pipeline of {self.bundle.folder} is closed; open it again")
-
-
-def _as_list(image: Any) -> list[Any] | None:
-    """The images that an argument gives: None where it is left out, one alone as a list of one."""
-    return None if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
-
-
-def _asked(visual: VisualTokens, question: Question) -> VisualTokens:
-    """`visual` with a sentence where it was picked for another question."""
-    if visual.question is None or visual.question == question.text:
-        return visual
-    picked = f"the visual tokens were picked for {visual.question!r}"
-    own = f"{picked}; encode the image with this question for its own"
-    return replace(visual, warnings=[*visual.warnings, own])

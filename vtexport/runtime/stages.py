@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from vtexport.dtypes import DTYPES
 from vtexport.errors import BundleError, UsageError
 from vtexport.runtime.adaptive import BudgetChooser
 from vtexport.runtime.answers import VisualTokens, reported
+from vtexport.runtime.images import LoadedImage
 from vtexport.runtime.language_model import LanguageModel, Sequence
 from vtexport.runtime.positions import image_span, prompt_positions
 from vtexport.runtime.prompt import Prompt, Question
+from vtexport.runtime.reuse import PromptRows, Reuse
 from vtexport.runtime.vision import ImageLike, Preprocessed, VisionOutput, VisionStage, check_finite
 
 TEXT_INPUT = "text_embeds"  # of the prune graph, in plans that pick visual tokens by the question
@@ -32,12 +34,18 @@ class Continuation:
         logits: [V] float32, from which the next token is chosen.
         position: Position id of the next token.
         prompt_tokens: Visual and text tokens of the prompt.
+        rows: Of the prompt.
+        reused_tokens: Tokens of the prompt whose keys and values were there already.
+        tokens: The new ones that ran.
     """
 
     sequence: Sequence
     logits: np.ndarray
     position: int
     prompt_tokens: int
+    rows: PromptRows
+    reused_tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
 
 
 class Stages:
@@ -72,7 +80,7 @@ class Stages:
         """True where the plan picks visual tokens by the question."""
         return any(TEXT_INPUT in session.input_names for session in self._prune.values())
 
-    def preprocess(self, image: ImageLike) -> Preprocessed:
+    def preprocess(self, image: ImageLike | LoadedImage) -> Preprocessed:
         """The pixels of one image, on the host.
 
         Raises:
@@ -158,7 +166,11 @@ class Stages:
             )
 
     def prefill(
-        self, visual: VisualTokens | SequenceOf[VisualTokens], prompt: Prompt, max_new_tokens: int
+        self,
+        visual: VisualTokens | SequenceOf[VisualTokens],
+        prompt: Prompt,
+        max_new_tokens: int,
+        reuse: Reuse | None = None,
     ) -> Continuation:
         """Runs the prompt with the visual tokens in their places.
 
@@ -166,6 +178,8 @@ class Stages:
             visual: From `prune`; of a prompt with several images or none, a sequence of them.
             prompt: From `PromptReader.read`.
             max_new_tokens: the most that `decode` will be called for.
+            reuse: keys and values of earlier prompts, of which those of the longest common beginning are taken. Give
+                them back with `keep`.
 
         Raises:
             UsageError: prompt and new tokens do not fit the model's positions, another number of images than the
@@ -188,19 +202,50 @@ class Stages:
                 f"the prompt ends at position {end_position} and {max_new_tokens} new tokens are asked for, "
                 f"more than the model's {limit} positions; shorten the prompt or lower max_new_tokens"
             )
-        backend = self._backend
-        sequence = self.language_model.start(length, max_new_tokens, bool(images))
-        embedded = [backend.upload(self._embed(span)) for span in prompt.spans]
-        blocks = [part for text, each in zip(embedded, images, strict=False) for part in (text, self._own(each.block))]
-        embeddings = backend.join([*blocks, embedded[-1]])
+        blocks = [self._own(each.block) for each in images]
         axes = self._manifest.position_ids.axes
         positions = prompt_positions(texts, [each.positions for each in images], spans, axes)
+        laid_out = PromptRows.of(list(prompt.spans), [each.block for each in images], positions)
+        found = reuse.take(laid_out) if reuse is not None and self._goes_on(len(images)) else None
+        if found is None:
+            sequence, begin = self.language_model.start(length, max_new_tokens, bool(images)), 0
+        else:
+            sequence, begin = self.language_model.go_on(found[0], found[1], length, max_new_tokens), found[1]
+        embeddings = self._embedded(prompt.spans, blocks, begin)
         aux_outputs = {
-            name: backend.adopt(value) for each in images[:1] for name, value in each.aux_outputs.items()
+            name: self._backend.adopt(value) for each in images[:1] for name, value in each.aux_outputs.items()
         }  # for steps, which are for one image
         visual_start = texts[0] if images else None
-        logits = self.language_model.prefill(sequence, embeddings, positions, visual_start, aux_outputs)
-        return Continuation(sequence, logits, end_position, length)
+        logits = self.language_model.prefill(sequence, embeddings, positions[:, begin:], visual_start, aux_outputs)
+        return Continuation(sequence, logits, end_position, length, laid_out, begin)
+
+    def keep(self, continuation: Continuation, reuse: Reuse) -> None:
+        """Gives the keys and values of a prompt and its answer so far to `reuse`; the continuation has ended then."""
+        if self._goes_on(len(continuation.rows.images)):
+            tokens = continuation.tokens
+            rows = continuation.rows.then(tokens, continuation.position - len(tokens))
+            reuse.give(continuation.sequence, rows)
+
+    def _goes_on(self, images: int) -> bool:
+        """True where the keys and values of a prompt with so many images are those of its own rows alone.
+
+        Steps inside the language model choose by the end of the prompt.
+        """
+        return not (images and self._plans[0].steps)
+
+    def _embedded(self, spans: SequenceOf[np.ndarray], blocks: SequenceOf[Buffer], begin: int) -> Buffer:
+        """[1, L - begin, W]: the prompt's rows from `begin` on, which is not inside a block."""
+        parts: list[Buffer] = []
+        at = 0
+        for number, span in enumerate(spans):
+            skipped = min(max(begin - at, 0), len(span))
+            parts.append(self._backend.upload(self._embed(span[skipped:])))
+            at += len(span)
+            if number < len(blocks):
+                if at >= begin:
+                    parts.append(blocks[number])
+                at += blocks[number].shape[1]
+        return self._backend.join(parts)
 
     def decode(self, continuation: Continuation, token: int) -> np.ndarray:
         """Appends one token to the prompt and gives the logits [V] float32 of the next, in `continuation` as well.
@@ -211,6 +256,7 @@ class Stages:
         embedding = self._backend.upload(self._embed(np.array([token])))
         continuation.logits = self.language_model.decode(continuation.sequence, embedding, continuation.position)
         continuation.position += 1
+        continuation.tokens.append(token)
         return continuation.logits
 
     def sync(self) -> None:

@@ -12,7 +12,7 @@ from vtexport.backends.base import Backend, Buffer
 from vtexport.bundle.reader import Bundle
 from vtexport.bundle.views import Arrangement, FixedSize, View
 from vtexport.errors import BundleError, InputError
-from vtexport.runtime.images import Crop, output_size, pixel_values, read_image
+from vtexport.runtime.images import Crop, LoadedImage, output_size, pixel_values, read_image
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -58,13 +58,13 @@ class VisionStage:
         self.session = backend.load(bundle.path(manifest.graphs[graph].file))
         self.session.check_input("pixel_values", 3, *output_size(manifest.image))
 
-    def preprocess(self, image: ImageLike) -> Preprocessed:
-        """Reads one image and makes the checkpoint's pixels of it.
+    def preprocess(self, image: ImageLike | LoadedImage) -> Preprocessed:
+        """Reads one image, unless it was read, and makes the checkpoint's pixels of it.
 
         Raises:
             InputError: the image cannot be read.
         """
-        loaded = read_image(image)
+        loaded = image if isinstance(image, LoadedImage) else read_image(image)
         pixels, crop = pixel_values(loaded.image, self._image)
         return Preprocessed(pixels, loaded.image.size, crop, loaded.warnings)
 

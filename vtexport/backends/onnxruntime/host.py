@@ -58,6 +58,19 @@ class HostCache:
         """Bytes allocated."""
         return sum(array.nbytes for _, array, _ in self._rows)
 
+    def go_on(self, length: int, capacity: int) -> None:
+        """As `base.Cache.go_on`: in place where the arrays are large enough, else one after the other in new ones."""
+        if not 0 <= length <= self.length:
+            raise IndexError(f"{length} rows to keep in a cache that holds {self.length}")
+        for number, (name, array, valid) in enumerate(self._rows):
+            if capacity > self.capacity:
+                larger = np.empty((1, capacity, *array.shape[2:]), array.dtype)
+                larger[:, :length] = array[:, :length]
+                array = larger
+                self._rows[number] = (name, array, valid)
+            valid.array = array[:, :length]
+        self.length, self.capacity = length, max(capacity, self.capacity)
+
     def past(self) -> dict[str, Buffer]:
         """The valid rows, as inputs of a decoder graph."""
         return self._past
