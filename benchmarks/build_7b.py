@@ -33,7 +33,13 @@ STAGE = re.compile(r"^\[ *([0-9.]+) s\] (.*)$")
 PEAK = re.compile(r"Maximum resident set size \(kbytes\): (\d+)")
 CPU = re.compile(r"(?:User|System) time \(seconds\): ([0-9.]+)")
 COPIES = ("copying", "reading 1")  # how the stages that read all the weights begin
-WAYS = (("fp16", "fp16"), ("fp32", "fp32"), ("fp16 in place", "fp16", "--link-weights"))
+WAYS = (
+    ("fp16", "fp16"),
+    ("fp16 without the comparison", "fp16", "--no-check"),
+    ("fp32", "fp32"),
+    ("fp16 in place", "fp16", "--link-weights"),
+)
+NEW = ("--no-check",)  # options that another checkout may not have
 CHECKS = ("comparing ",)  # and those that ask transformers and PyTorch
 
 
@@ -137,9 +143,11 @@ def main() -> None:
     measures: dict[str, Callable[[], dict[str, Any]]] = {"cp": lambda: copy_plainly(checkpoint, bundle)}
     for name, precision, *extra in WAYS:
         for root in filter(None, (ROOT, arguments.beside)):
+            if root != ROOT and set(extra) & set(NEW):
+                continue
             of = "" if root == ROOT else f" of {revision(root)}"
             measures[name + of] = partial(
-                build_bundle, root, checkpoint, checkpoint if extra else bundle, precision, *extra
+                build_bundle, root, checkpoint, checkpoint if "--link-weights" in extra else bundle, precision, *extra
             )
     for name, measure in list(measures.items()) * arguments.rounds:
         if arguments.again and name not in arguments.again:

@@ -87,7 +87,7 @@ def test_both_parts_are_required(tmp_path: Path, part: str, value: Any, weights:
         ),
         ({"model_type": "llava_next", **PARTS}, r"family LLaVA-NeXT \(LLaVA-1\.6\) \(model_type 'llava_next'\)"),
         ({"model_type": "llava_onevision", **PARTS}, "family LLaVA-OneVision"),
-        ({"model_type": "vipllava", **PARTS}, "family ViP-LLaVA"),
+        ({"model_type": "video_llava", **PARTS}, "family Video-LLaVA"),
         ({"model_type": "qwen2_vl", "auto_map": {"AutoModel": "x.Y"}}, "family Qwen2-VL"),
         ({"model_type": "paligemma"}, "family PaliGemma .*cannot export yet; give LLaVA-1.5"),
         ({"model_type": "resnet"}, "model_type 'resnet', which vtexport cannot export; supported: llava"),

@@ -130,6 +130,11 @@ def test_limits(tiny_bundle: Path, capsys: Any, limit: list[str], code: int, sai
     assert said in err
     assert ("over the limit" in err) is (code == 1)
     assert ("p99 of 4 samples is nearly their largest; take 100 or more" in err) is ("99" in limit)
+    gate = read_report("r.json").gate
+    assert gate is not None
+    assert [f"vtexport: {sentence}" in err for sentence in gate.failed] == [True] * code
+    assert gate.limits[limit[0][2:].replace("-", "_")] == float(limit[1])
+    assert gate.limits["percentile"] == (99 if "99" in limit else 50)
 
 
 def test_an_energy_that_nobody_can_measure_is_no_pass(tiny_bundle: Path, capsys: Any, monkeypatch: Any) -> None:
@@ -141,6 +146,9 @@ def test_an_energy_that_nobody_can_measure_is_no_pass(tiny_bundle: Path, capsys:
     assert "energy: unknown (no sensor is here)" in out
     report = read_report("r.json")
     assert report.energy == []
+    assert report.gate is not None
+    assert (report.gate.limits, report.gate.failed) == ({"max_energy_j": 5.0}, [])
+    assert "the energy of an answer is not known" in report.gate.unknown[0]
     assert report.power is not None
     assert report.power.reason == "no sensor is here"
 

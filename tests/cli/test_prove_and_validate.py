@@ -35,6 +35,9 @@ def test_prove_and_validate(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: 
     assert report.machine["cores"]
     assert set(report.proof_versions["prunesid-16"]) >= {"torch", "transformers", "vtexport"}
     assert main(["inspect", str(bundle), "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nproof of prunesid-16 (2 images, 1 prompt, " in shown
+    assert "of the proof with the SHA-256 that proof.json states" in shown
 
 
 def test_a_failure_ends_with_1_and_one_sentence(proven_copy: Path, tmp_path: Path, capsys: Any) -> None:
@@ -58,6 +61,12 @@ def test_a_failure_ends_with_1_and_one_sentence(proven_copy: Path, tmp_path: Pat
 
 def test_damage_ends_with_4(proven_copy: Path, capsys: Any) -> None:
     (proven_copy / "proof" / "image-1.png").write_bytes(b"x")
+    assert main(["inspect", str(proven_copy), "--verify"]) == 4
+    assert "image-1.png is damaged: it has 1 bytes" in capsys.readouterr().err
+    assert main(["inspect", str(proven_copy), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["proof"] is None
+    assert "image-1.png is damaged" in found["unusable_proof"][0]
     assert main(["validate", str(proven_copy)]) == 4
     assert "image-1.png is damaged" in capsys.readouterr().err
 

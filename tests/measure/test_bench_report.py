@@ -128,6 +128,27 @@ def test_few_samples_a_changed_speed_and_throttling_are_said() -> None:
     assert report.notes == ["noted"]
 
 
+def test_a_machine_that_others_used_was_not_quiet() -> None:
+    def report(others: float) -> Report:
+        # 10 s, in which this process had 20 core seconds, 5 of them before the first reading
+        states = [
+            StateAt(when="before", at_s=-1.0, state={"busy_s": 100.0, "own_busy_s": 5.0}),
+            StateAt(when="during", at_s=3.0, state={"busy_s": 112.0}),
+            StateAt(when="after", at_s=9.0, state={"busy_s": 115.0 + 10 * others, "own_busy_s": 20.0}),
+        ]
+        lines: list[Line] = [*turns(60, {"none": 2.0, "p-64": 1.0}), *states]
+        return make_report(header(*PLANS[:2]), lines, "then")
+
+    noisy = report(0.25)
+    assert noisy.quiet is False
+    assert noisy.warnings == [
+        "the machine was not quiet: other programs, or other machines on its hardware, had 0.25 of its cores meanwhile "
+        "(more than 0.05)"
+    ]
+    calm = report(0.04)
+    assert (calm.quiet, calm.warnings) == (True, [])
+
+
 def soak(lines: list[Line], rate: float = 2.0, seconds: float = 10.0) -> Report:
     return make_report(header(mode="soak", rate=rate, asked_s=seconds), lines, "then")
 

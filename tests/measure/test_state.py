@@ -18,6 +18,8 @@ MEMORY = {
     "proc/self/status": "Name:\tpython\nVmPeak:\t  900000 kB\nVmHWM:\t  524288 kB\nVmRSS:\t  262144 kB",
     "proc/meminfo": "MemTotal:       8042208 kB\nMemFree:        204800 kB\nMemAvailable:   4194304 kB",
     "proc/loadavg": "1.50 0.75 0.25 2/300 4711",
+    "proc/stat": "cpu  1000 200 300 90000 50 10 40 50 700 0\ncpu0 1 1 1 1 1 1 1 1 1 1",
+    "proc/self/stat": "4711 (py (x) y) S 1 1 1 0 -1 4194304 100 0 0 0 250 50 20 5 20 0 3 0 100",
 }
 ORIN = {
     **MEMORY,
@@ -61,6 +63,8 @@ def test_an_orin(tmp_path: Path) -> None:
         throttled=False,
         throttle_counts={"oc1_event_cnt": 0, "oc3_event_cnt": 12},
         load_average=[1.5, 0.75, 0.25],
+        busy_s=16.0,
+        own_busy_s=3.25,
         rss_bytes=GIB // 4,
         peak_rss_bytes=GIB // 2,
         available_memory_bytes=4 * GIB,

@@ -108,7 +108,10 @@ def test_fields_left_out_take_transformers_defaults(tmp_path: Path) -> None:
         ({"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 0}}, "vision_config.num_hidden_l"),
         ({"text_config": {"model_type": "llama", "rms_norm_eps": float("nan")}}, "text_config.rms_norm_eps = nan"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act = 'relu'"),
-        ({"text_config": {"model_type": "gemma2"}}, "text_config.model_type = 'gemma2'.* takes llama, mistral, qwen2"),
+        (
+            {"text_config": {"model_type": "gemma2"}},
+            "text_config.model_type = 'gemma2'.* takes llama, mistral, phi3, qwen2, qwen3",
+        ),
         (
             {"vision_config": {"model_type": "dinov2"}},
             "vision_config.model_type = 'dinov2'.* takes clip_vision_model, sig",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from llava_parts import MODELS, WINDOW, config_of
@@ -19,7 +21,7 @@ from vtexport.models.registry import decoders, family_of, towers
 
 LLAVA = family_of("llava", "")
 PROMPT = "USER: <image>\nWhat is on the table? ASSISTANT:"
-NEW_TOKENS = 16
+NEW_TOKENS = 32
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -42,6 +44,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("parts")
     model = make_model(config_of(request.param))
     checkpoint = save_model(model, folder / "checkpoint")
+    settings = json.loads((checkpoint / "processor_config.json").read_text())
+    settings["patch_size"] = model.config.vision_config.patch_size
+    (checkpoint / "processor_config.json").write_text(json.dumps(settings))
     build(str(checkpoint), folder / "b", method="none")
     build(str(checkpoint), folder / "b", method="prunesid", keep=16)
     return model, folder
@@ -65,6 +70,24 @@ def test_answers_are_generates(built: tuple[Any, Path], dialect: str) -> None:
     )
     assert answer.token_ids == wanted
     assert len(answer.token_ids) > 4
+
+
+def test_features_and_logits_are_pytorchs(built: tuple[Any, Path]) -> None:
+    """The tower's features as the build measured them, and the logits behind the prompt."""
+    model, folder = built
+    pipeline = Pipeline.open(folder / "b", "none")
+    check = pipeline.bundle.manifest.self_check
+    assert check is not None
+    assert check.features_error is not None
+    assert check.features_error < 1e-5
+    prompt = pipeline._prompts.read(PROMPT, raw=True)
+    found = pipeline.stages.prefill(pipeline.encode(PHOTO), prompt, 1).logits
+    processor = LlavaProcessor.from_pretrained(folder / "checkpoint", local_files_only=True)
+    given = processor(images=Image.open(PHOTO).convert("RGB"), text=PROMPT, return_tensors="pt")
+    given["pixel_values"] = torch.from_numpy(pipeline.stages.preprocess(PHOTO).pixel_values)
+    with torch.no_grad():
+        wanted = model(**given).logits[0, -1].numpy()
+    np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
 
 
 def test_a_pruned_plan_keeps_its_budget(built: tuple[Any, Path]) -> None:

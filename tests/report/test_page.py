@@ -28,7 +28,7 @@ from PIL import Image
 from vtexport.bundle.reader import open_bundle
 from vtexport.cli.main import main
 from vtexport.errors import InputError
-from vtexport.measure.record import Failure
+from vtexport.measure.record import Failure, Gate
 from vtexport.measure.report import make_report
 from vtexport.report.budgets import budgets
 from vtexport.report.collect import collect
@@ -126,6 +126,24 @@ def test_states_of_a_full_bundle(full: Path) -> None:
     assert words(full) == {
         "validate": "pass", "bench": "measured", "soak": "pass", "eval": "measured", "proof": "measured",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("failed", "unknown", "word", "detail"),
+    [
+        ([], [], "pass", "held to max_ttft_ms 150, percentile 99, not slower than old.json by 5 %"),
+        (["a: 9 ms over the limit"], ["b"], "fail", "a: 9 ms over the limit; b"),
+        ([], ["a: not known"], "not checked", "a: not known"),
+    ],
+)
+def test_limits_make_a_measurement_pass_or_fail(
+    bare: Path, failed: list[str], unknown: list[str], word: str, detail: str
+) -> None:
+    limits = {"max_ttft_ms": 150.0, "percentile": 99.0}
+    gate = Gate(limits=limits, against="old.json", tolerance=0.05, failed=failed, unknown=unknown)
+    put_measurement(bare, msgspec.structs.replace(measurement(bare), gate=gate))
+    found = {each.source: each for each in states(collect(open_bundle(bare)))}["bench"]
+    assert (found.state, found.detail.split("; ", 1)[1]) == (word, detail)
 
 
 def test_what_is_absent_is_named_with_its_command_and_is_no_pass(bare: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_family(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> N
     copy = copy_with_files(PAGE, tmp_path / "vtexport")
     labs_checkpoint(tiny_checkpoint, copy / "lab")
     listed, built = (shell(copy, command) for command in commands(PAGE))
-    assert set(listed.stdout.split()) == {"lab_llava", "llava"}, listed.stderr
+    assert set(listed.stdout.split()) == {"lab_llava", "llava", "vipllava"}, listed.stderr
     assert built.returncode == 0, built.stderr
     asked = PHOTO, "What is on the table?"
     answers = [

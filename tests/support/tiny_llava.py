@@ -44,12 +44,19 @@ def make_model(config: Any, seed: int = 0) -> Any:
     from transformers import LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config).eval()
+    return lively(LlavaForConditionalGeneration(config))
+
+
+def lively(model: Any) -> Any:
+    """The same of a model that is made already, by the next of PyTorch's random numbers."""
+    import torch
+
+    model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed_tokens" in name or "class_embedding" in name:
                 # A tied head reads the residual stream, where a large embedding would only ever find itself again.
-                parameter.normal_(0, 0.1 if config.tie_word_embeddings else 1)
+                parameter.normal_(0, 0.1 if model.config.tie_word_embeddings else 1)
             elif parameter.ndim > 1:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
             elif "norm" in name and name.endswith("weight"):

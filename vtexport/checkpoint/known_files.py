@@ -74,7 +74,7 @@ _RULES = (
 _CODE = ("modeling_", "configuration_", "processing_", "image_processing_", "tokenization_")
 _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 _CUSTOM_GENERATE = "custom_generate"
-_CLASSES = {"llava": "LlavaForConditionalGeneration"}
+_CLASSES = {"llava": "LlavaForConditionalGeneration", "vipllava": "VipLlavaForConditionalGeneration"}
 _ORIGINAL_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "use_mm_proj", "tune_mm_mlp_adapter")
 
 

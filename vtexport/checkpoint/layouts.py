@@ -22,7 +22,8 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 LORA_LEFTOVERS = "non_lora_trainables.bin"  # what the original code's LoRA training saves with the adapter
 PROJECTOR_ALONE = "mm_projector.bin"
 
-_PARTS = {"llava": ("text_config", "vision_config")}  # without which transformers takes LLaVA-1.5-7B's own sizes
+# Without which transformers takes sizes of its own, those of a 7B model
+_PARTS = dict.fromkeys(("llava", "vipllava"), ("text_config", "vision_config"))
 _ORIGINAL_CLASS = re.compile(r"Llava\w*For(?:CausalLM|SequenceClassification)")
 _ORIGINAL_TENSOR = re.compile(r"(?:^|\.)(?:mm_projector|vision_tower\.vision_tower)\.")
 _LAYER = re.compile(r"(?:model\.)?layers\.\d+\.")
@@ -53,7 +54,7 @@ def refuse_other_layouts(path: Path, content: dict[str, Any]) -> None:
         for part in _PARTS[model_type]:
             if not isinstance(content.get(part), dict) or not content[part]:
                 raise InputError(
-                    f"{path} has no {part}, in whose place transformers would take the sizes of LLaVA-1.5-7B; "
+                    f"{path} has no {part}, in whose place transformers would take the sizes of a 7B model; "
                     "fetch the file again from the model's repository, or save it with the model's save_pretrained()"
                 )
         return

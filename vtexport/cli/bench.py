@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     from vtexport.measure.bench import STOPPED, Hooks
     from vtexport.measure.gate import percentile_note
     from vtexport.measure.record import read_report
-    from vtexport.measure.session import measure, report_path
+    from vtexport.measure.session import keep, measure, report_path
 
     limits = _limits(args)
     bundle = open_bundle(args.bundle)
@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     with asked_to_stop(lambda: answered > 0) as stop, progress.items_done("measured", total, "answers") as show:
         report = measure(bundle, request, path, command_line(), Hooks(progress.stage, done, stop))
     verdict = _judge(args, report, limits, earlier)
+    if report.gate is not None:
+        keep(path, report)
     if args.json:
         say_json(summary(report, verdict, path))
     else:
@@ -224,4 +226,7 @@ def _judge(args: argparse.Namespace, report: Report, limits: Limits, earlier: Re
             report.warnings += check_comparable(report, earlier, args.against)
         tolerance = _TOLERANCE if args.tolerance is None else args.tolerance
         verdict.failed += judge_against(report, earlier, tolerance, args.against).failed
+        report.gate = verdict.gate(limits, args.against, tolerance)
+    else:
+        report.gate = verdict.gate(limits)
     return verdict

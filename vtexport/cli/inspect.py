@@ -1,8 +1,8 @@
 """Say what a bundle holds: source, image and text processing, plans with budgets, engines, graphs, files.
 
-With --verify every file is read and its SHA-256 compared with the manifest, every engine's with its record; damage
-and engines that were built from another manifest end with exit code 4. With --target it estimates instead what the
-plans take on a device: lower bounds of time and a sum of memory.
+With --verify every file is read and its SHA-256 compared with the manifest, every engine's and the proof's with their
+records; damage, and engines or a proof of another manifest, end with exit code 4. With --target it estimates instead
+what the plans take on a device: lower bounds of time and a sum of memory.
 
 examples:
   vtexport inspect mini
@@ -23,6 +23,7 @@ from vtexport.backends.targets import find_devices
 from vtexport.bundle.adaptive import Adaptation, read_adaptations
 from vtexport.bundle.manifest import Generation, Image, Manifest, Needs, Plan, Tensor
 from vtexport.bundle.memory import kv_bytes, kv_bytes_by_layer
+from vtexport.bundle.proof import FoundProof, read_proof
 from vtexport.bundle.reader import Bundle, open_bundle
 from vtexport.bundle.views import Arrangement
 from vtexport.cli.adapt import say_adaptation
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     adaptations = read_adaptations(bundle.folder, bundle.manifest)
     engines = find_engines(bundle)
+    proof, unproven = _find_proof(bundle)
     if args.target is not None:
         text_tokens = TEXT_TOKENS if args.text_tokens is None else args.text_tokens
         new_tokens = NEW_TOKENS if args.new_tokens is None else args.new_tokens
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     problems = _verify(bundle) if args.verify else None
     engine_problems = [*engines.damaged, *(engines.outdated + _verify_engines(engines) if args.verify else [])]
+    proof_problems = unproven if args.verify else []
     if args.json:
         manifest = msgspec.to_builtins(bundle.manifest)
         plans = bundle.manifest.plans
@@ -94,20 +97,64 @@ def run(args: argparse.Namespace) -> int:
             "engines": built,
             "unusable_engines": unusable,
         }
-        every = None if problems is None else problems + engine_problems
+        every = None if problems is None else problems + engine_problems + proof_problems
         verified = None if every is None else not every
+        found |= {"proof": _proof_json(proof), "unusable_proof": unproven}
         say_json(found | {"adaptive": adaptive, "verified": verified, "problems": every})
     else:
         _describe(bundle, engines, adaptations)
+        _describe_proof(proof, unproven)
     if problems:
         raise BundleError(f"{bundle.folder} is damaged: {_first(problems)}; build or copy the bundle again")
     if engine_problems:
         raise BundleError(_first(engine_problems))
+    if proof_problems:
+        raise BundleError(_first(proof_problems))
     if problems is not None and not args.json:
         say(f"verified: all {len(bundle.manifest.files)} files have the SHA-256 that the manifest states")
         if count := _count(engines):
             say(f"verified: {counted(count, 'engine')} with the SHA-256 that engines.json states")
+        if proof is not None:
+            files = counted(len(proof.proof.files), "file")
+            say(f"verified: {files} of the proof with the SHA-256 that proof.json states")
     return 0
+
+
+def _find_proof(bundle: Bundle) -> tuple[FoundProof | None, list[str]]:
+    """The proof, every file of it hashed, or why it is none of this bundle."""
+    try:
+        return read_proof(bundle.folder, bundle.manifest), []
+    except BundleError as error:
+        return None, [str(error)]
+
+
+def _proof_json(found: FoundProof | None) -> dict[str, object] | None:
+    if found is None:
+        return None
+    proof = found.proof
+    return {
+        "plans": sorted(proof.plans),
+        "without_proof": proof.without_proof,
+        "images": len(proof.images),
+        "prompts": len(proof.prompts),
+        "bytes": sum(file.bytes for file in proof.files.values()),
+    }
+
+
+def _describe_proof(found: FoundProof | None, problems: list[str]) -> None:
+    """Prints the plans that a proof is of, or the reason why it cannot be used."""
+    if found is None and not problems:
+        return
+    say()
+    for sentence in problems:
+        say(sentence)
+    if found is not None:
+        proof = found.proof
+        asked = f"{counted(len(proof.images), 'image')}, {counted(len(proof.prompts), 'prompt')}"
+        total = size(sum(file.bytes for file in proof.files.values()))
+        say(f"proof of {', '.join(sorted(proof.plans)) or 'no plan'} ({asked}, {total})")
+        for name, why in sorted(proof.without_proof.items()):
+            say(f"  none of {name}: {why}")
 
 
 def _first(problems: list[str]) -> str:

@@ -107,8 +107,11 @@ def prove_built(bundle: Bundle, args: argparse.Namespace, progress: Progress, wa
         return None
     from vtexport.assemble.progress import BuildProgress
     from vtexport.proof import prove
+    from vtexport.proof.prove import PRUNED_FAMILIES
 
     if wanted is None and os.environ.get(SWITCH) == "0":
+        return None
+    if wanted is None and bundle.manifest.family not in PRUNED_FAMILIES:
         return None
     later = f"`{command_for(bundle.folder, bundle.manifest)}` makes one"
     plans = _without_proof(bundle)

@@ -10,7 +10,9 @@ import numpy as np
 from vtexport.errors import InputError, UsageError
 from vtexport.measure.answer import AGAINST
 from vtexport.measure.energy import ANSWER
-from vtexport.measure.record import PlanFigures, Report
+from vtexport.measure.record import Gate, PlanFigures, Report
+
+_NAMES = ("max_ttft_ms", "max_total_ms", "max_memory_mb", "max_energy_j")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,18 @@ class Limits:
         Raises:
             UsageError: one is not positive, or the percentile is out of range.
         """
-        for name in ("max_ttft_ms", "max_total_ms", "max_memory_mb", "max_energy_j"):
+        for name in _NAMES:
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise UsageError(f"{name} is {value}; give a number above 0")
         if not 0 < self.percentile <= 100:
             raise UsageError(f"the percentile is {self.percentile}; give a number above 0 and at most 100")
+
+    def given(self) -> dict[str, float]:
+        """Those that there are, and the percentile with a limit of time; empty without a limit."""
+        found = {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
+        timed = {"max_ttft_ms", "max_total_ms"} & set(found)
+        return found | ({"percentile": self.percentile} if timed else {})
 
 
 @dataclass
@@ -52,6 +60,13 @@ class Verdict:
     def exit_code(self) -> int:
         """1 where a limit does not hold, 3 where one could not be judged, else 0."""
         return 1 if self.failed else 3 if self.unknown else 0
+
+    def gate(self, limits: Limits, against: str | None = None, tolerance: float | None = None) -> Gate | None:
+        """The record of it for a report; None where nothing was asked."""
+        given = limits.given()
+        if not given and against is None:
+            return None
+        return Gate(limits=given, against=against, tolerance=tolerance, failed=self.failed, unknown=self.unknown)
 
 
 def judge(report: Report, limits: Limits) -> Verdict:

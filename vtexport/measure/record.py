@@ -247,6 +247,16 @@ class Soak(msgspec.Struct, kw_only=True):
     rss_growth_bytes_per_hour: float | None  # least squares
 
 
+class Gate(msgspec.Struct, kw_only=True):
+    """Limits that a measurement was held to, and the sentences on those that do not hold or could not be judged."""
+
+    limits: dict[str, float]  # by the option's name, and the percentile that those of time are for
+    against: str | None = None  # a report or a bundle that no plan may be slower than
+    tolerance: float | None = None  # the share by which it may
+    failed: list[str]
+    unknown: list[str]
+
+
 class Report(msgspec.Struct, kw_only=True):
     """A whole measurement: its header, the figures, and everything that was read for them."""
 
@@ -255,9 +265,11 @@ class Report(msgspec.Struct, kw_only=True):
     interrupted: str | None  # by what; None where it ran to its end
     plans: list[PlanFigures]
     ratios: list[Ratio]
-    quiet: bool | None  # whether the ratios of both halves agree; None where there is no ratio
+    # Whether the ratios of both halves agree and no others had the cores; None where there is no ratio
+    quiet: bool | None
     break_even: BreakEven | None = None
     soak: Soak | None = None
+    gate: Gate | None = None  # where limits were given
     warnings: list[str]
     samples: list[Sample]
     failures: list[Failure]

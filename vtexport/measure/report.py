@@ -34,6 +34,7 @@ UNPRUNED = "none"  # the method that keeps all visual tokens
 UNATTRIBUTED = 0.02  # of the whole answer, which the stages may leave
 FEW = 50  # samples, below which high percentiles say little
 _FEWEST_TURNS = 4  # for ratios: two in each half
+_OTHERS = 0.05  # cores that other programs may have had on average
 _DRIFT = 0.05  # of the machine's own speed, before and after
 Quantity = Literal["first_token_ms", "total_ms"]
 T = TypeVar("T")
@@ -69,7 +70,10 @@ def make_report(header: Header, lines: Sequence[Line], finished_at: str, interru
         energy=_of(lines, EnergyWindow),
         notes=[note.text for note in _of(lines, Note)],
     )
-    report.quiet = all(ratio.apart <= QUIET for ratio in report.ratios) if report.ratios else None
+    if report.ratios:
+        others = _others(report.states)
+        calm = others is None or others <= _OTHERS
+        report.quiet = calm and all(ratio.apart <= QUIET for ratio in report.ratios)
     if header.mode == "soak":
         report.soak = _soak(report)
     report.warnings = _warnings(report)
@@ -232,6 +236,12 @@ def _warnings(report: Report) -> list[str]:
         for ratio in report.ratios
         if ratio.apart > QUIET
     ]
+    others = _others(report.states)
+    if others is not None and others > _OTHERS:
+        said.append(
+            f"the machine was not quiet: other programs, or other machines on its hardware, had {others:.2f} of its "
+            f"cores meanwhile (more than {_OTHERS:g})"
+        )
     before, after = (_speed(report.calibrations, when) for when in ("before", "after"))
     for title, one, other in zip(("matrix products", "memory copies"), before or (), after or (), strict=False):
         if abs(other / one - 1) > _DRIFT:
@@ -256,6 +266,16 @@ def _load(report: Report) -> list[str]:
     if not load or not cores or load[0] <= cores:
         return []
     return [f"other work ran on the machine: the load was {load[0]:.1f} on {cores} cores before the measurement"]
+
+
+def _others(states: Sequence[StateAt]) -> float | None:
+    """Cores that were busy for others than this process, on average from the first to the last reading."""
+    read = [(each.at_s, each.state.get("busy_s"), each.state.get("own_busy_s")) for each in states]
+    known = sorted((at, busy - own) for at, busy, own in read if busy is not None and own is not None)
+    if len(known) < 2 or known[-1][0] - known[0][0] < 1:  # the kernel counts hundredths of a second
+        return None
+    (begin, before), (end, after) = known[0], known[-1]
+    return max(0.0, (after - before) / (end - begin))
 
 
 def _changes(states: Sequence[StateAt]) -> list[str]:

@@ -99,9 +99,18 @@ def measure(bundle: Bundle, request: Request, path: Path, command: str, hooks: H
                 raise InputError(f"nothing was measured ({interrupted or 'no image could be answered about'})")
             report = make_report(header, lines.all(), _now(), interrupted)
             report.warnings += only.look()
-            write_whole(path, encode(report))
+            keep(path, report)
             lines.finish()
     return report
+
+
+def keep(path: Path, report: Report) -> None:
+    """Writes the report, in place of an earlier one in one step.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    write_whole(path, encode(report))
 
 
 def finish_left_behind(path: Path) -> Sequence[str]:

@@ -53,6 +53,8 @@ class MachineState(msgspec.Struct, kw_only=True):
     throttle_reasons: list[str] = []
     throttle_counts: dict[str, int] = {}  # since the start; what rose between two states happened between them
     load_average: list[float] | None = None  # runnable processes over 1, 5 and 15 minutes
+    busy_s: float | None = None  # of all cores, since the start, with what a hypervisor took
+    own_busy_s: float | None = None  # of this process and its ended children
     rss_bytes: int | None = None  # of this process
     peak_rss_bytes: int | None = None
     available_memory_bytes: int | None = None  # of the machine, or of the container that this is; without swapping
@@ -70,6 +72,7 @@ def read_state(device: str = "cpu", root: Path = Path("/")) -> MachineState:
     """
     state = MachineState()
     _processor(state, root)
+    _busy(state, root)
     _power_mode(state, root)
     _temperatures(state, root)
     _throttling(state, root)
@@ -136,6 +139,23 @@ def _processor(state: MachineState, root: Path) -> None:
         state.load_average = None
     if state.load_average is None:
         state.unknown["load_average"] = f"{root / 'proc/loadavg'} cannot be read"
+
+
+def _busy(state: MachineState, root: Path) -> None:
+    """Seconds of work of all cores and of this process; proc(5), /proc/stat and /proc/self/stat."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    every = re.search(r"^cpu +([\d ]+)$", text_of(root / "proc/stat") or "", re.MULTILINE)
+    # The name of the process stands in parentheses and may hold spaces and parentheses.
+    own = (text_of(root / "proc/self/stat") or "").rpartition(")")[2].split()
+    if every is None:
+        state.unknown["busy_s"] = f"{root / 'proc/stat'} cannot be read"
+    else:
+        user, nice, system, _idle, _wait, *stolen = [int(each) for each in every[1].split()][:8]
+        state.busy_s = (user + nice + system + sum(stolen)) / ticks
+    if len(own) < 15:
+        state.unknown["own_busy_s"] = f"{root / 'proc/self/stat'} cannot be read"
+    else:
+        state.own_busy_s = sum(int(each) for each in own[11:15]) / ticks
 
 
 def _clocks_of_cpuinfo(root: Path) -> list[float] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from vtexport.bundle.manifest import ImagesPerPrompt
 from vtexport.models.connectors.mlp import MlpConnector
 from vtexport.models.llava_names import LlavaNames
-from vtexport.models.parts import EMBEDDING, HEAD, Decoder, ModelSpec, Tower
+from vtexport.models.parts import EMBEDDING, HEAD, Connector, Decoder, ModelSpec, Tower
 from vtexport.models.place import Place
 from vtexport.models.registry import decoders, family, towers
 
@@ -37,6 +37,7 @@ class Llava(LlavaNames):
 
     chat_template = _CHAT_TEMPLATE
     title = "LLaVA"  # in sentences
+    name = "llava"  # in the manifest
 
     def load_config(self, folder: Path) -> Any:
         """As `Family.load_config`."""
@@ -48,19 +49,13 @@ class Llava(LlavaNames):
         """As `Family.model_spec`."""
         place = Place(folder / "config.json", self.title)
         vision, decoder = self.tower(config, place), self.decoder(config, place)
-        connector = MlpConnector.make(
-            vision.feature_width,
-            decoder.hidden_size,
-            config.projector_hidden_act,
-            bool(config.multimodal_projector_bias),
-            place,
-        )
+        connector = self.connector(config, vision.feature_width, decoder.hidden_size, place)
         token, behind = int(config.image_token_index), decoder.vocab_size
         place.require(0 <= token < behind, "image_token_index", token, f"an id of the vocabulary (0 to {behind - 1})")
         tied = bool(config.tie_word_embeddings or config.text_config.tie_word_embeddings)
         decoder = replace(decoder, head=EMBEDDING if tied else HEAD)
         return ModelSpec(
-            "llava",
+            self.name,
             vision,
             connector,
             decoder,
@@ -69,11 +64,20 @@ class Llava(LlavaNames):
             images_per_prompt=ImagesPerPrompt(),  # any number, and none
         )
 
+    def connector(self, config: Any, in_features: int, out_features: int, place: Place) -> Connector:
+        """The connector between the features and the language model's rows."""
+        bias = bool(config.multimodal_projector_bias)
+        return MlpConnector.make(in_features, out_features, config.projector_hidden_act, bias, place)
+
+    def strategy(self, config: Any) -> str:
+        """The `vision_feature_select_strategy` by which transformers' model takes features."""
+        return str(config.vision_feature_select_strategy)
+
     def tower(self, config: Any, place: Place) -> Tower:
         """The tower that `vision_config` names, cut at `vision_feature_layer`."""
         vision, within, known = config.vision_config, place.of("vision_config"), towers()
         within.require(vision.model_type in known, "model_type", vision.model_type, ", ".join(known))
-        taken, strategy = known[vision.model_type], config.vision_feature_select_strategy
+        taken, strategy = known[vision.model_type], self.strategy(config)
         place.require(strategy == taken.strategy, "vision_feature_select_strategy", strategy, taken.strategy)
         within.positive(vision, "num_hidden_layers")
         layers, last, given = feature_layers(config), vision.num_hidden_layers, config.vision_feature_layer

@@ -56,5 +56,4 @@ NEIGHBOURS = {
     "siglip": "SigLIP",
     "smolvlm": "SmolVLM",
     "video_llava": "Video-LLaVA",
-    "vipllava": "ViP-LLaVA",
 }

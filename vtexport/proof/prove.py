@@ -36,6 +36,7 @@ from vtexport.proof.reference import Prompt, Reference, check_torch, find_checkp
 
 NEW_TOKENS = 32
 PROMPTS = ("Is there a red circle?", "Describe what is in the picture, from left to right.")
+PRUNED_FAMILIES = ("llava",)  # that `vtexport.pruning.apply` takes; a family derived from one has its name
 _LIBRARIES = ("torch", "pillow", "tokenizers")
 
 
@@ -90,6 +91,7 @@ def prove(
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     check_destination(bundle.folder / "proof", "proof.json")
     manifest = bundle.manifest
+    check_family(bundle)
     wanted = _plans(bundle, plans)
     every = {plan.name for plan in wanted} == {plan.name for plan in manifest.plans}
     inputs = _inputs(bundle, images, prompts, every=every, report=report)
@@ -118,6 +120,19 @@ def prove(
             without[plan.name] = str(error)
             report.note(f"the plan {plan.name} has no proof, because {error}")
     return _publish(bundle, inputs, _describe(inputs, pixels, cases, manifest.precision), answered, without, files)
+
+
+def check_family(bundle: Bundle) -> None:
+    """Refuses bundles whose model has no PyTorch side that prunes.
+
+    Raises:
+        UsageError: with the families that have one.
+    """
+    if bundle.manifest.family not in PRUNED_FAMILIES:
+        raise UsageError(
+            f"{bundle.folder} is of the family {bundle.manifest.family}, for which vtexport has no PyTorch side that "
+            f"prunes, so there is nothing to prove it by; families with one: {', '.join(PRUNED_FAMILIES)}"
+        )
 
 
 def _plans(bundle: Bundle, names: Sequence[str] | None) -> list[Plan]:

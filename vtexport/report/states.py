@@ -10,6 +10,7 @@ import msgspec
 
 from vtexport.bundle.proof import FoundProof
 from vtexport.eval.report import Report as Evaluation
+from vtexport.measure.record import Gate
 from vtexport.measure.record import Report as Measurement
 from vtexport.report.collect import Source, Sources, Value
 from vtexport.validate.report import Report as Validation
@@ -72,8 +73,21 @@ def _measurement(report: Measurement) -> tuple[Word, str]:
         return "fail", f"{detail}; {wrong}"
     if not answers:
         return "not checked", detail
-    noisy = "; the machine was not quiet: the halves of the measurement differ" if report.quiet is False else ""
-    return "measured", detail + noisy
+    noisy = "; the machine was not quiet" if report.quiet is False else ""
+    word, judged = _gate(report.gate)
+    return word, detail + noisy + judged
+
+
+def _gate(gate: Gate | None) -> tuple[Word, str]:
+    """The word for a measurement's limits, and what goes behind its figures."""
+    if gate is None:
+        return "measured", ""
+    sentences = "; ".join([*gate.failed, *gate.unknown])
+    if sentences:
+        return ("fail" if gate.failed else "not checked"), f"; {sentences}"
+    kept = [f"{name} {value:g}" for name, value in gate.limits.items()]
+    kept += [f"not slower than {gate.against} by {100 * (gate.tolerance or 0):g} %"] if gate.against else []
+    return "pass", f"; held to {', '.join(kept)}"
 
 
 def _soak(report: Measurement) -> tuple[Word, str]:

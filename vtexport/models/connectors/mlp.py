@@ -38,10 +38,15 @@ class MlpConnector(Connector):
         first = linear_shapes(f"{CONNECTOR}linear_1", self.out_features, self.in_features, self.bias)
         return first | linear_shapes(f"{CONNECTOR}linear_2", self.out_features, self.out_features, self.bias)
 
+    def prepared(self, g: GraphWriter, x: ir.Value, dtype: str) -> ir.Value:
+        """Features [rows, in_features] float32 as the first layer takes them."""
+        return x
+
     def write(self, g: GraphWriter, x: ir.Value, rows: int, dtype: str) -> ir.Value:
         """As `Connector.write`."""
         with g.scope("connector"):
             x = g.op("Reshape", x, g.constant(np.array([rows, self.in_features])))
+            x = self.prepared(g, x, dtype)
             x = wide_linear(g, x, f"{CONNECTOR}linear_1", dtype, self.bias)
             x = activation(g, x, self.hidden_act)
             x = wide_linear(g, x, f"{CONNECTOR}linear_2", dtype, self.bias)

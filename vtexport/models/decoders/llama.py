@@ -26,7 +26,7 @@ from vtexport.models.place import Place
 from vtexport.models.registry import decoder
 from vtexport.models.rope import KINDS, rotary
 
-_LAYER, _FINAL_NORM = f"{DECODER}layers.{{}}.", f"{DECODER}norm.weight"
+LAYER, _FINAL_NORM = f"{DECODER}layers.{{}}.", f"{DECODER}norm.weight"
 
 
 @decoder("llama")
@@ -96,19 +96,37 @@ class LlamaDecoder(Decoder):
 
     def shapes(self) -> Shapes:
         """As `Decoder.shapes`."""
-        width, inner = self.hidden_size, self.intermediate_size
-        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        width = self.hidden_size
         shapes: Shapes = {EMBEDDING: (self.vocab_size, width)}
         for number in range(self.num_hidden_layers):
-            prefix = _LAYER.format(number)
-            for part, rows in (("q", queries), ("k", keys), ("v", keys)):
-                shapes |= linear_shapes(f"{prefix}self_attn.{part}_proj", rows, width, self.qkv_bias)
-            shapes |= linear_shapes(prefix + "self_attn.o_proj", width, queries, self.output_bias)
-            for part in ("gate", "up"):
-                shapes |= linear_shapes(f"{prefix}mlp.{part}_proj", inner, width, self.mlp_bias)
-            shapes |= linear_shapes(prefix + "mlp.down_proj", width, inner, self.mlp_bias)
+            prefix = LAYER.format(number)
+            shapes |= self.attention_shapes(f"{prefix}self_attn.") | self.mlp_shapes(f"{prefix}mlp.")
             shapes |= {f"{prefix}{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
         return shapes | {_FINAL_NORM: (width,)}
+
+    @property
+    def query_width(self) -> int:
+        """Width of the queries of all heads side by side."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return self.num_key_value_heads * self.head_dim
+
+    def attention_shapes(self, prefix: str) -> Shapes:
+        """The tensors of a layer's attention, in transformers' order."""
+        shapes, width = Shapes(), self.hidden_size
+        for part, rows in (("q", self.query_width), ("k", self.key_width), ("v", self.key_width)):
+            shapes |= linear_shapes(f"{prefix}{part}_proj", rows, width, self.qkv_bias)
+        return shapes | linear_shapes(f"{prefix}o_proj", width, self.query_width, self.output_bias)
+
+    def mlp_shapes(self, prefix: str) -> Shapes:
+        """The tensors of a layer's MLP, in transformers' order."""
+        shapes, width, inner = Shapes(), self.hidden_size, self.intermediate_size
+        for part in ("gate", "up"):
+            shapes |= linear_shapes(f"{prefix}{part}_proj", inner, width, self.mlp_bias)
+        return shapes | linear_shapes(f"{prefix}down_proj", width, inner, self.mlp_bias)
 
     def segment(
         self, weights: Mapping[str, Weight], folder: Path, dtype: str, first: int, layers: int, dialect: Dialect
@@ -134,9 +152,9 @@ class LlamaDecoder(Decoder):
             hidden = g.op("Reshape", embeds, g.constant(np.array([-1, self.hidden_size])))  # [S, W]: for Gemm
             for layer in range(first, first + layers):
                 with g.scope(f"layers.{layer}"):
-                    normed = self.norm(g, hidden, f"{_LAYER.format(layer)}input_layernorm.weight", dialect, dtype)
+                    normed = self.norm(g, hidden, f"{LAYER.format(layer)}input_layernorm.weight", dialect, dtype)
                     with g.scope("self_attn"):
-                        query, key, value = self._project(g, layer, normed, rotation, dialect)
+                        query, key, value = self._project(g, layer, normed, rotation, dialect, dtype)
                         both = []
                         for kind, x in (("key", key), ("value", value)):
                             new[layer, kind] = dialect.by_head(g, x, self.num_key_value_heads, self.head_dim)
@@ -144,7 +162,7 @@ class LlamaDecoder(Decoder):
                             both.append(dialect.with_past(g, cached, x, self.num_key_value_heads, self.head_dim))
                         mask = masks[self.windows[layer]]
                         attended = dialect.attend(g, self, query, both[0], both[1], mask, dtype)
-                        name = f"{_LAYER.format(layer)}self_attn.o_proj"
+                        name = f"{LAYER.format(layer)}self_attn.o_proj"
                         attended = linear(g, attended, name, self.output_bias)
                     hidden = g.op("Add", hidden, attended)
                     hidden = g.op("Add", hidden, self._mlp(g, layer, hidden, dialect, dtype))
@@ -157,7 +175,7 @@ class LlamaDecoder(Decoder):
         self, g: GraphWriter, layer: int, hidden: ir.Value, position_ids: ir.Value, dtype: str
     ) -> tuple[ir.Value, ir.Value]:
         """As `Decoder.keys_and_query`; in the classic dialect, which every opset takes."""
-        dialect, prefix = DIALECTS["classic"], _LAYER.format(layer)
+        dialect, prefix = DIALECTS["classic"], LAYER.format(layer)
         rows = g.op("Reshape", hidden, g.constant(np.array([-1, self.hidden_size])))
         normed = self.norm(g, rows, prefix + "input_layernorm.weight", dialect, dtype)
         first, last, end = (_axes(g, value) for value in (0, -1, np.iinfo(np.int64).max))
@@ -171,7 +189,7 @@ class LlamaDecoder(Decoder):
                 g.op("Slice", position_ids, last, end, _axes(g, 1)),
             ),
         ):
-            x = linear(g, x, f"{prefix}self_attn.{part}_proj", self.qkv_bias)
+            (x,) = self.projections(g, layer, x, part, dialect, dtype)
             projected.append(dialect.rotate(g, x, self.rotation(g, dialect, at, dtype), heads, self.head_dim))
         keys, query = projected  # by head in this dialect
         return keys, g.op("Squeeze", query, first)
@@ -194,22 +212,34 @@ class LlamaDecoder(Decoder):
         cos, sin = (g.cast(x, "float32", dtype) for x in turned)
         return dialect.rotation(g, cos, sin)
 
+    def projections(
+        self, g: GraphWriter, layer: int, normed: ir.Value, parts: str, dialect: Dialect, dtype: str
+    ) -> list[ir.Value]:
+        """Queries, keys or values [S, heads * D] of normed rows [S, W], not turned yet: those that `parts` names."""
+        prefix = LAYER.format(layer)
+        return [linear(g, normed, f"{prefix}self_attn.{part}_proj", self.qkv_bias) for part in parts]
+
+    def gate_and_up(self, g: GraphWriter, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The two inner rows [S, intermediate_size] of the MLP, the gate without its activation."""
+        prefix = LAYER.format(layer)
+        gate = linear(g, normed, prefix + "mlp.gate_proj", self.mlp_bias)
+        return gate, linear(g, normed, prefix + "mlp.up_proj", self.mlp_bias)
+
     def _project(
-        self, g: GraphWriter, layer: int, normed: ir.Value, rotation: Rotation, dialect: Dialect
+        self, g: GraphWriter, layer: int, normed: ir.Value, rotation: Rotation, dialect: Dialect, dtype: str
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Query, key and value in the dialect's form, the first two turned."""
-        prefix, heads = _LAYER.format(layer), self.num_key_value_heads
-        query, key, value = (linear(g, normed, f"{prefix}self_attn.{part}_proj", self.qkv_bias) for part in "qkv")
+        heads = self.num_key_value_heads
+        query, key, value = self.projections(g, layer, normed, "qkv", dialect, dtype)
         query = dialect.rotate(g, query, rotation, self.num_attention_heads, self.head_dim)
         key = dialect.rotate(g, key, rotation, heads, self.head_dim)
         return query, key, dialect.split(g, value, heads, self.head_dim)
 
     def _mlp(self, g: GraphWriter, layer: int, hidden: ir.Value, dialect: Dialect, dtype: str) -> ir.Value:
-        prefix = _LAYER.format(layer)
+        prefix = LAYER.format(layer)
         normed = self.norm(g, hidden, prefix + "post_attention_layernorm.weight", dialect, dtype)
         with g.scope("mlp"):
-            gate = linear(g, normed, prefix + "mlp.gate_proj", self.mlp_bias)
-            up = linear(g, normed, prefix + "mlp.up_proj", self.mlp_bias)
+            gate, up = self.gate_and_up(g, layer, normed)
             gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
             return linear(g, gated, prefix + "mlp.down_proj", self.mlp_bias)
 

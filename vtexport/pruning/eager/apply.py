@@ -27,8 +27,8 @@ from vtexport.pruning.types import ModelShape, Selection
 
 _MARK = "_vtexport_pruned"  # attribute of a model that is pruned
 _NUMBERS = itertools.count(1)
-# Decoders whose keys and queries the steps can project anew: no norms on them, rotation by halves.
-_STEPS_TAKE = ("llama", "mistral", "qwen2")
+# Decoders whose keys and queries the steps can project anew (`steps.py`): rotation by halves.
+_STEPS_TAKE = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 class Applied:

@@ -187,10 +187,22 @@ def _keys_and_query(layer: Any, hidden: torch.Tensor, turned: Any) -> tuple[torc
     """Keys [S, kv_heads, D] of a decoder layer and the query [heads, D] of its last row, from its input [1, S, W]."""
     attention, (cos, sin) = layer.self_attn, turned
     x = layer.input_layernorm(hidden)[0]
-    keys = attention.k_proj(x).unflatten(-1, (-1, attention.head_dim))
-    query = attention.q_proj(x[-1:]).unflatten(-1, (-1, attention.head_dim))
+    by_head = (-1, attention.head_dim)
+    query, keys = (each.unflatten(-1, by_head) for each in _projected(attention, x))
+    if hasattr(attention, "q_norm"):  # Qwen3's, of each head
+        query, keys = attention.q_norm(query), attention.k_norm(keys)
     cos, sin = cos[0, :, None], sin[0, :, None]
     return _rotated(keys, cos, sin), _rotated(query, cos[-1:], sin[-1:])[0]
+
+
+def _projected(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The query [1, heads * D] of the last of the rows x [S, W], and all keys [S, kv_heads * D]."""
+    if not hasattr(attention, "qkv_proj"):
+        return attention.q_proj(x[-1:]), attention.k_proj(x)
+    config = attention.config  # Phi-3's are fused
+    widths = [heads * attention.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads)]
+    query, keys, _ = attention.qkv_proj(x).split([*widths, widths[1]], dim=-1)
+    return query[-1:], keys
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
