@@ -32,12 +32,28 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_power(tmp_path: Path) -> None:
-    finding = findings.power(tmp_path)
+    (finding,) = findings.power(root=tmp_path)
     assert (finding.ability, finding.status) == ("measure energy", "missing")
     assert "no INA3221 is in" in finding.what
     monitor(tmp_path, 1, {"VDD_IN": (5000, 1000), "VDD_SOC": (5000, 200)})
-    finding = findings.power(tmp_path)
+    (finding,) = findings.power(("cpu", "cuda"), tmp_path)
     assert (finding.status, finding.what) == ("ok", "power is read from ina3221, rail VDD_IN (also VDD_SOC)")
+
+
+def test_power_of_a_server_is_told_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counter:
+        def __init__(self, name: str, rail: str):
+            self.name, self.rail, self.rails = name, rail, [rail]
+
+        def close(self) -> None:
+            pass
+
+    sources = {"cpu": Counter("rapl", "package-0"), "cuda": Counter("nvml", "gpu0")}
+    monkeypatch.setattr(findings, "open_power", lambda device, root: sources[device])
+    assert [finding.what for finding in findings.power(("cpu", "cuda"))] == [
+        "power is read from rapl, rail package-0, for answers on cpu",
+        "power is read from nvml, rail gpu0, for answers on cuda",
+    ]
 
 
 @pytest.mark.parametrize(

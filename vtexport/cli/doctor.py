@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
     gpu = findings.gpu()
+    devices = ("cpu", "cuda") if gpu.status == "ok" else ("cpu",)
     found = [findings.system(), findings.onnxruntime(), findings.native_library(), gpu, *export_packages()]
     found += [findings.tensorrt_rtx_builder(gpu.status == "ok"), *findings.tensorrt(), *findings.backends()]
-    found += [measuring.clocks(), measuring.power(), hub(), findings.telemetry()]
+    found += [measuring.clocks(), *measuring.power(devices), hub(), findings.telemetry()]
     trial: VtexportError | None = None
     if args.bundle:
         try:

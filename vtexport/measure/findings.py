@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vtexport.backends.record import TEXT_TOKENS
@@ -18,9 +20,19 @@ NEW_TOKENS = 128  # of an answer, as `Pipeline.generate` allows
 _FASTEST = ("MAXN_SUPER", "MAXN")  # names of the power mode without a limit
 
 
-def power(root: Path = Path("/")) -> Finding:
-    """The source of power that a measurement would read, or what was looked for."""
-    source = open_power(root=root)
+def power(devices: Sequence[str] = ("cpu",), root: Path = Path("/")) -> list[Finding]:
+    """The sources of power that measurements on these devices ("cpu", "cuda") would read, or what was looked for.
+
+    Devices that share a source, as on a Jetson, share a finding.
+    """
+    found = {device: _power(device, root) for device in devices}
+    if len({finding.what for finding in found.values() if finding.status == "ok"}) < 2:
+        return list(found.values())[:1]
+    return [replace(finding, what=f"{finding.what}, for answers on {device}") for device, finding in found.items()]
+
+
+def _power(device: str, root: Path) -> Finding:
+    source = open_power(device=device, root=root)
     if isinstance(source, NoPower):
         step = "energy is not measured here; docs/measuring-power.md says what each source needs"
         return Finding("measure energy", "missing", source.reason, step)
