@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -211,6 +212,37 @@ def test_each_image_gets_its_budget_and_the_answer_says_so(adapted: Path, photos
     told = json.loads(capsys.readouterr().out)
     assert set(told["route"]) == {"route", "redundancy", "wanted", "budget"}
     assert told["visual_tokens"] == told["route"]["budget"]
+
+
+def test_the_images_of_one_prompt_get_budgets_of_their_own(adapted: Path, photos: Path, capsys: Any) -> None:
+    pipeline = Pipeline.open(adapted)
+    paths = sorted(photos.rglob("[0-9].png"))
+    seen = {path: pipeline.encode(path) for path in paths}
+    by_budget = {len(visual.keep_indices): path for path, visual in seen.items()}
+    chosen = list(by_budget.values())
+    assert len(chosen) > 1, "the photographs have budgets that differ"
+    answer = pipeline.generate(chosen, "What has changed?", max_new_tokens=4)
+    assert [image.route for image in answer.images] == [seen[path].route for path in chosen]
+    assert [image.plan for image in answer.images] == [f"prunesid-{budget}" for budget in by_budget]
+    assert answer.visual_tokens == sum(by_budget)
+
+    # The rows of each image, from a plan of its budget alone, in one prompt of the first's plan.
+    alone = Pipeline.open(adapted, "prunesid-8")
+    fixed = [Pipeline.open(adapted, seen[path].plan).encode(path) for path in chosen]
+    as_one = [dataclasses.replace(visual, plan="prunesid-8") for visual in fixed]
+    assert alone.generate(as_one, "What has changed?", max_new_tokens=4).token_ids == answer.token_ids
+
+    ask = [
+        "run",
+        str(adapted),
+        *[part for path in chosen for part in ("--image", str(path))],
+        "--prompt",
+        "x",
+        "--json",
+    ]
+    assert main([*ask, "--max-new-tokens", "2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [image["route"]["budget"] for image in told["images"]] == list(by_budget)
 
 
 def test_the_shared_graphs_are_loaded_once(adapted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
