@@ -13,6 +13,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--deadline is of no effect with --offline, whose time stands still; leave one out")
     passing = RecordedTime() if args.offline else RealTime()
     totals = {"answers": 0, "errors": 0, "late": 0, "dropped": 0, "unchanged": 0, "missed": 0}
+    loaded = False
     with (
-        asked_to_stop(lambda: True) as asked,
+        # The source first: a wrong name should not cost the loading of a model
+        closing(open_source(args.source, fps=args.fps, follow=args.follow, time=passing)) as source,
+        asked_to_stop(lambda: loaded) as asked,
         Pipeline.open(
             args.bundle, args.plan, device=args.device, threads=args.threads, reuse=Reuse(frames=1, prompts=1)
         ) as pipeline,
@@ -97,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
             "max_new_tokens": args.max_new_tokens,
             "logits_processors": args.logits_processors,
         }
-        source = open_source(args.source, fps=args.fps, follow=args.follow, time=passing)
         with Watcher(
             pipeline,
             source,
@@ -109,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
             should_stop=asked,
             **options,
         ) as watcher:
+            loaded = True  # from here on a signal leaves whole lines
             for seen in watcher:
                 say_json(line(seen, offline=args.offline), indent=None)
                 if seen.answer is not None:
@@ -117,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
                     totals[name] += value
                 if totals["answers"] == args.limit:
                     break
-    rest = ", ".join(f"{value} {name}" for name, value in list(totals.items())[1:] if value)
+    rest = ", ".join(f"{name} {value}" for name, value in list(totals.items())[1:] if value)
     tell(f"{counted(totals['answers'], 'answer')}{f' ({rest})' if rest else ''}{'; stopped' if asked() else ''}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Whether a frame shows something else than the one that was asked about last."""
+"""A measure of how much a frame differs from the one that was asked about last."""
 
 from __future__ import annotations
 

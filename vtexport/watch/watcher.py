@@ -147,14 +147,17 @@ class Watcher:
         Raises:
             UsageError, InputError, BundleError, MissingDependencyError: as of `Pipeline.open` and `open_source`.
         """
-        pipeline = Pipeline.open(bundle, plan, device=device, threads=threads, reuse=Reuse(frames=1, prompts=1))
-        opened = None
+        # The source first: a wrong name should not cost the loading of a model
+        opened = open_source(source, fps=fps, follow=follow) if isinstance(source, str) else source
         try:
-            opened = open_source(source, fps=fps, follow=follow) if isinstance(source, str) else source
+            pipeline = Pipeline.open(bundle, plan, device=device, threads=threads, reuse=Reuse(frames=1, prompts=1))
+        except BaseException:
+            opened.close()
+            raise
+        try:
             watcher = cls(pipeline, opened, prompt, **options)
         except BaseException:
-            if opened is not None:
-                opened.close()
+            opened.close()
             pipeline.close()
             raise
         watcher._owned = pipeline
@@ -167,6 +170,7 @@ class Watcher:
             UsageError: the prompt cannot be asked.
             InputError: the source has failed.
         """
+        self._passed_over = self._source.dropped  # while a model was loaded, say
         while not self._stopping():
             self._wait_for_turn()
             frame = self._source.newest(_SLICE)
@@ -308,7 +312,7 @@ class Watcher:
             if count:  # the first token comes with the prefill, which is behind us
                 longest = max(longest, now - before)
             before = now
-            if now + longest >= end:
+            if now >= end or now + longest > end:
                 stream.end()
                 cut = True
                 break
