@@ -14,7 +14,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,plot,jobs,serve,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,cpu,tensorrt-rtx,plot,jobs,serve,camera,dev]'
 	touch $@
 
 # Without a C++ compiler or CMake the function bodies serve; `vtexport doctor` says so, and what that costs.

@@ -14,7 +14,7 @@ import vtexport
 PACKAGE = Path(vtexport.__file__).parent
 # From the top of the house to its foundations; a module may import from its own floor and from lower ones.
 HOST = ["build", "proof", "assemble", "export", "processing", "checkpoint", "models", "pruning", "graphs"]
-DEVICE = ["serve", "integrations", "report", "eval", "validate", "measure", "runtime", "backends", "plugins"]
+DEVICE = ["serve", "integrations", "watch", "report", "eval", "validate", "measure", "runtime", "backends", "plugins"]
 BRIDGE = ["bundle", "data_files", "dtypes", "errors", "version"]
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "filelock"}
 

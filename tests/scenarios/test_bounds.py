@@ -22,7 +22,10 @@ pytestmark = pytest.mark.long
 THIS = sys.version_info[1]
 OLDEST = 10  # the oldest Python, JetPack 6.2's
 NEWEST_ONNXRUNTIME_THERE = "1.23.2"
-TESTED = {"device": ("", "cpu", "serve"), "exporter": ("", "export", "pytorch", "cpu", "plot", "jobs", "tools")}
+TESTED = {
+    "device": ("", "cpu", "serve", "camera"),
+    "exporter": ("", "export", "pytorch", "cpu", "plot", "jobs", "tools"),
+}
 NOT_TESTED = {
     "gpu": "onnxruntime-gpu takes an NVIDIA GPU; its versions are those of onnxruntime",
     "tensorrt": "no engine is built for TensorRT yet",
@@ -36,6 +39,7 @@ LINKED = "torch"
 QUESTION = "What is on the table?"
 SCRIPT = ROOT / "tests" / "support" / "answer_at_lowest.py"
 SERVED = ROOT / "tests" / "support" / "serve_at_lowest.py"
+WATCHED = ROOT / "tests" / "support" / "watch_at_lowest.py"
 # Versions below the bound, which device makers still ship, and one that answers wrongly with the modern graphs
 BELOW = ("1.18.0", "1.22.1", "1.23.0")
 
@@ -163,6 +167,8 @@ def test_device_wing(minor: int, bundles: dict[str, Any], photo: Path, tmp_path:
     served = json.loads(run_in(env, SERVED, folder, "whole:prunesid-16", photo, QUESTION, cwd=tmp_path))
     assert served == {"text": current_text(folder, photo), "pieces": served["pieces"], "visual_tokens": 16}
     assert "".join(served["pieces"]) == served["text"]
+    watched = run_in(env, WATCHED, folder, "prunesid-16", photo, QUESTION, tmp_path / "ride.avi", cwd=tmp_path)
+    assert json.loads(watched.splitlines()[-1])["new_tokens"] == 8
 
 
 @pytest.mark.parametrize("version", BELOW)

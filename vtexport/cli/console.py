@@ -85,12 +85,12 @@ def silence(stream: TextIO) -> None:
     os.close(sink)
 
 
-def say_json(value: Any) -> None:
-    """A result as JSON, keys sorted: UTF-8, or escapes where stdout has another encoding."""
+def say_json(value: Any, indent: int | None = 2) -> None:
+    """A result as JSON, keys sorted, on one line without `indent`: UTF-8, or escapes in another encoding of stdout."""
     # Lone surrogates, which stand for stray bytes, are left to the stream: its escapes for them are JSON's.
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    say(json.dumps(value, ensure_ascii=not is_utf8, indent=2, sort_keys=True))
+    say(json.dumps(value, ensure_ascii=not is_utf8, indent=indent, sort_keys=True))
 
 
 def command_line(program: str = "vtexport") -> str:

@@ -21,8 +21,8 @@ from vtexport.eval.workers import end_workers
 from vtexport.version import __version__
 
 VERBS = (
-    *("build", "export", "compile", "adapt", "run", "serve", "show", "prove", "validate", "eval", "sweep", "bench"),
-    *("report", "inspect", "list", "plugins", "doctor"),
+    *("build", "export", "compile", "adapt", "run", "watch", "serve", "show", "prove", "validate", "eval", "sweep"),
+    *("bench", "report", "inspect", "list", "plugins", "doctor"),
 )
 FORMER_VERBS = {"calibrate": "adapt"}  # to what they are called now
 

@@ -111,7 +111,9 @@ class AnswerStream:
 
     def end(self) -> None:
         """Ends the answer behind the piece that came last, as a stop string does; `answer` is there then."""
-        self._pieces.send(True)
+        piece = self._pieces.send(True)
+        if isinstance(piece, Answer):  # the piece that came last was the rest of the text
+            self.answer = piece
         for _ in self.by_token():
             pass
 
