@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=share("5%"),
         metavar="SHARE",
         help="ask only about a frame of which a cell of 16 x 16 differs in brightness by more than this from the frame "
-        f"asked about last; {_USUAL} where no share is given",
+        "asked about last; 5%% where no share is given",
     )
     parser.add_argument(
         "--deadline",
