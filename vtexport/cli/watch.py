@@ -26,8 +26,6 @@ from vtexport.errors import UsageError
 if TYPE_CHECKING:
     from vtexport.watch import Observation
 
-_USUAL = "5%"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
@@ -47,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-change",
         type=share,
         nargs="?",
-        const=share(_USUAL),
+        const=share("5%"),
         metavar="SHARE",
         help="ask only about a frame of which a cell of 16 x 16 differs in brightness by more than this from the frame "
-        f"asked about last; {_USUAL.replace('%', '%%')} where no share is given",
+        "asked about last; 5%% where no share is given",
     )
     parser.add_argument(
         "--deadline",
