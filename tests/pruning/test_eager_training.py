@@ -13,9 +13,11 @@ from eager_cases import KEEP, TOKENS, logits_by_hand, make_answering_model, prom
 from test_eager_steps import by_hand as steps_by_hand
 from tiny_llava import IMAGE_TOKEN_ID, make_config, make_model
 from transformers import (
+    CohereConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     SiglipVisionConfig,
@@ -214,7 +216,7 @@ def decoder(kind: type, **settings: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", [MistralConfig, Qwen2Config])
+@pytest.mark.parametrize("kind", [MistralConfig, Phi3Config, Qwen2Config, Qwen3Config])
 def test_steps_in_other_decoders(kind: type) -> None:
     model = decoder(kind, **({"sliding_window": None} if kind is MistralConfig else {}))
     given = prompt()
@@ -230,7 +232,7 @@ def test_steps_in_other_decoders(kind: type) -> None:
     [
         (MistralConfig, {"sliding_window": 8}),
         (Qwen2Config, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
-        (Qwen3Config, {}),
+        (CohereConfig, {}),  # rotates neighbours, not halves
     ],
 )
 def test_decoders_that_steps_would_read_wrongly(kind: type, settings: dict[str, Any]) -> None:

@@ -230,8 +230,8 @@ class Worker:
             if chat.stream:
                 job.tell(rest)
         assert stream.answer is not None
+        self._count(job.plan, stream.answer, time.perf_counter() - begin)  # so that who asks next finds it counted
         job.tell(Finished(stream.answer, "".join(text)))
-        self._count(job.plan, stream.answer, time.perf_counter() - begin)
 
     def _count(self, plan: str, answer: Answer, seconds: float) -> None:
         self._usual_seconds += 0.2 * (seconds - self._usual_seconds)
